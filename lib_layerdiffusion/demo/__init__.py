@@ -1,0 +1,1 @@
+"""The embedded model and what shows it; `model/` holds its weights."""
