@@ -1,0 +1,1 @@
+"""One file per world that LayerDiffusion works in; each adapts it to the Host protocol and imports no other."""
