@@ -1,0 +1,58 @@
+"""Reads and writes the adjusted latent of one RGBA image as a .safetensors file that says what it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lib_layerdiffusion.refusal import Refusal
+
+FORMAT = "layerdiffusion latent, VAE space"
+LATENT_SIDE_LIMIT = 2048  # of the latent: 16384 pixels
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """An adjusted latent [1, 4, h, w] in VAE space and the (width, height) of the image that it holds."""
+
+    latent: Tensor
+    width: int
+    height: int
+    model: str = ""
+
+    def save(self, path: Path) -> None:
+        """Write the file in float32."""
+        about = {"format": FORMAT, "width": str(self.width), "height": str(self.height), "model": self.model}
+        save_file({"latent": self.latent.detach().float().cpu().contiguous()}, path, metadata=about)
+
+
+def read_latent(path: Path) -> LatentFile:
+    """Read a file that `LatentFile.save` wrote, or refuse with what is wrong with it."""
+    cure = "make one with `layerdiffusion encode`"
+    if not path.is_file():
+        raise Refusal(f"There is no latent file at {path}; {cure}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, str] = file.metadata() or {}
+            latent: Tensor | None = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise Refusal(f"{path} is no readable .safetensors file (cut off, or another format); {cure}.") from error
+    if latent is None or about.get("format") != FORMAT:
+        raise Refusal(f"{path} holds no LayerDiffusion latent; {cure}.")
+    if latent.ndim != 4 or latent.shape[:2] != (1, 4) or not 1 <= max(latent.shape[2:]) <= LATENT_SIDE_LIMIT:
+        raise Refusal(f"The latent in {path} has the shape {tuple(latent.shape)} instead of (1, 4, h, w); {cure}.")
+    if not torch.isfinite(latent).all():
+        raise Refusal(f"The latent in {path} holds values that are no numbers (NaN or infinite); {cure}.")
+    height, width = (_size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3])))
+    return LatentFile(latent.float(), width, height, about.get("model", ""))
+
+
+def _size(about: dict[str, str], name: str, whole: int) -> int:
+    """Read the image's side from the metadata; what is absent or impossible means the whole latent."""
+    text = about.get(name, "")
+    return int(text) if text.isdecimal() and 1 <= int(text) <= whole else whole

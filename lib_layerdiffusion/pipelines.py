@@ -1,0 +1,120 @@
+"""Loads the diffusers pipeline that a command names: the embedded model, a diffusers folder or a single file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lib_layerdiffusion.refusal import Refusal
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "demo" / "model"
+SINGLE_FILE_SUFFIXES = (".safetensors",)
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def model_path(model: str) -> Path:
+    """Find the folder or file that `--model` names, or refuse."""
+    path = EMBEDDED_FOLDER if model == EMBEDDED else Path(model).expanduser()
+    if model == EMBEDDED and not (path / "model_index.json").is_file():
+        raise Refusal(
+            f"The embedded model is missing from {path}; install the package again, or name a model with --model."
+        )
+    if not path.exists():
+        raise Refusal(f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file.")
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise Refusal(f"{path} is no diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file.")
+    if path.is_file() and path.suffix.lower() in PICKLES:
+        raise Refusal(f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first.")
+    if path.is_file() and path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
+        raise Refusal(f"{path} is no model file; --model takes 'embedded', a diffusers folder or a .safetensors file.")
+    return path
+
+
+def model_name(model: str) -> str:
+    """Shorten `--model` to what goes into the infotext."""
+    return EMBEDDED if model == EMBEDDED else Path(model).expanduser().resolve().stem
+
+
+def pick_device(wanted: str) -> str:
+    """Turn `auto` into the best device there is, and refuse one that isn't."""
+    import torch
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(wanted.split(":")[0], False):
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise Refusal(f"The device {wanted!r} is not available here; choose one of: auto, {there}.")
+    return wanted
+
+
+def load_pipeline(model: str, *, device: str = "auto", offline: bool = False) -> Any:
+    """Load the whole text-to-image pipeline, in float16 on a GPU and float32 on the CPU."""
+    import torch
+
+    path = model_path(model)
+    place = pick_device(device)
+    dtype = torch.float32 if place == "cpu" else torch.float16
+    pipe = (_from_file if path.is_file() else _from_folder)(path, dtype, offline).to(place)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_vae(model: str, *, device: str = "auto", offline: bool = False) -> Any:
+    """Load only the VAE where the model is a folder; always in float32, in which no VAE overflows."""
+    import torch
+
+    path = model_path(model)
+    place = pick_device(device)
+    if path.is_file():
+        return _from_file(path, torch.float32, offline).vae.to(place)
+    with _loading(path, offline):
+        from diffusers import AutoencoderKL
+
+        return AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True).to(place)
+
+
+def _from_folder(path: Path, dtype: Any, offline: bool) -> Any:
+    """Open a diffusers folder; nothing in it is ever fetched."""
+    with _loading(path, offline):
+        from diffusers import DiffusionPipeline
+
+        return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True, safety_checker=None)
+
+
+def _from_file(path: Path, dtype: Any, offline: bool) -> Any:
+    """Open a checkpoint file; diffusers fetches a few small configuration files for it unless `offline`."""
+    from safetensors import safe_open
+
+    with _loading(path, offline):
+        from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+        with safe_open(path, framework="pt") as file:
+            is_sdxl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118 not a dict
+        kind = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
+        return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=offline)
+
+
+@contextlib.contextmanager
+def _loading(path: Path, offline: bool) -> Iterator[None]:
+    """Keep the libraries quiet and off the network if asked, and turn their errors on bad models into a sentence."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import diffusers
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.logging.set_verbosity_error()
+    diffusers.logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        offered = " or run once without --offline" if offline and path.is_file() else ""
+        raise Refusal(
+            f"Can't load the model at {path} ({reason.rstrip('.')}); check that it is complete{offered}."
+        ) from error
