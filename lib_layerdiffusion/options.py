@@ -1,0 +1,286 @@
+"""The options of a generation: one field = widget = API key = infotext key = X/Y/Z axis = JSON schema entry."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lib_layerdiffusion.modes import MODE_NAMES, Role, name_mode
+from lib_layerdiffusion.refusal import Refusal, list_choices
+
+LayerImage = np.ndarray[Any, Any] | Image.Image | str | os.PathLike[str] | None
+
+RESIZE_MODES: dict[str, str] = {
+    "crop": "Crop and Resize",
+    "stretch": "Just Resize",
+    "fill": "Resize and Fill",
+}
+OUTPUTS: tuple[str, ...] = ("rgba", "background", "blend", "checker", "alpha", "recomposite", "psd", "ora")
+VIEWS: tuple[int, ...] = (1, 2, 4, 8)
+
+# The reference extension's positional arguments, in its order. `output_origin` never did anything there.
+POSITIONAL: tuple[str, ...] = (
+    "enabled",
+    "mode",
+    "weight",
+    "stop_at",
+    "foreground_image",
+    "background_image",
+    "blend_image",
+    "resize_mode",
+    "output_origin",
+    "foreground_prompt",
+    "background_prompt",
+    "blend_prompt",
+)
+
+
+def _option(default: Any, kind: str, label: str, help: str, **limits: Any) -> Any:
+    return field(default=default, metadata={"kind": kind, "label": label, "help": help, **limits})
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOptions:
+    """What a user can choose. Any value that isn't allowed is a Refusal at construction, so an instance is valid.
+
+    Each field's metadata has `kind` (switch, number, choice, choices, text, image), `label`, `help` and, as they apply,
+    `minimum`, `maximum`, `step` and `choices`. Images are carried, not read: an array, a Pillow image, a path or an
+    encoded string, which whoever knows the source turns into pixels.
+    """
+
+    enabled: bool = _option(True, "switch", "Enable", "Generate transparent layers.")
+    mode: str = _option(
+        "foreground",
+        "choice",
+        "Layer mode",
+        "What is generated from what; the base-model family is read from the loaded checkpoint.",
+        choices=MODE_NAMES,
+    )
+    weight: float = _option(
+        1.0,
+        "number",
+        "Weight",
+        "Strength of the layer file: 0 is the unmodified model, 1 the file as trained.",
+        minimum=0.0,
+        maximum=2.0,
+        step=0.05,
+    )
+    start_at: float = _option(
+        0.0,
+        "number",
+        "Start at",
+        "Part of the sampling, 0 to 1, from which the layer file takes effect.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    stop_at: float = _option(
+        1.0,
+        "number",
+        "Stop at",
+        "Part of the sampling, 0 to 1, after which the unmodified model goes on.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    views: int = _option(
+        8,
+        "choice",
+        "Decode quality",
+        "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest.",
+        choices=VIEWS,
+    )
+    # `_option` returns a dataclass field, so nothing mutable is shared.
+    foreground_image: LayerImage = _option(None, "image", "Foreground image", "RGBA, for modes that start from one.")  # noqa: RUF009
+    background_image: LayerImage = _option(None, "image", "Background image", "For modes that start from one.")  # noqa: RUF009
+    blend_image: LayerImage = _option(None, "image", "Blend image", "Foreground over background, where needed.")  # noqa: RUF009
+    resize_mode: str = _option(
+        "crop",
+        "choice",
+        "Resize mode",
+        "How given images are brought to the generated size: crop (crop and resize), stretch (just resize), "
+        "fill (resize and fill).",
+        choices=tuple(RESIZE_MODES),
+    )
+    foreground_prompt: str = _option("", "text", "Foreground prompt", "Put before the prompt for the foreground only.")
+    background_prompt: str = _option("", "text", "Background prompt", "Put before the prompt for the background only.")
+    blend_prompt: str = _option("", "text", "Blend prompt", "Put before the prompt for the blend only.")
+    outputs: tuple[str, ...] = _option(
+        ("rgba", "background", "blend"),
+        "choices",
+        "Outputs",
+        "What is returned, as far as the mode makes it: layers, previews (checker, alpha, recomposite), files (psd, ora).",
+        choices=OUTPUTS,
+    )
+    batch_counts: str = _option(
+        "sets",
+        "choice",
+        "Batch size counts",
+        "sets: a batch of 1 gives all layers of a set; images: the batch must be a multiple of the layers in a set.",
+        choices=("sets", "images"),
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, _check(each, getattr(self, each.name)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LayerOptions):
+            return NotImplemented
+        return all(_same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType] - arrays have no hash
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LayerOptions:
+        """Options by name; what is absent or None keeps its default. Refusal on an unknown name or a bad value."""
+        names = [each.name for each in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise Refusal(f"There is no option {name!r}: {list_choices(name, names)}.")
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def from_positional(cls, values: Sequence[Any] | None) -> LayerOptions:
+        """Options from the reference extension's positional list: short lists and None entries take its defaults.
+
+        As there, nothing is enabled unless the first entry says so, a checker preview comes after the layers, and the
+        batch size counts images.
+        """
+        values = values or ()
+        if len(values) > len(POSITIONAL):
+            raise Refusal(
+                f"Got {len(values)} positional arguments: send at most {len(POSITIONAL)} "
+                f"({', '.join(POSITIONAL)}), or one object with named options."
+            )
+        named = {name: value for name, value in zip(POSITIONAL, values, strict=False) if value is not None}
+        named.pop("output_origin", None)
+        layers = cls.outputs  # the class attribute is the field's default
+        return cls.from_dict({"enabled": False, "outputs": (*layers, "checker"), "batch_counts": "images"} | named)
+
+    @classmethod
+    def from_args(cls, args: Sequence[Any] | Mapping[str, Any] | None) -> LayerOptions:
+        """Options from an API request's `args`: one object (bare or in a list), or the positional list."""
+        if isinstance(args, Mapping):
+            return cls.from_dict(args)
+        if isinstance(args, str | bytes):
+            raise Refusal(f"The arguments must be an object or a list, not {args[:40]!r}.")
+        if args is not None and len(args) == 1 and isinstance(args[0], Mapping):
+            return cls.from_dict(args[0])
+        return cls.from_positional(args)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options by name, tuples as lists; `from_dict` reads it back."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def image(self, role: Role) -> LayerImage:
+        """The image given for a role."""
+        return getattr(self, f"{role}_image")
+
+    def prompt(self, role: Role) -> str:
+        """The additional prompt for a role, "" if there is none."""
+        return getattr(self, f"{role}_prompt")
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of what `from_dict` takes."""
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "LayerDiffusion options",
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {each.name: _describe(each) for each in fields(cls)},
+        }
+
+
+def _describe(option: Field[Any]) -> dict[str, Any]:
+    """One option's JSON schema."""
+    about = option.metadata
+    entry: dict[str, Any] = {"title": about["label"], "description": about["help"]}
+    match about["kind"]:
+        case "switch":
+            entry |= {"type": "boolean"}
+        case "number":
+            entry |= {"type": "number", "minimum": about["minimum"], "maximum": about["maximum"]}
+        case "choice":
+            entry |= {"enum": list(about["choices"])}
+        case "choices":
+            entry |= {"type": "array", "minItems": 1, "items": {"enum": list(about["choices"])}}
+        case "image":
+            entry |= {"type": ["string", "null"], "contentEncoding": "base64"}
+        case _:
+            entry |= {"type": "string"}
+    default = option.default
+    return entry | {"default": list(default) if isinstance(default, tuple) else default}
+
+
+def _check(option: Field[Any], value: Any) -> Any:
+    """The value in its canonical form; Refusal when it isn't allowed."""
+    match option.metadata["kind"]:
+        case "switch":
+            if isinstance(value, bool | np.bool_):
+                return bool(value)
+            raise _wrong(option, value, "true or false")
+        case "number":
+            return _check_number(option, value)
+        case "choice":
+            return _check_choice(option, value)
+        case "choices":
+            if not isinstance(value, list | tuple) or not value:
+                raise _wrong(option, value, f"a list with one or more of {', '.join(option.metadata['choices'])}")
+            return tuple(dict.fromkeys(_check_choice(option, each) for each in value))
+        case "image":
+            if isinstance(value, np.ndarray) and value.ndim not in (2, 3):
+                raise Refusal(f"{option.name} must have the shape [H, W] or [H, W, C], not {list(value.shape)}.")
+            if value is None or isinstance(value, np.ndarray | Image.Image | str | os.PathLike):
+                return None if isinstance(value, str) and not value.strip() else value
+            raise _wrong(option, value, "an array, a Pillow image, a path, an encoded string or nothing")
+        case _:
+            if isinstance(value, str):
+                return value
+            raise _wrong(option, value, "text")
+
+
+def _check_number(option: Field[Any], value: Any) -> float:
+    low, high = option.metadata["minimum"], option.metadata["maximum"]
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
+        raise _wrong(option, value, f"a number from {low:g} to {high:g}")
+    return float(value)
+
+
+def _check_choice(option: Field[Any], value: Any) -> Any:
+    choices: tuple[Any, ...] = option.metadata["choices"]
+    if option.name == "mode" and isinstance(value, str):
+        return name_mode(value)
+    if isinstance(value, str):
+        value = value.strip().casefold()
+    if option.name == "resize_mode":
+        value = {title.casefold(): name for name, title in RESIZE_MODES.items()}.get(value, value)
+    for choice in choices:
+        if not isinstance(value, bool) and value == choice:
+            return choice
+    raise Refusal(f"{option.name} can't be {_show(value)}: {list_choices(value, choices)}.")
+
+
+def _wrong(option: Field[Any], value: Any, allowed: str) -> Refusal:
+    return Refusal(f"{option.name} must be {allowed}, not {_show(value)}.")
+
+
+def _show(value: Any) -> str:
+    """A value as a refusal names it: short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return type(one) is type(other) and one.dtype == other.dtype and np.array_equal(one, other)
+    return bool(one == other)
