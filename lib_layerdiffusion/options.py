@@ -116,7 +116,7 @@ class LayerOptions:
         ("rgba", "background", "blend"),
         "choices",
         "Outputs",
-        "What is returned, as far as the mode makes it: layers, previews (checker, alpha, recomposite), files (psd, ora).",
+        "What is returned, if the mode makes it: layers, previews (checker, alpha, recomposite), files (psd, ora).",
         choices=OUTPUTS,
     )
     batch_counts: str = _option(

@@ -1,0 +1,357 @@
+"""Download one file: resumed after a break, one process at a time, never half-written under its final name.
+
+The standard library's urllib is the base, not huggingface_hub: WebUIs pin that package at versions from 0.17 to 1.x, or
+lack it; across them the local-folder layout, the resume rules and the transfer back end (xet) differ, time limits are
+read from the environment at import, and progress goes to tqdm only. Here a plain file in the user's own folder is
+wanted, with the hub's checksum, and that takes one GET with a Range header.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+from lib_layerdiffusion import __version__
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.weight_file import describe_bytes
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], object]  # bytes done, bytes in all (0 while unknown)
+
+_CHUNK = 1 << 18
+_RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+
+class _BrokenTransferError(Exception):
+    """The connection failed in a way that may pass: try again."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the server said about the file; kept next to the part, so that only the same file is continued."""
+
+    validator: str  # changes when the file changes; "" when the server gives none
+    sha256: str = ""  # the hub's own checksum, "" when it tells none
+    size: int = 0  # bytes, 0 when unknown
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file on its way from `url` to `target`."""
+
+    url: str
+    target: Path
+    size: int  # about, for messages and the check for free space until the server tells
+    timeout: float = 15.0  # seconds without any byte
+    attempts: int = 3  # in a row without any new byte
+    pause: float = 1.0  # seconds before the second attempt; grows with each
+    patience: float = 120.0  # seconds without any byte while another process downloads the same file
+
+    @property
+    def part(self) -> Path:
+        """The unfinished file."""
+        return self.target.with_name(f"{self.target.name}.part")
+
+    @property
+    def note(self) -> Path:
+        """The Source of the unfinished file."""
+        return self.target.with_name(f"{self.target.name}.part.json")
+
+    @property
+    def cure(self) -> str:
+        """What a user can do by hand."""
+        return f"download {self.url} ({describe_bytes(self.size)}) by other means and put it into {self.target.parent}"
+
+    def run(self, accept: Callable[[Path, Source], None], progress: Progress | None = None) -> None:
+        """Bring the file to `target`. `accept` looks at the finished part and raises Refusal when it isn't right.
+
+        Refusal when it can't be had; the part stays, also on Ctrl-C and when `progress` raises, and the next run goes
+        on from there. A part that `accept` refuses is deleted.
+        """
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            with self._alone(progress):
+                if self.target.exists():
+                    return  # another process was quicker
+                source = self._transfer(progress)
+                try:
+                    accept(self.part, source)
+                except Refusal:
+                    self._forget()
+                    raise
+                self.part.replace(self.target)
+                self.note.unlink(missing_ok=True)
+        except OSError as error:
+            raise self._refuse_disk(error) from error
+
+    # -- transfer
+
+    def _transfer(self, progress: Progress | None) -> Source:
+        failures = 0
+        most = _size_of(self.part)
+        while True:
+            try:
+                return self._continue(progress)
+            except _BrokenTransferError as broken:  # noqa: PERF203 - trying again is the point
+                failures = 0 if _size_of(self.part) > most else failures + 1
+                most = max(most, _size_of(self.part))
+                if failures >= self.attempts:
+                    kept = f" ({describe_bytes(most)} are kept)" if most else ""
+                    raise Refusal(
+                        f"The download of {self.url} broke off ({broken}): run again to go on{kept}, set HF_ENDPOINT "
+                        f"to a mirror, or {self.cure}."
+                    ) from broken
+                logger.info("%s: %s, trying again", self.url, broken)
+                time.sleep(self.pause * failures)
+
+    def _continue(self, progress: Progress | None) -> Source:
+        """Ask for what is missing and append it; the whole file if the server can't continue or has another one."""
+        known, have = self._recall()
+        if have and have == known.size:
+            return known
+        redirects = _Redirects()
+        headers = {"User-Agent": f"layerdiffusion/{__version__}", "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with self._open(Request(self.url, headers=headers), redirects) as response:
+            source = _read_source(response, redirects.answers, self.url)
+            continues = response.status == 206 and source.validator == known.validator
+            if have and response.status == 206 and not (continues and _starts_at(response.headers, have)):
+                self._forget()  # another file by now, or another range than asked for
+                raise _BrokenTransferError("the file has changed on the server")
+            if response.headers.get_content_type() == "text/html":
+                raise Refusal(
+                    f"{self.url} answers with a web page instead of the file: check HF_ENDPOINT and whether this "
+                    f"network wants a login, or {self.cure}."
+                )
+            have = have if continues else 0
+            self._check_space(max(source.size, 0 if source.size else self.size) - have)
+            self.note.write_text(json.dumps(source.__dict__), encoding="utf-8")
+            with self.part.open("ab" if have else "wb") as part:
+                done = self._receive(response, part, have, source, progress)
+        if source.size and done != source.size:
+            if done > source.size:
+                self._forget()
+            raise _BrokenTransferError(f"{done:,} of {source.size:,} bytes came")
+        return source
+
+    def _receive(
+        self, response: http.client.HTTPResponse, part: IO[bytes], done: int, source: Source, progress: Progress | None
+    ) -> int:
+        while True:
+            if progress:
+                progress(done, source.size)
+            try:
+                chunk = response.read1(_CHUNK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _BrokenTransferError(_reason(error)) from error
+            if not chunk:
+                return done
+            part.write(chunk)
+            done += len(chunk)
+
+    def _open(self, request: Request, redirects: _Redirects) -> http.client.HTTPResponse:
+        opener = build_opener(HTTPSHandler(context=_trust()), redirects)
+        try:
+            return opener.open(request, timeout=self.timeout)
+        except HTTPError as error:
+            error.close()
+            if error.code == 416:  # the part is longer than the file
+                self._forget()
+            if error.code in (416, *_RETRIED_STATUS):
+                raise _BrokenTransferError(f"the server answers {error.code} {error.reason}") from error
+            raise Refusal(
+                f"{self.url} answers {error.code} {error.reason}: check HF_ENDPOINT, or {self.cure}."
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            cause = error.reason if isinstance(error, URLError) else error
+            if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):
+                raise Refusal(
+                    f"{urlsplit(self.url).netloc} can't be reached ({_reason(cause)}): connect to the internet, set "
+                    f"HF_ENDPOINT to a mirror, or {self.cure}."
+                ) from error
+            raise _BrokenTransferError(_reason(cause)) from error
+
+    # -- the part and what is known of it
+
+    def _recall(self) -> tuple[Source, int]:
+        """The part's source and length, as far as it can be continued."""
+        try:
+            noted = json.loads(self.note.read_text(encoding="utf-8"))
+            source = Source(str(noted["validator"]), str(noted["sha256"]), int(noted["size"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return Source(""), 0
+        have = _size_of(self.part)
+        return source, have if source.validator and (not source.size or have <= source.size) else 0
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+    def _check_space(self, needed: int) -> None:
+        free = shutil.disk_usage(self.target.parent).free
+        if free < needed:
+            raise Refusal(
+                f"{self.target.parent} has {describe_bytes(free)} free, and {self.target.name} needs "
+                f"{describe_bytes(needed)}: free some space, or choose another folder."
+            )
+
+    def _refuse_disk(self, error: OSError) -> Refusal:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Refusal(
+                f"The disk with {self.target.parent} is full, and {self.target.name} needs "
+                f"{describe_bytes(self.size)}: free some space and run again to go on, or choose another folder."
+            )
+        return Refusal(
+            f"{self.target} can't be written ({error.strerror or error}): make the folder writable, or choose another."
+        )
+
+    # -- one process at a time
+
+    @contextmanager
+    def _alone(self, progress: Progress | None) -> Generator[None, None, None]:
+        """Hold the file's lock; while another process has it, wait and report that one's progress."""
+        path = self.target.with_name(f"{self.target.name}.lock")
+        seen, since = -1, time.monotonic()
+        while (lock := _take_lock(path)) is None:
+            size = _size_of(self.part)
+            if size != seen:
+                seen, since = size, time.monotonic()
+            if time.monotonic() - since > self.patience:
+                raise Refusal(
+                    f"Another process has been downloading {self.target.name} without any progress: end it and run "
+                    f"again, or {self.cure}."
+                )
+            if progress:
+                progress(size, self._recall()[0].size)
+            time.sleep(0.1)
+        try:
+            yield
+        finally:
+            _drop_lock(path, lock)
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects and keeps their headers: the hub tells checksum and size before it sends you to its storage."""
+
+    def __init__(self) -> None:
+        self.answers: list[Message] = []
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        self.answers.append(headers)
+        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+
+    http_error_308 = HTTPRedirectHandler.http_error_302  # Python 3.10 doesn't know 308
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_source(response: http.client.HTTPResponse, answers: list[Message], url: str) -> Source:
+    linked = [answer["x-linked-etag"] for answer in (*answers, response.headers) if answer["x-linked-etag"]]
+    own = response.headers["etag"] or ""
+    # Without a header from the hub, an ETag is a checksum only if it is the endpoint's own: storage servers use others.
+    direct = urlsplit(response.url).netloc == urlsplit(url).netloc
+    tag = (linked[0] if linked else own).removeprefix("W/").strip('"').lower()
+    is_checksum = bool(linked or direct) and re.fullmatch(r"[0-9a-f]{64}", tag)
+    length = response.headers["content-length"] or "0"
+    whole = re.search(r"/(\d+)\s*$", response.headers["content-range"] or "") if response.status == 206 else None
+    return Source(
+        validator=tag or response.headers["last-modified"] or "",
+        sha256=tag if is_checksum else "",
+        size=int(whole[1]) if whole else int(length) if length.isdigit() else 0,
+    )
+
+
+def _starts_at(headers: Message, first: int) -> bool:
+    return re.match(rf"\s*bytes\s+{first}-", headers["content-range"] or "") is not None
+
+
+def _reason(error: object) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text or type(error).__name__
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _trust() -> ssl.SSLContext:
+    """The system's certificates, and certifi's where it is there: some Pythons on macOS come without any."""
+    context = ssl.create_default_context()
+    with suppress(ImportError, OSError):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+def _take_lock(path: Path) -> int | None:
+    """Descriptor of the locked file, or None while another process or thread has it; the system frees it at exit."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            os.close(lock)
+            return None
+        logger.info("%s: this file system has no locks (%s)", path, error)
+        return lock
+    if sys.platform != "win32" and not _is_file(lock, path):
+        os.close(lock)  # the holder before deleted it while we waited
+        return None
+    return lock
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _drop_lock(path: Path, lock: int) -> None:
+    if sys.platform == "win32":
+        os.close(lock)
+    with suppress(OSError):
+        path.unlink()
+    if sys.platform != "win32":
+        os.close(lock)

@@ -1,0 +1,160 @@
+"""What a weight file holds, read from its header only, so that damage, pickles and mix-ups show before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["decoder", "encoder", "attention_sharing", "patches", "other"]
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+# Beginnings of what people save as .safetensors by mistake.
+_FOREIGN_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "is a PyTorch pickle (.ckpt, .pt or .bin) under another name, which can run code and is not read"),
+    (b"\x80", "is a Python pickle (.ckpt or .pt) under another name, which can run code and is not read"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the file itself"),
+    (b"GGUF", "is a GGUF file under another name"),
+    (b"\x1f\x8b", "is a gzip archive under another name"),
+    (b"{", "is a JSON text, such as a download site's error message, not weights"),
+)
+
+# What else the keys of a well-formed file can belong to; the first pattern that any key matches counts.
+_FOREIGN_KEYS: tuple[tuple[str, str], ...] = (
+    (r"^model\.diffusion_model\.", "a Stable Diffusion checkpoint"),
+    (r"^control_model\.", "a ControlNet"),
+    (r"^(lora_unet_|lora_te)|\.lora_[AB]\.|\.lora\.(up|down)\.", "an ordinary LoRA"),
+    (r"^(first_stage_model\.|decoder\.conv_in\.)", "an ordinary VAE"),
+    (r"^diffusion_model\.|^down_blocks\.0\.attentions\.0\.transformer_blocks\.", "a UNet"),
+)
+
+
+class UnreadableFileError(Exception):
+    """What is wrong with a file, as the rest of a sentence that begins with its path."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names, shapes and metadata of a safetensors file."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file is for, by its keys and not by its size: small models have the same keys as the published ones."""
+
+    kind: Kind
+    frames: int = 0  # attention sharing: images of a set
+    control: bool = False  # attention sharing: with a control encoder
+    channels: int = 0  # patches: input channels of the first conv
+    note: str = ""  # other: what it seems to be
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "decoder":
+                return "a transparent decoder"
+            case "encoder":
+                return "a transparent encoder"
+            case "attention_sharing":
+                control = " and a control encoder" if self.control else ""
+                return f"attention sharing for {self.frames} frame{'s' * (self.frames != 1)}{control}"
+            case "patches":
+                return f"weight patches for a UNet with {self.channels} input channels"
+            case _:
+                return self.note or "none of the LayerDiffusion files"
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header against the file's length; UnreadableFileError says what is wrong."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            _recognise_foreign(start, size)
+            length = int.from_bytes(start[:8], "little")
+            if length > min(size - 8, MAX_HEADER):
+                what = "is cut off" if length <= MAX_HEADER else "has a damaged header"
+                raise UnreadableFileError(f"{what} (its header claims {length:,} bytes, the file has {size:,})")
+            file.seek(8)
+            text = file.read(length)
+    except OSError as error:
+        raise UnreadableFileError(f"can't be read ({error.strerror or error})") from error
+    try:
+        entries = json.loads(text)
+        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
+        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise UnreadableFileError("has a damaged header") from error
+    expected = 8 + length + end
+    if size < expected:
+        raise UnreadableFileError(f"is cut off ({size:,} of {expected:,} bytes)")
+    if size > expected:
+        raise UnreadableFileError(f"has a wrong length ({size:,} bytes instead of {expected:,})")
+    return Header(shapes, metadata)
+
+
+def recognise(header: Header) -> Contents:
+    """What the file is for."""
+    shapes = header.shapes
+    if _side(shapes, "latent_conv_in.weight", 1) == 4 and _side(shapes, "conv_in.weight", 1) == 3:
+        return Contents("decoder")
+    if _side(shapes, "blocks.0.weight", 1) == 4 and _side(shapes, "blocks.16.weight", 0) == 4:
+        return Contents("encoder")
+    frames = {
+        int(found[1]) for name in shapes if (found := re.match(r"hookers\.layers\.\d+\.to_q_lora\.(\d+)\.", name))
+    }
+    if frames:
+        control = any(name.startswith("kwargs_encoder.") for name in shapes)
+        return Contents("attention_sharing", frames=max(frames) + 1, control=control)
+    if any(name.count("::") == 2 for name in shapes):
+        return Contents("patches", channels=_count_channels(shapes))
+    return Contents("other", note=_name_foreign(shapes))
+
+
+def _recognise_foreign(start: bytes, size: int) -> None:
+    if size == 0:
+        raise UnreadableFileError("is empty (0 bytes)")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise UnreadableFileError("is a web page, not weights")
+    # The second eight bytes of a safetensors file open its JSON header, whatever the first eight happen to be.
+    if start[8:9] != b"{":
+        for prefix, problem in _FOREIGN_STARTS:
+            if start.startswith(prefix):
+                raise UnreadableFileError(problem)
+    if size < 10:
+        raise UnreadableFileError(f"is cut off ({size} bytes)")
+
+
+def _side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> int | None:
+    shape = shapes.get(name, ())
+    return shape[axis] if axis < len(shape) else None
+
+
+def _count_channels(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Input channels that a patch file gives the UNet's first conv; 4 when it leaves that conv alone."""
+    first = "diffusion_model.input_blocks.0.0.weight"
+    return _side(shapes, f"{first}::diff::0", 1) or _side(shapes, f"{first}::lora::1", 1) or 4
+
+
+def _name_foreign(names: Iterable[str]) -> str:
+    names = list(names)
+    for pattern, what in _FOREIGN_KEYS:
+        if any(re.search(pattern, name) for name in names):
+            return what
+    return "" if names else "an empty file"
+
+
+def describe_bytes(count: float) -> str:
+    """A size as people read it: 2.4 MB, 350 MB, 3.6 GB."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            value = count / scale
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{count:.0f} bytes"
