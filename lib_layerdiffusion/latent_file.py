@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.weight_file import UnreadableFileError, read_header
 
 FORMAT = "layerdiffusion latent, VAE space"
 LATENT_SIDE_LIMIT = 2048  # of the latent: 16384 pixels
@@ -37,11 +38,14 @@ def read_latent(path: Path) -> LatentFile:
     if not path.is_file():
         raise Refusal(f"There is no latent file at {path}; {cure}.")
     try:
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             about: dict[str, str] = file.metadata() or {}
             latent: Tensor | None = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118
+    except UnreadableFileError as problem:
+        raise Refusal(f"{path} {problem}; {cure}.") from problem
     except (SafetensorError, OSError) as error:
-        raise Refusal(f"{path} is no readable .safetensors file (cut off, or another format); {cure}.") from error
+        raise Refusal(f"{path} is no readable .safetensors file; {cure}.") from error
     if latent is None or about.get("format") != FORMAT:
         raise Refusal(f"{path} holds no LayerDiffusion latent; {cure}.")
     if latent.ndim != 4 or latent.shape[:2] != (1, 4) or not 1 <= max(latent.shape[2:]) <= LATENT_SIDE_LIMIT:

@@ -1,0 +1,245 @@
+"""The command line: parses arguments, runs one command, and turns whatever goes wrong into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import logging
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lib_layerdiffusion import __version__
+from lib_layerdiffusion.refusal import Refusal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lib_layerdiffusion.layers import LayerStack
+
+EXIT_OK, EXIT_FAULT, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
+LARGEST_SEED = 2**32 - 1
+OPTIONAL_PACKAGES = {"diffusers", "transformers", "tqdm", "accelerate", "tomli", "psd_tools", "huggingface_hub"}
+
+
+def run() -> NoReturn:
+    """Run the command line as a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 fault of ours, 2 refused, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
+    try:
+        return _dispatch(words)
+    except Refusal as refusal:
+        return _say(str(refusal), EXIT_REFUSED)
+    except KeyboardInterrupt:
+        return _say("Interrupted; every file that was written is whole.", EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in OPTIONAL_PACKAGES:
+            return _fault(error, debug)
+        name = package.replace("_", "-")
+        return _say(f"The Python package {name} is missing; install it with: pip install {name}", EXIT_REFUSED)
+    except Exception as error:  # noqa: BLE001 the outermost frame, where a traceback becomes a sentence
+        return _fault(error, debug)
+
+
+def _dispatch(words: list[str]) -> int:
+    """Give training its words untouched, and parse all others."""
+    match words:
+        case ["train", *rest]:
+            return _delegate("lib_layerdiffusion.train", rest)
+        case ["harmlessness", *rest]:
+            return _delegate("lib_layerdiffusion.train.harmlessness", rest)
+    parser = build_parser()
+    try:
+        arguments = parser.parse_args(words)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    return arguments.command(arguments)
+
+
+def _delegate(module: str, words: list[str]) -> int:
+    """Run the `main(words)` of a module that is imported only now."""
+    command: Callable[[list[str]], int | None] = importlib.import_module(module).main
+    try:
+        return command([word for word in words if word != "--debug"]) or EXIT_OK
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else EXIT_OK if done.code is None else EXIT_REFUSED
+
+
+def _say(sentence: str, code: int) -> int:
+    print(sentence, file=sys.stderr)
+    return code
+
+
+def _fault(error: Exception, debug: bool) -> int:
+    """Report what nobody expected; the traceback is for --debug."""
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        cure = "choose a smaller --width, --height or --batch, or --views 1"
+        return _say(f"There is not enough memory for this; {cure}.", EXIT_REFUSED)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _say("The disk is full; free some space and run the command again.", EXIT_REFUSED)
+    if debug:
+        logging.getLogger(__name__).error("Unexpected error", exc_info=error)
+    reason = next(iter(str(error).splitlines()), "")
+    hint = "see the traceback above" if debug else "run the command again with --debug to see where"
+    return _say(f"Unexpected {type(error).__name__}: {reason.rstrip('.')}; {hint}.", EXIT_FAULT)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message[:1].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists what is accepted.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands; needs no heavy import."""
+    parser = _Parser(prog="layerdiffusion", description="Transparent images and layers from Stable Diffusion.")
+    parser.add_argument("--version", action="version", version=f"layerdiffusion {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, what: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, parents=[shared], help=text, description=text)
+        made.set_defaults(command=what)
+        return made
+
+    _add_demo(command("demo", demo, "Make pictures of the embedded model's prompts and a contact sheet."))
+    _add_generate(command("generate", generate, "Make transparent images from prompts."))
+    _add_encode(command("encode", encode, "Turn images into latents that carry their transparency."))
+    _add_decode(command("decode", decode, "Turn latents into transparent images."))
+    _add_composite(command("composite", composite, "Put layers over a colour, a checkerboard or an image."))
+    _add_doctor(command("doctor", doctor, "Say what is installed, found, missing or damaged, with a cure for each."))
+    for name, text in (
+        ("train", "Train transparent encoders, decoders and layer weights (`train --help`)."),
+        ("harmlessness", "Measure how much an encoder's offset disturbs a VAE (`harmlessness --help`)."),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    """Make an argument type for whole numbers from `low` to `high`."""
+
+    def integer(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{number} is not between {low} and {high}")
+        return number
+
+    return integer
+
+
+def _real(low: float, high: float) -> Callable[[str], float]:
+    """Make an argument type for numbers from `low` to `high`."""
+
+    def real(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+        return number
+
+    return real
+
+
+def _side(text: str) -> int:
+    """Parse an image side, which latents allow only in steps of 8."""
+    side = _integer(64, 4096)(text)
+    if side % 8:
+        raise argparse.ArgumentTypeError(f"{side} is not a multiple of 8, the nearest are {side // 8 * 8} and {side // 8 * 8 + 8}")
+    return side
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="embedded",
+        metavar="MODEL",
+        help="'embedded' (default), a diffusers folder, or a .safetensors checkpoint of SD1.5 or SDXL",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="folder of the layer weight files")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--offline", action="store_true", help="never download; name the missing file instead")
+
+
+def _add_views(parser: argparse.ArgumentParser) -> None:
+    text = "passes of the transparent decoder: 8 (default) is best, 1 is fastest"
+    parser.add_argument("--views", type=int, choices=(1, 2, 4, 8), default=8, help=text)
+
+
+def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
+    parser.add_argument("--out", type=Path, default=Path(folder), metavar="FOLDER", help=f"default: {folder}")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=_integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)")
+    parser.add_argument("--steps", type=_integer(1, 1000), default=20, help="sampling steps (default 20)")
+    parser.add_argument("--cfg", type=_real(1, 30), default=None, help="guidance; 1 is none (default 7, embedded model 3)")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    _add_views(parser)
+    _add_out(parser, "demo-output")
+    parser.add_argument("--count", type=_integer(1, 1000), help="how many of the model's prompts (default: all)")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="one image or set of layers for each")
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
+    parser.add_argument("--mode", default="foreground", help="layer mode (default foreground); docs/modes.md has the table")
+    parser.add_argument("--batch", type=_integer(1, 64), default=1, help="images for each prompt, with seeds counting up")
+    _add_sampling(parser)
+    parser.add_argument("--width", type=_side, help="in pixels, a multiple of 8 (default: the model's own size)")
+    parser.add_argument("--height", type=_side, help="in pixels, a multiple of 8 (default: the model's own size)")
+    parser.add_argument("--weight", type=_real(0, 2), default=1.0, help="strength of the layer model (default 1)")
+    parser.add_argument("--start-at", type=_real(0, 1), default=0.0, help="fraction of the sampling where it begins")
+    parser.add_argument("--stop-at", type=_real(0, 1), default=1.0, help="fraction of the sampling where it ends")
+    _add_views(parser)
+    for role in ("foreground", "background", "blend"):
+        parser.add_argument(f"--{role}", type=Path, metavar="IMAGE", help=f"{role} image, in modes that start from one")
+    parser.add_argument("--checker", action="store_true", help="also write a preview over a checkerboard")
+    _add_out(parser, "outputs")
+    _add_model(parser)
+
+
+def _add_encode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _add_out(parser, "outputs")
+    _add_model(parser)
+
+
+def _add_decode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("latents", nargs="+", type=Path, metavar="LATENT", help="files that `encode` wrote")
+    _add_views(parser)
+    _add_out(parser, "outputs")
+    _add_model(parser)
+
+
+def _add_composite(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("layers", nargs="+", type=Path, metavar="IMAGE", help="bottom layer first")
+    parser.add_argument("--over", default="checker", help="'checker' (default), a colour like white or #3366cc, or an image")
+    _add_out(parser, "outputs")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help="folder of the layer weight files")

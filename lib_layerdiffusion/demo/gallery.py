@@ -1,0 +1,62 @@
+"""The embedded model's prompts, and the contact sheet that shows what it makes of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lib_layerdiffusion.refusal import Refusal
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+CAPTION_HEIGHT = 16
+GAP = 8
+PAPER, INK = (255, 255, 255), (40, 40, 40)
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A prompt that the embedded model was trained on; `kind` is "opaque" or "soft" (partly see-through)."""
+
+    caption: str
+    kind: str
+
+
+def read_captions(model: Path) -> list[Caption]:
+    """Read the prompts from the model folder's `captions.json`."""
+    path = model / "captions.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [Caption(str(row["caption"]), str(row["kind"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{path} is missing or damaged; install the package again.") from error
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> Image.Image:
+    """Arrange opaque [H, W, 3] pictures, each with its caption below, row by row."""
+    columns = min(columns, len(pictures))
+    width = max(picture.shape[1] for _, picture in pictures)
+    height = max(picture.shape[0] for _, picture in pictures)
+    across, down = width + GAP, height + CAPTION_HEIGHT + GAP
+    sheet = Image.new("RGB", (columns * across + GAP, math.ceil(len(pictures) / columns) * down + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for index, (caption, picture) in enumerate(pictures):
+        left, top = GAP + index % columns * across, GAP + index // columns * down
+        sheet.paste(Image.fromarray(picture), (left, top))
+        draw.text((left, top + height + 2), _shorten(caption, font, width), fill=INK, font=font)
+    return sheet
+
+
+def _shorten(text: str, font: Any, width: int) -> str:
+    """Cut a caption to the width of its picture."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "..") > width:
+        text = text[:-1]
+    return text + ".."

@@ -1,0 +1,149 @@
+"""The self-test behind `layerdiffusion doctor`: what is installed, found, missing or damaged, and the cure for each."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib_layerdiffusion import __version__
+from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
+from lib_layerdiffusion.weight_file import UnreadableFileError, describe_bytes, read_header
+from lib_layerdiffusion.weights import WeightStore
+
+REQUIRED = ("torch", "numpy", "pillow", "safetensors")
+OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+OPTIONAL = ("diffusers", "transformers", "tqdm", "accelerate", "psd-tools")
+EMBEDDED_FILES = (
+    "model_index.json",
+    "captions.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+    "scheduler/scheduler_config.json",
+    "layer_model/layer_sd15_transparent_attn.safetensors",
+    "layer_model/layer_sd15_vae_transparent_decoder.safetensors",
+    "layer_model/layer_sd15_vae_transparent_encoder.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: a state ("ok", "absent" or "broken"), a subject, and a cure where there is one."""
+
+    state: str
+    subject: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:7} {self.subject}" + (f" -> {self.cure}" if self.cure else "")
+
+
+def examine(store: WeightStore) -> Iterator[Finding]:
+    """Look at everything that a generation needs; "broken" is what stops one."""
+    yield Finding("ok", f"lib_layerdiffusion {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        yield Finding("broken", "this Python is not one of 3.10 to 3.13", "use one of them")
+    yield from _examine_packages()
+    yield from _examine_machine()
+    yield from _examine_embedded()
+    yield from _examine_weights(store)
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _examine_packages() -> Iterator[Finding]:
+    for package in REQUIRED:
+        found = _version(package)
+        cure = "" if found else f"pip install {package}"
+        yield Finding("ok" if found else "broken", f"{package} {found or 'is missing'}", cure)
+    found = _version(*OPENCV)
+    cure = "" if found else f"pip install {OPENCV[0]}"
+    yield Finding("ok" if found else "broken", f"opencv {found or 'is missing'}", cure)
+    for package in OPTIONAL:
+        found = _version(package)
+        cure = "" if found else f"pip install {package}"
+        yield Finding("ok" if found else "absent", f"{package} {found or 'is not installed'}", cure)
+    found = _version("diffusers")
+    yield Finding("ok", f"host: diffusers {found}") if found else Finding(
+        "broken", "host: none found", "pip install diffusers transformers"
+    )
+
+
+def _examine_machine() -> Iterator[Finding]:
+    total = memory_bytes()
+    memory = f"{total / 2**30:.1f} GiB of memory" if total else "memory unknown"
+    yield Finding("ok", f"{os.cpu_count() or 1} CPU cores, {memory}")
+    if _version("torch") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(index)
+            name = torch.cuda.get_device_name(index)
+            yield Finding("ok", f"device cuda:{index}: {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    elif torch.backends.mps.is_available():
+        yield Finding("ok", "device mps")
+    else:
+        yield Finding("ok", f"device cpu, {torch.get_num_threads()} threads (no GPU that torch can use)")
+
+
+def memory_bytes() -> int | None:
+    """Read the machine's memory in bytes; None where the system doesn't say."""
+    if sys.platform == "win32":
+        return _windows_memory()
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _windows_memory() -> int | None:
+    """Ask GlobalMemoryStatusEx, whose structure is two 32-bit and seven 64-bit numbers."""
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("numbers", ctypes.c_uint64 * 7)]  # noqa: RUF012
+
+    status = Status(length=ctypes.sizeof(Status))
+    found = getattr(ctypes, "windll").kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # noqa: B009 absent elsewhere
+    return status.numbers[0] if found else None
+
+
+def _examine_embedded() -> Iterator[Finding]:
+    problems = [f"{name} {problem}" for name in EMBEDDED_FILES if (problem := _diagnose(EMBEDDED_FOLDER / name))]
+    for problem in problems:
+        yield Finding("broken", f"embedded model: {problem}", f"install the package again ({EMBEDDED_FOLDER})")
+    if not problems:
+        yield Finding("ok", f"embedded model in {EMBEDDED_FOLDER}")
+
+
+def _diagnose(path: Path) -> str:
+    """Say what is wrong with a file, "" when nothing is."""
+    if not path.is_file():
+        return "is missing"
+    if path.suffix == ".safetensors":
+        try:
+            read_header(path)
+        except UnreadableFileError as problem:
+            return str(problem)
+    return ""
+
+
+def _examine_weights(store: WeightStore) -> Iterator[Finding]:
+    yield Finding("ok", f"layer weights are looked for in {', '.join(str(folder) for folder in store.folders)}")
+    states = {"found": "ok", "missing": "absent", "damaged": "broken"}
+    for row in store.check():
+        yield Finding(states[row.state], f"{row.name}: {row.state} ({describe_bytes(row.size)})", row.cure)
