@@ -1,0 +1,1 @@
+"""Training of the latent transparency networks and of UNets that use them."""

@@ -1,0 +1,266 @@
+"""Train a narrow Stable Diffusion 1.5 from scratch: tokenizer, text encoder and UNet on a finished autoencoder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import ByteLevel, Sequence, Whitespace
+from tokenizers.trainers import BpeTrainer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .dataset import Augmentation, Sprite, augment, make_background, read_sprites, step_rng
+from .run import Average, Run, cosine
+
+TOKENS = 77
+TEMPLATES = ("{}", "a {}", "{}, {} background")
+# name -> sRGB of the plain backgrounds that a caption can ask for
+COLOURS = {
+    "grey": (0.5, 0.5, 0.5),
+    "white": (1.0, 1.0, 1.0),
+    "black": (0.0, 0.0, 0.0),
+    "blue": (0.2, 0.35, 0.85),
+    "green": (0.2, 0.6, 0.3),
+    "pink": (0.95, 0.7, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Options of the base model's training."""
+
+    data: Path = Path("sprites.zip")
+    autoencoder: Path = Path("runs/autoencoder/model")
+    seed: int = 2
+    size: int = 128
+    widths: tuple[int, ...] = (64, 64, 96, 96)
+    groups: int = 8
+    heads: int = 8
+    text_width: int = 96
+    text_layers: int = 2
+    views_per_caption: int = 256  # augmented latents kept in memory for each caption
+    steps: int = 2500
+    batch: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    snr_limit: float = 5.0  # min-SNR weighting of the velocity loss (arXiv 2303.09556)
+    drop_caption: float = 0.1
+    ema: float = 0.998
+    log_every: int = 50
+    grid_every: int = 500
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+def train_tokenizer(texts: list[str], folder: Path) -> CLIPTokenizer:
+    """Byte-pair encoding in CLIP's own layout: bytes, bytes that end a word, merges, start and end token last."""
+    model = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    model.normalizer = Lowercase()
+    model.pre_tokenizer = Sequence([Whitespace(), ByteLevel(add_prefix_space=False, use_regex=False)])
+    trainer = BpeTrainer(vocab_size=1600, end_of_word_suffix="</w>", initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    model.train_from_iterator(texts, trainer)
+    merges = [tuple(merge) for merge in json.loads(model.to_str())["model"]["merges"]]
+    letters = sorted(ByteLevel.alphabet())
+    words = letters + [letter + "</w>" for letter in letters] + ["".join(merge) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+def build_text_encoder(config: BaseConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text_width,
+            intermediate_size=config.text_width * 4,
+            projection_dim=config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=config.text_width // 24,
+            max_position_embeddings=TOKENS,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def build_unet(config: BaseConfig) -> UNet2DConditionModel:
+    """The blocks of Stable Diffusion 1.5 with other widths, so that all 32 attentions are where the files expect them."""
+    return UNet2DConditionModel(
+        sample_size=config.size // 8,
+        block_out_channels=config.widths,
+        layers_per_block=2,
+        cross_attention_dim=config.text_width,
+        attention_head_dim=config.heads,
+        norm_num_groups=config.groups,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule with velocity prediction."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+@torch.no_grad()
+def encode_views(
+    vae: AutoencoderKL, sprites: list[Sprite], config: BaseConfig
+) -> tuple[Tensor, list[str]]:
+    """Augmented pictures of every caption as VAE moments [N, 8, s, s] with their texts."""
+    by_text: dict[str, list[Sprite]] = {}
+    for sprite in sprites:
+        by_text.setdefault(sprite.text, []).append(sprite)
+    rng = step_rng(config.seed, 0, 1 << 16)
+    moments: list[Tensor] = []
+    texts: list[str] = []
+    for text, choices in by_text.items():
+        pictures: list[np.ndarray] = []
+        for view in range(config.views_per_caption):
+            pixels = augment(choices[view % len(choices)].premultiplied, config.size, config.augmentation, rng)
+            template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+            name = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+            named = "background" in template
+            background = np.array(COLOURS[name], np.float32) if named else make_background(config.size, rng)
+            pictures.append(pixels[..., :3] + background * (1 - pixels[..., 3:]))
+            texts.append(template.format(text, name))
+        batch = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) * 2 - 1
+        moments += [vae.encode(part.to(vae.device)).latent_dist.parameters.cpu() for part in batch.split(16)]
+    return torch.cat(moments), texts
+
+
+def velocity_loss(
+    unet: nn.Module,
+    clean: Tensor,
+    context: Tensor,
+    scheduler: DDIMScheduler,
+    limit: float,
+    rng: np.random.Generator,
+    frames: int = 1,
+    **conditions: object,
+) -> Tensor:
+    """Velocity loss with min-SNR weights at stratified timesteps, one timestep for the frames of a set.
+
+    `clean` [sets * frames, 4, h, w] in sampler space, the frame index fastest; `context` [sets * frames, tokens, C].
+    """
+    count = clean.shape[0] // frames
+    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean)
+    places = (np.arange(count) + rng.random(count)) / count
+    timesteps = torch.from_numpy((places * len(scheduler)).astype(np.int64).repeat(frames)).to(clean.device)
+    signal = scheduler.alphas_cumprod.to(clean)[timesteps]
+    weight = (signal / (1 - signal)).clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    target = scheduler.get_velocity(clean, noise, timesteps)
+    output = unet(noisy, timesteps, encoder_hidden_states=context, **conditions).sample
+    return (weight * (output - target).pow(2).mean(dim=(1, 2, 3))).mean() / weight.mean()
+
+
+def encode_texts(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, texts: list[str]) -> Tensor:
+    """Texts to contexts [B, 77, C]; each distinct text is encoded once."""
+    distinct = list(dict.fromkeys(texts))
+    tokens = tokenizer(distinct, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+    hidden = encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
+    return hidden[[distinct.index(text) for text in texts]]
+
+
+class BaseModel(nn.Module):
+    """UNet and text encoder as one module whose forward is the training loss."""
+
+    def __init__(self, config: BaseConfig, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.config, self.tokenizer, self.scheduler = config, tokenizer, scheduler
+        self.unet, self.text_encoder = build_unet(config), build_text_encoder(config, tokenizer)
+
+    def forward(self, clean: Tensor, texts: list[str], rng: np.random.Generator) -> Tensor:
+        context = encode_texts(self.tokenizer, self.text_encoder, texts)
+        return velocity_loss(self.unet, clean, context, self.scheduler, self.config.snr_limit, rng)
+
+
+def train(config: BaseConfig, out: Path) -> None:
+    """Train UNet and text encoder together, then write the pipeline to `out/model`."""
+    accelerator = Accelerator()
+    torch.manual_seed(config.seed)
+    sprites = read_sprites(config.data)
+    prompts = [sprite for sprite in sprites if sprite.prompt and sprite.split == "train"]
+    vae = AutoencoderKL.from_pretrained(config.autoencoder).to(accelerator.device).eval()
+    tokenizer = train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
+    scheduler = build_scheduler()
+    raw = BaseModel(config, tokenizer, scheduler)
+    if accelerator.device.type == "cpu":
+        raw.unet.set_attn_processor(AttnProcessor())
+    average = Average(raw, config.ema)
+    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, config.steps))
+    model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
+    accelerator.register_for_checkpointing(average)
+    moments, texts = encode_views(vae, prompts, config)
+    run = Run(out, config, accelerator, config.steps, config.log_every)
+    for step in run:
+        rng = step_rng(config.seed, step, accelerator.process_index)
+        rows = rng.integers(len(texts), size=config.batch)
+        mean, logvar = moments[rows].to(accelerator.device).chunk(2, dim=1)
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean)
+        clean = (mean + (0.5 * logvar).exp() * noise) * vae.config.scaling_factor
+        said = ["" if rng.random() < config.drop_caption else texts[int(row)] for row in rows]
+        loss = model(clean, said, rng)
+        accelerator.backward(loss)
+        run.log(loss=loss, gradient=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        average.update(raw)
+        if run.is_due(config.grid_every):
+            captions = list(dict.fromkeys(sprite.text for sprite in prompts))
+            save_samples(run, assemble(raw, average, vae), captions, config.size)
+    if accelerator.is_main_process:
+        assemble(raw, average, vae).save_pretrained(out / "model")
+
+
+def assemble(model: BaseModel, average: Average, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """A pipeline of copies that hold the averaged weights."""
+    parts = {"unet": build_unet(model.config), "text_encoder": build_text_encoder(model.config, model.tokenizer)}
+    for name, part in parts.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in average.shadow.items() if key.startswith(f"{name}.")}
+        part.load_state_dict(own)
+        part.to(vae.device).eval()
+    unet, text_encoder = parts["unet"], parts["text_encoder"]
+    scheduler = type(model.scheduler).from_config(model.scheduler.config)
+    return StableDiffusionPipeline(
+        vae, text_encoder, model.tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    )
+
+
+def save_samples(run: Run, pipeline: StableDiffusionPipeline, captions: list[str], size: int, rows: int = 2) -> None:
+    """A grid of pictures, one column a caption, one row a seed."""
+    pipeline.set_progress_bar_config(disable=True)
+    lines: list[list[Tensor]] = []
+    for seed in range(rows):
+        generators = [torch.Generator().manual_seed(seed) for _ in captions]
+        images = pipeline(
+            captions, num_inference_steps=20, guidance_scale=3.0, generator=generators, width=size, height=size, output_type="pt"
+        ).images
+        lines.append(list(F.interpolate(images.float(), (size, size))))
+    run.save_grid("samples", lines)

@@ -1,0 +1,78 @@
+"""The trainings on the command line: `layerdiffusion train ...`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+from pathlib import Path
+
+from ..refusal import Refusal
+from .config import read_config
+
+STAGES = {  # command -> (module, configuration class)
+    "autoencoder": "AutoencoderConfig",
+    "transparency": "TransparencyConfig",
+    "base": "BaseConfig",
+    "finetune": "FinetuneConfig",
+}
+TOOLS = ("sprites", "pack", "evaluate")  # modules of this package with a main(argv)
+EMBEDDED = {"autoencoder": "autoencoder", "transparency": "transparency", "base": "base", "foreground": "finetune"}
+
+USAGE = f"""layerdiffusion train COMMAND ...
+
+commands:
+  sprites       build the training archive from the emoji packages
+  autoencoder   train a small KL autoencoder
+  transparency  train the transparent encoder and decoder against a frozen autoencoder
+  base          train a narrow Stable Diffusion 1.5 on a frozen autoencoder
+  finetune      teach a frozen UNet adjusted latents: low-rank patches or attention sharing
+  pack          put finished runs together as one small model folder
+  evaluate      measure a packed model
+  embedded      all of it: {", ".join(EMBEDDED)}, then pack
+
+`layerdiffusion train COMMAND --help` tells each one's options."""
+
+
+def train_stage(stage: str, config: Path | None, overrides: list[str], out: Path) -> None:
+    """Run one training into the folder `out`, resuming what is there."""
+    module = importlib.import_module(f"{__package__}.{stage}")
+    module.train(read_config(getattr(module, STAGES[stage]), config, overrides), out)
+
+
+def train_embedded(data: Path, runs: Path, out: Path) -> None:
+    """Make the embedded model from the archive, by the configurations that lie beside this file."""
+    from .pack import pack
+
+    for run, stage in EMBEDDED.items():
+        if not (runs / run / "model").exists():
+            train_stage(stage, Path(__file__).with_name("embedded") / f"{run}.toml", [], runs / run)
+    pack(runs, data, out)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+        return 0
+    if command in TOOLS:
+        return importlib.import_module(f"{__package__}.{command}").main(rest)
+    parser = argparse.ArgumentParser(prog=f"layerdiffusion train {command}")
+    if command == "embedded":
+        parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="archive made by `train sprites`")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; finished ones are kept")
+        parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+        given = parser.parse_args(rest)
+        train_embedded(given.data, given.runs, given.out)
+        return 0
+    if command not in STAGES:
+        raise Refusal(f"There is no training command {command}; choose from {', '.join([*STAGES, *TOOLS, 'embedded'])}.")
+    parser.add_argument("--config", type=Path, help="TOML file; without it, the defaults")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options laid over the file, in TOML notation")
+    given = parser.parse_args(rest)
+    train_stage(command, given.config, given.overrides, given.out)
+    return 0

@@ -1,0 +1,195 @@
+"""RGBA images with captions from a folder or archive, and the augmented batches that the trainings draw from them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from ..layers import pad_rgb
+from ..refusal import Refusal
+
+IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff"}
+Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha, all 0..1
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """One training image: straight RGBA uint8 [S, S, 4], square, with its caption and role in the set."""
+
+    name: str
+    text: str
+    rgba: NDArray[np.uint8]
+    kind: str = "opaque"
+    split: str = "train"
+    prompt: bool = False
+
+    @property
+    def premultiplied(self) -> Premultiplied:
+        pixels = self.rgba.astype(np.float32) / 255
+        pixels[..., :3] *= pixels[..., 3:]
+        return pixels
+
+
+def _read_square(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
+    """Decode, centre on a transparent square and resize (premultiplied, so that edges keep their colour)."""
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGBA")
+    except (UnidentifiedImageError, OSError) as error:
+        raise Refusal(f"{name} can't be read as an image ({error}); remove it from the data set or repair it.") from error
+    if image.width != image.height:
+        side = max(image.size)
+        square = Image.new("RGBA", (side, side))
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS) if image.width != size else image)
+
+
+def _read_files(path: Path) -> dict[str, bytes]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise Refusal(f"The data set {path} is neither a folder nor a zip archive ({error}); name one that is.") from error
+
+
+def read_sprites(path: Path, size: int = 160) -> list[Sprite]:
+    """Read every RGBA image of a folder or zip.
+
+    Captions come from `metadata.jsonl` (lines with `file_name`, `text` and optionally `kind`, `split`, `prompt`), else
+    from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square.
+    """
+    files = _read_files(path)
+    facts: dict[str, Mapping[str, Any]] = {}
+    for line in files.get("metadata.jsonl", b"").decode().splitlines():
+        row = json.loads(line)
+        facts[row["file_name"]] = row
+    sprites: list[Sprite] = []
+    for name, data in files.items():
+        if Path(name).suffix.lower() not in IMAGE_ENDINGS or (facts and name not in facts):
+            continue
+        row = dict(facts.get(name, {}))
+        beside = files.get(str(Path(name).with_suffix(".txt")), b"").decode().strip()
+        text = row.get("text") or beside or Path(name).stem.replace("_", " ")
+        extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
+        sprites.append(Sprite(name, text, _read_square(data, name, size), **extra))
+    if not sprites:
+        raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
+    return sprites
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges of the random placement of a sprite in its image."""
+
+    flip: bool = True
+    scale: tuple[float, float] = (0.70, 0.86)
+    rotate: float = 8.0  # degrees, both ways
+    shift: float = 0.03  # share of the side, both ways
+
+
+def augment(pixels: Premultiplied, size: int, ranges: Augmentation, rng: np.random.Generator) -> Premultiplied:
+    """Place premultiplied RGBA [S, S, 4] at random in [size, size, 4]."""
+    side = pixels.shape[0]
+    zoom = rng.uniform(*ranges.scale) * size / side
+    if zoom < 0.75:  # warpAffine samples points: shrink by area first
+        shrunk = max(8, round(side * zoom * 1.2))
+        pixels = cv2.resize(pixels, (shrunk, shrunk), interpolation=cv2.INTER_AREA)  # pyright: ignore[reportAssignmentType]
+        zoom, side = zoom * side / shrunk, shrunk
+    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), rng.uniform(-ranges.rotate, ranges.rotate), zoom)
+    matrix[:, 2] += (size - side) / 2 + rng.uniform(-ranges.shift, ranges.shift, 2) * size
+    if ranges.flip and rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    warped = cv2.warpAffine(pixels, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
+    return np.asarray(warped, np.float32)
+
+
+def draw_fade(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A smooth random opacity [size, size], 0..1, that the picture doesn't tell: constant, cloudy or a ramp."""
+    match rng.integers(3):
+        case 0:
+            field = np.full((size, size), rng.uniform(0.15, 0.9))
+        case 1:
+            cells = int(rng.integers(2, 5))
+            noise = rng.random((cells, cells), dtype=np.float32)
+            field = cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC) * 1.4 - 0.2
+        case _:
+            angle = rng.uniform(0, 2 * np.pi)
+            axis = np.linspace(-1, 1, size, dtype=np.float32)
+            x, y = np.meshgrid(axis, axis)
+            field = 0.5 + 0.7 * (x * np.cos(angle) + y * np.sin(angle))
+    return np.clip(field, 0, 1).astype(np.float32)
+
+
+def make_background(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A plain colour or a two-colour gradient, [size, size, 3], 0..1."""
+    first, second = rng.random((2, 3), dtype=np.float32)
+    if rng.random() < 0.5:
+        return np.broadcast_to(first, (size, size, 3)).astype(np.float32)
+    ramp = np.linspace(0, 1, size, dtype=np.float32)
+    ramp = ramp[:, None, None] if rng.random() < 0.5 else ramp[None, :, None]
+    return np.broadcast_to(first * (1 - ramp) + second * ramp, (size, size, 3)).astype(np.float32)
+
+
+def make_photo_background(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Photo-like texture: coloured noise with the 1/f spectrum of natural images, [size, size, 3], 0..1."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.fftfreq(size)))
+    frequency[0, 0] = 1 / size
+    spectrum = np.fft.fft2(rng.standard_normal((3, size, size)), axes=(1, 2)) / frequency
+    image = np.real(np.fft.ifft2(spectrum, axes=(1, 2)))
+    image = (image - image.mean()) / (image.std() + 1e-6) * 0.22 + rng.uniform(0.3, 0.7, (3, 1, 1))
+    return np.clip(image.transpose(1, 2, 0), 0, 1).astype(np.float32)
+
+
+def unpremultiplied(pixels: Premultiplied) -> NDArray[np.uint8]:
+    """Straight RGBA uint8 of premultiplied 0..1; colour is 0 where alpha is."""
+    alpha = pixels[..., 3:]
+    colour = np.where(alpha > 1 / 512, pixels[..., :3] / np.maximum(alpha, 1 / 512), 0)
+    return np.round(np.clip(np.concatenate([colour, alpha], axis=-1), 0, 1) * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class TransparentBatch:
+    """What the latent transparency networks see; all [B, C, H, W], 0..1."""
+
+    alpha: Tensor  # 1 channel
+    padded: Tensor  # 3 channels, colour continued into the invisible part
+    grey: Tensor  # 3 channels, composited on mid-grey: what the frozen VAE encodes
+
+    @classmethod
+    def of(cls, images: Sequence[Premultiplied], fades: Sequence[NDArray[np.float32] | None] | None = None) -> TransparentBatch:
+        """Images [H, W, 4]; a fade [H, W] multiplies the alpha, the colour stays."""
+        padded = np.stack([pad_rgb(unpremultiplied(pixels)) for pixels in images])
+        alpha = np.stack([pixels[..., 3:] for pixels in images])
+        for row, field in enumerate(fades or ()):
+            if field is not None:
+                alpha[row] *= field[..., None]
+        padded_t, alpha_t = (torch.from_numpy(np.ascontiguousarray(a.transpose(0, 3, 1, 2))) for a in (padded, alpha))
+        return cls(alpha_t, padded_t, 0.5 + (padded_t - 0.5) * alpha_t)
+
+    def to(self, device: torch.device) -> TransparentBatch:
+        return TransparentBatch(self.alpha.to(device), self.padded.to(device), self.grey.to(device))
+
+
+def step_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
+    """The random numbers of one training step: a function of seed, step and process, so that resuming is exact."""
+    return np.random.default_rng([seed, step, rank])
+
+
+def draw(sprites: Sequence[Sprite], count: int, rng: np.random.Generator) -> list[Sprite]:
+    """`count` sprites drawn with replacement."""
+    return [sprites[int(i)] for i in rng.integers(len(sprites), size=count)]

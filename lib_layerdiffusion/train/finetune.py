@@ -1,0 +1,244 @@
+"""Teach a frozen UNet to generate adjusted latents, by low-rank patches or by attention sharing.
+
+LayerDiffusion (arXiv 2402.17113), sections 3.2 and 3.3. Writes the published formats: `...::lora::0` files for the
+patches, `hookers.layers` files for attention sharing with one or several frames, with or without control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..hosts.diffusers import DiffusersHost
+from ..hosts.ldm_names import name_modules, translate
+from ..injection import LoraPatch, shared_attention, side_path
+from ..modes import Mode, find_mode
+from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from ..transparent_vae import TransparentEncoder
+from .base import velocity_loss
+from .config import as_metadata
+from .dataset import (
+    Augmentation,
+    Premultiplied,
+    Sprite,
+    TransparentBatch,
+    augment,
+    make_background,
+    read_sprites,
+    step_rng,
+)
+from .run import Average, Run, cosine
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Options of the UNet's fine-tuning."""
+
+    data: Path = Path("sprites.zip")
+    base: Path = Path("runs/base/model")
+    encoder: Path = Path("runs/transparency/model/layer_sd15_vae_transparent_encoder.safetensors")
+    form: str = "attention_sharing"  # or "lora"
+    mode: str = "foreground"
+    only_prompts: bool = True  # train on the sprites that the base model has words for
+    seed: int = 4
+    size: int = 128
+    rank: int = 32
+    views_per_caption: int = 256
+    steps: int = 1000
+    batch: int = 16
+    learning_rate: float = 1e-3
+    snr_limit: float = 5.0
+    drop_caption: float = 0.1
+    ema: float = 0.995
+    log_every: int = 50
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Encoded sets in memory: N sets of F frames."""
+
+    mean: Tensor  # [N, F, 4, h, w] VAE space; of transparent frames the adjusted latent
+    std: Tensor  # like mean; 0 for transparent frames, whose offset stands for the sample
+    control: Tensor | None  # [N, 3, H, W], -1..1
+    texts: list[str]
+
+
+class FinetunedUnet(nn.Module):
+    """The trained parameters; forward gives the velocity loss of the frozen UNet with them injected."""
+
+    def __init__(self, config: FinetuneConfig, mode: Mode, host: DiffusersHost, scheduler: Any) -> None:
+        super().__init__()
+        self.config, self.mode, self.scheduler = config, mode, scheduler
+        self.unet = [host.unet.requires_grad_(False).eval()]  # in a list: not a submodule
+        names = name_modules(dict(host.unet.config))
+        self.places = {place: name for place in self._ldm_places(names, host) if (name := translate(place, names))}
+        self.units = nn.ModuleList()
+        self.control: ControlEncoder | None = None
+        self.ups, self.downs = nn.ParameterList(), nn.ParameterList()
+        if config.form == "attention_sharing":
+            frames, control = len(mode.frames), bool(mode.inputs)
+            attentions = [host.unet.get_submodule(self.places[place]) for place in ATTENTION_ORDER]
+            self.units.extend(AttentionSharingUnit(a, frames, control=control, rank=config.rank) for a in attentions)
+            self.control = ControlEncoder() if control else None
+        else:
+            for name in self.places.values():
+                linear = host.unet.get_submodule(name)
+                self.downs.append(nn.Parameter(torch.randn(config.rank, linear.in_features) / linear.in_features**0.5))
+                self.ups.append(nn.Parameter(torch.zeros(linear.out_features, config.rank)))
+
+    def _ldm_places(self, names: dict[str, str], host: DiffusersHost) -> list[str]:
+        """LDM names of the attentions (sharing) or of all their projections (lora)."""
+        if self.config.form == "attention_sharing":
+            return list(ATTENTION_ORDER)
+        back = {diffusers: ldm for ldm, diffusers in names.items()}
+        linears = (name for name, _ in host.unet.named_modules() if ".attn" in name and name.endswith(PROJECTIONS))
+        return [ldm for name in linears if (ldm := translate(name, back))]
+
+    @contextmanager
+    def injected(self, control: Tensor | None) -> Iterator[None]:
+        unet = self.unet[0]
+        if self.config.form == "attention_sharing":
+            names = (self.places[place] for place in ATTENTION_ORDER)
+            with shared_attention(unet, dict(zip(names, self.units, strict=True))) as live:
+                if self.control is not None:
+                    live.control_signals = self.control(control)
+                yield
+        else:
+            weights = (f"{name}.weight" for name in self.places.values())
+            patches = {name: LoraPatch(up, down) for name, up, down in zip(weights, self.ups, self.downs, strict=True)}
+            with side_path(unet, patches, 1.0):
+                yield
+
+    def forward(self, clean: Tensor, context: Tensor, added: dict[str, Tensor] | None, control: Tensor | None, rng: np.random.Generator) -> Tensor:
+        conditions = {"added_cond_kwargs": added} if added else {}
+        with self.injected(control):
+            return velocity_loss(
+                self.unet[0], clean, context, self.scheduler, self.config.snr_limit, rng, frames=len(self.mode.frames), **conditions
+            )
+
+    def published_state(self, averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """State dict under the keys of the published files."""
+        if self.config.form == "lora":
+            parts = ((place, index, f"{part}.{row}") for row, place in enumerate(self.places) for index, part in enumerate(("ups", "downs")))
+            return {f"diffusion_model.{place}.weight::lora::{index}": averaged[name] for place, index, name in parts}
+        prefixes = {"units": "hookers.layers", "control": "kwargs_encoder"}
+        named = ((name.partition("."), value) for name, value in averaged.items())
+        return {f"{prefixes[first]}.{rest}": value for (first, _, rest), value in named}
+
+
+@torch.no_grad()
+def encode_sets(host: DiffusersHost, encoder: TransparentEncoder, sprites: list[Sprite], mode: Mode, config: FinetuneConfig) -> Bank:
+    """Augmented sets of every sprite: its foreground, a background and their blend, as far as the mode has them."""
+    by_text: dict[str, list[Sprite]] = {}
+    for sprite in sprites:
+        by_text.setdefault(sprite.text, []).append(sprite)
+    rng = step_rng(config.seed, 0, 1 << 16)
+    means: list[Tensor] = []
+    stds: list[Tensor] = []
+    controls: list[Tensor] = []
+    texts: list[str] = []
+    for text, choices in by_text.items():
+        views = [choices[i % len(choices)].premultiplied for i in range(config.views_per_caption)]
+        for start in range(0, len(views), 16):
+            pixels = [augment(view, config.size, config.augmentation, rng) for view in views[start : start + 16]]
+            pictures = draw_pictures(pixels, config.size, rng)
+            frames = [encode_frame(host, encoder, pictures, role, mode) for role in mode.frames]
+            means.append(torch.stack([mean for mean, _ in frames], dim=1))
+            stds.append(torch.stack([std for _, std in frames], dim=1))
+            if mode.inputs:
+                controls.append(pictures[mode.inputs[0]] * 2 - 1)
+            texts += [text] * len(pixels)
+    return Bank(torch.cat(means), torch.cat(stds), torch.cat(controls) if controls else None, texts)
+
+
+def draw_pictures(pixels: list[Premultiplied], size: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Roles to opaque pictures [B, 3, H, W] 0..1 (the foreground composited on grey) and `batch` with its alpha."""
+    batch = TransparentBatch.of(pixels)
+    backgrounds: NDArray[np.float32] = np.stack([make_background(size, rng) for _ in pixels])
+    background = torch.from_numpy(backgrounds.transpose(0, 3, 1, 2).copy())
+    blend = batch.padded * batch.alpha + background * (1 - batch.alpha)
+    return {"batch": batch, "foreground": batch.grey, "background": background, "blend": blend}
+
+
+def encode_frame(
+    host: DiffusersHost, encoder: TransparentEncoder, pictures: dict[str, Any], role: str, mode: Mode
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a frame's latents, VAE space; the transparent frame's are its adjusted latent and 0."""
+    posterior = host.vae.encode(pictures[role].to(host.vae.device) * 2 - 1).latent_dist
+    if mode.transparent_frame is None or mode.frames[mode.transparent_frame] != role:
+        return posterior.mean.cpu(), posterior.std.cpu()
+    batch: TransparentBatch = pictures["batch"].to(host.vae.device)
+    offset = encoder.factor * encoder(torch.cat([batch.alpha, batch.padded], dim=1))
+    adjusted = (posterior.mean + posterior.std * offset).cpu()
+    return adjusted, torch.zeros_like(adjusted)
+
+
+@torch.no_grad()
+def encode_captions(pipeline: Any, texts: list[str], size: int) -> dict[str, tuple[Tensor, dict[str, Tensor] | None]]:
+    """Each distinct caption's context [77, C] and, for SDXL, its added conditions."""
+    table: dict[str, tuple[Tensor, dict[str, Tensor] | None]] = {}
+    for text in dict.fromkeys([*texts, ""]):
+        encoded = pipeline.encode_prompt(text, pipeline.device, 1, False)
+        added = None
+        if len(encoded) == 4:
+            times = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32)
+            added = {"text_embeds": encoded[2][0], "time_ids": times.to(pipeline.device)}
+        table[text] = (encoded[0][0], added)
+    return table
+
+
+def train(config: FinetuneConfig, out: Path) -> None:
+    """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
+    accelerator = Accelerator()
+    torch.manual_seed(config.seed)
+    pipeline: Any = DiffusionPipeline.from_pretrained(config.base).to(accelerator.device)
+    host = DiffusersHost(pipeline)
+    mode = find_mode(config.mode, host.family)
+    encoder = TransparentEncoder.from_state_dict(load_file(config.encoder)).to(accelerator.device)
+    known = [s for s in read_sprites(config.data) if s.split == "train" and (s.prompt or not config.only_prompts)]
+    bank = encode_sets(host, encoder, known, mode, config)
+    contexts = encode_captions(pipeline, bank.texts, config.size)
+    raw = FinetunedUnet(config, mode, host, pipeline.scheduler)
+    average = Average(raw, config.ema)
+    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, config.steps))
+    model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
+    accelerator.register_for_checkpointing(average)
+    run = Run(out, config, accelerator, config.steps, config.log_every)
+    for step in run:
+        rng = step_rng(config.seed, step, accelerator.process_index)
+        rows = rng.integers(len(bank.texts), size=config.batch)
+        mean, std = bank.mean[rows].flatten(0, 1), bank.std[rows].flatten(0, 1)
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        clean = ((mean + std * noise) * host.scaling_factor).to(accelerator.device)
+        said = ["" if rng.random() < config.drop_caption else bank.texts[int(row)] for row in rows]
+        sets = [contexts[text] for text in said for _ in mode.frames]
+        context = torch.stack([context for context, _ in sets])
+        added = [conditions for _, conditions in sets if conditions is not None]
+        stacked = {key: torch.stack([conditions[key] for conditions in added]) for key in added[0]} if added else None
+        control = bank.control[rows].to(accelerator.device) if bank.control is not None else None
+        loss = model(clean, context, stacked, control, rng)
+        accelerator.backward(loss)
+        run.log(loss=loss, gradient=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        average.update(raw)
+    if accelerator.is_main_process:
+        (out / "model").mkdir(exist_ok=True)
+        state = {name: value.cpu().contiguous() for name, value in raw.published_state(average.shadow).items()}
+        save_file(state, out / "model" / f"{mode.file}.safetensors", as_metadata(config))

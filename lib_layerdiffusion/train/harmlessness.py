@@ -1,0 +1,85 @@
+"""Measure how much a transparent encoder's offset changes what the frozen decoder makes of a latent.
+
+LayerDiffusion (arXiv 2402.17113), section 3.1, calls an offset harmless when the frozen decoder doesn't notice it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..transparent_vae import TransparentEncoder
+from .autoencoder import psnr
+from .dataset import Sprite, TransparentBatch, read_sprites
+
+
+@dataclass(frozen=True)
+class Harm:
+    """One image: distance between the decoded latent with and without offset, values in 0..1."""
+
+    name: str
+    kind: str
+    psnr: float  # dB
+    mean: float  # mean absolute difference
+    largest: float
+
+
+@torch.no_grad()
+def adjust(vae: Any, encoder: TransparentEncoder, batch: TransparentBatch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The posterior's mean and the adjusted latent mean + std * scale * offset, both [B, 4, H/8, W/8] in VAE space."""
+    posterior = vae.encode(batch.grey.to(vae.dtype) * 2 - 1).latent_dist
+    offset = encoder.factor * encoder(torch.cat([batch.alpha, batch.padded], dim=1))
+    return posterior.mean, posterior.mean + posterior.std * offset.to(vae.dtype) * scale
+
+
+@torch.no_grad()
+def measure(vae: Any, encoder: TransparentEncoder, sprites: list[Sprite]) -> list[Harm]:
+    """Harm done to each sprite; deterministic, no augmentation."""
+    rows: list[Harm] = []
+    for sprite in sprites:
+        batch = TransparentBatch.of([sprite.premultiplied]).to(vae.device)
+        with_offset, without = (
+            (vae.decode(latent).sample.float() * 0.5 + 0.5).clamp(0, 1) for latent in reversed(adjust(vae, encoder, batch))
+        )
+        difference = (with_offset - without).abs()
+        db = float(psnr(with_offset, without).mean())
+        rows.append(Harm(sprite.name, sprite.kind, db, float(difference.mean()), float(difference.max())))
+    return rows
+
+
+def tabulate(rows: list[Harm]) -> str:
+    """Markdown table: one line for each kind of image and one for all."""
+    lines = ["| images | number | PSNR mean (dB) | PSNR worst (dB) | mean abs. diff. | largest diff. |", "|---|---|---|---|---|---|"]
+    for kind in [*dict.fromkeys(row.kind for row in rows), "all"]:
+        of_kind = [row for row in rows if kind in (row.kind, "all")]
+        mean = sum(row.psnr for row in of_kind) / len(of_kind)
+        worst = min(row.psnr for row in of_kind)
+        difference = sum(row.mean for row in of_kind) / len(of_kind)
+        largest = max(row.largest for row in of_kind)
+        lines.append(f"| {kind} | {len(of_kind)} | {mean:.2f} | {worst:.2f} | {difference:.4f} | {largest:.4f} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """Command `layerdiffusion harmlessness`."""
+    from diffusers import AutoencoderKL
+
+    from ..weights import WeightStore
+
+    parser = argparse.ArgumentParser(prog="layerdiffusion harmlessness", description=__doc__)
+    parser.add_argument("data", type=Path, help="folder or zip of RGBA images")
+    parser.add_argument("--vae", type=Path, required=True, help="diffusers folder of the frozen autoencoder")
+    parser.add_argument("--encoder", type=Path, required=True, help="transparent encoder (.safetensors)")
+    parser.add_argument("--size", type=int, default=128, help="side of the square images in pixels, a multiple of 8")
+    parser.add_argument("--split", default=None, help="only this split of the data set, e.g. held-out")
+    given = parser.parse_args(argv)
+    sprites = [s for s in read_sprites(given.data, given.size) if given.split in (None, s.split)]
+    vae = AutoencoderKL.from_pretrained(given.vae)
+    encoder = TransparentEncoder.from_state_dict(WeightStore([]).load(given.encoder))
+    print(tabulate(measure(vae, encoder, sprites)))
+    return 0

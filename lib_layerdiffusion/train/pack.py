@@ -1,0 +1,75 @@
+"""Put finished runs together as one small model folder: half precision, with each run's configuration and log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .dataset import read_sprites
+
+PARTS = {  # folder of the pipeline -> run that made it
+    "unet": "base",
+    "text_encoder": "base",
+    "vae": "autoencoder",
+}
+LAYER_FILES = {
+    "layer_sd15_transparent_attn": "foreground",
+    "layer_sd15_vae_transparent_decoder": "transparency",
+    "layer_sd15_vae_transparent_encoder": "transparency",
+}
+
+
+def write_half(source: Path, target: Path, config: Path) -> None:
+    """Copy a safetensors file in half precision with the run's configuration in its metadata."""
+    with safe_open(source, framework="pt") as file:
+        keys: list[str] = list(file.keys())
+        state = {key: file.get_tensor(key) for key in keys}
+        metadata = dict(file.metadata() or {})
+    state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, target, metadata | {"training_config": json.dumps(json.loads(config.read_text("utf-8")), sort_keys=True)})
+
+
+def pack(runs: Path, data: Path, out: Path) -> int:
+    """Write the model folder anew; returns its size in bytes."""
+    if out.exists():
+        shutil.rmtree(out)
+    base = runs / "base" / "model"
+    out.mkdir(parents=True)
+    shutil.copy(base / "model_index.json", out)
+    for folder in ("scheduler", "tokenizer"):
+        shutil.copytree(base / folder, out / folder)
+    for folder, run in PARTS.items():
+        for file in sorted((base / folder).iterdir()):
+            if file.suffix == ".safetensors":
+                write_half(file, out / folder / file.name, runs / run / "config.json")
+            else:
+                (out / folder).mkdir(exist_ok=True)
+                shutil.copy(file, out / folder)
+    for name, run in LAYER_FILES.items():
+        source = runs / run / "model" / f"{name}.safetensors"
+        write_half(source, out / "layer_model" / source.name, runs / run / "config.json")
+    for run in sorted({*PARTS.values(), *LAYER_FILES.values()}):
+        (out / "training" / run).mkdir(parents=True)
+        for name in ("config.json", "log.csv"):
+            shutil.copy(runs / run / name, out / "training" / run / name)
+    prompts = {sprite.text: sprite.kind for sprite in read_sprites(data) if sprite.prompt}
+    captions = [{"caption": caption, "kind": kind} for caption, kind in prompts.items()]
+    (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def main(argv: list[str]) -> int:
+    """Command `layerdiffusion train pack`."""
+    parser = argparse.ArgumentParser(prog="layerdiffusion train pack", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the four runs")
+    parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="the training archive")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write; an existing one is replaced")
+    given = parser.parse_args(argv)
+    print(f"{pack(given.runs, given.data, given.out) / 1e6:.1f} MB in {given.out}")
+    return 0

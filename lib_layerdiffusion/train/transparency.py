@@ -1,0 +1,241 @@
+"""Train the transparent encoder and decoder against a frozen autoencoder with the paper's joint loss.
+
+LayerDiffusion (arXiv 2402.17113), section 3.1: reconstruction of colour and alpha, identity of what the frozen decoder
+makes of the adjusted latent (harmlessness), and a patch discriminator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..transparent_vae import TransparentDecoder, TransparentEncoder
+from .autoencoder import gradient_loss, psnr
+from .config import as_metadata
+from .dataset import (
+    Augmentation,
+    Sprite,
+    TransparentBatch,
+    augment,
+    draw,
+    draw_fade,
+    make_background,
+    make_photo_background,
+    read_sprites,
+    step_rng,
+)
+from .run import Average, Run, cosine
+
+
+@dataclass(frozen=True)
+class TransparencyConfig:
+    """Options of the latent transparency training."""
+
+    data: Path = Path("sprites.zip")
+    autoencoder: Path = Path("runs/autoencoder/model")
+    seed: int = 3
+    decoder_widths: tuple[int, ...] = (16, 16, 32, 48, 48, 48, 48)
+    encoder_widths: tuple[int, ...] = (16, 32, 48, 64)
+    sizes: tuple[int, ...] = (64, 128)  # trained one after the other
+    size_steps: tuple[int, ...] = (2000, 1000)
+    batches: tuple[int, ...] = (12, 4)
+    learning_rate: float = 1.5e-3
+    reconstruction_weight: float = 1.0
+    identity_weight: float = 4.0
+    discriminator_weight: float = 0.01
+    discriminator_from: float = 0.6  # share of the steps without discriminator
+    soft_share: float = 0.3
+    prompt_share: float = 0.3
+    fade_share: float = 0.5
+    latent_noise: float = 0.1  # largest deviation, in sampler space, added so that sampled latents decode
+    ema: float = 0.998
+    log_every: int = 100
+    grid_every: int = 400
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Says for each patch of premultiplied RGBA [B, 4, H, W] whether it is real; logits [B, 1, H/8, W/8]."""
+
+    def __init__(self, width: int = 24) -> None:
+        layers: list[nn.Module] = []
+        for before, after in ((4, width), (width, width * 2), (width * 2, width * 2)):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(width * 2, 1, 3, 1, 1))
+
+
+class LatentTransparency(nn.Module):
+    """Encoder, frozen autoencoder and decoder as one module whose forward gives outputs and loss terms.
+
+    While training, `encoder` gives the offset itself; the published factor is divided out when the file is written.
+    """
+
+    def __init__(self, config: TransparencyConfig, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = TransparentEncoder(config.encoder_widths)
+        self.decoder = TransparentDecoder(config.decoder_widths)
+        self.vae = [vae.requires_grad_(False).eval()]  # in a list: neither a submodule nor in the state dict
+
+    def adjust(self, batch: TransparentBatch, offset_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The posterior's mean and the adjusted latent, VAE space [B, 4, H/8, W/8]."""
+        posterior = self.vae[0].encode(batch.grey * 2 - 1).latent_dist
+        offset = self.encoder(torch.cat([batch.alpha, batch.padded], dim=1))
+        return posterior.mean, posterior.mean + posterior.std * offset * offset_scale
+
+    def read(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Frozen decoder's picture 0..1 and the transparent decoder's (alpha, colour) of it."""
+        picture = self.vae[0].decode(latent).sample * 0.5 + 0.5
+        return picture, self.decoder(picture.clamp(0, 1), latent)
+
+    def forward(self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Reconstruction and identity terms, and the decoded premultiplied RGBA [B, 4, H, W]."""
+        mean, adjusted = self.adjust(batch)
+        with torch.no_grad():
+            wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
+        picture, output = self.read(adjusted + noise)
+        alpha, colour = output[:, :1], output[:, 1:]
+        composite = colour * alpha + backgrounds * (1 - alpha)
+        target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
+        reconstruction = (
+            (alpha - batch.alpha).abs().mean()
+            + 2 * (alpha - batch.alpha).pow(2).mean()
+            + 0.5 * gradient_loss(alpha, batch.alpha)
+            + (composite - target).abs().mean()
+            + 0.5 * gradient_loss(composite, target)
+            + ((colour - batch.padded).abs() * (0.1 + batch.alpha)).mean()
+        )
+        terms = {
+            "reconstruction": self.config.reconstruction_weight * reconstruction,
+            "identity": self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
+        }
+        return terms, torch.cat([alpha, colour * alpha], dim=1)
+
+
+def draw_batch(sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator) -> TransparentBatch:
+    """Sprites in pairs that share colour and placement; `fade_share` of all have their alpha faded at random."""
+    soft = [sprite for sprite in sprites if sprite.kind == "soft"]
+    prompts = [sprite for sprite in sprites if sprite.prompt]
+    images: list[NDArray[np.float32]] = []
+    for _ in range(count // 2):
+        pick = rng.random()
+        pool = soft if pick < config.soft_share else prompts if pick < config.soft_share + config.prompt_share else sprites
+        images += [augment(draw(pool, 1, rng)[0].premultiplied, size, config.augmentation, rng)] * 2
+    fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
+    return TransparentBatch.of(images, fades)
+
+
+def draw_backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
+    makers = (make_background, make_photo_background)
+    images = [makers[int(rng.integers(2))](size, rng) for _ in range(count)]
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+
+
+def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float, rng: np.random.Generator) -> Tensor:
+    """Latent noise in VAE space; its deviation differs from image to image."""
+    deviation = rng.random((count, 1, 1, 1), dtype=np.float32) * config.latent_noise / scaling
+    return torch.from_numpy(rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32) * deviation)
+
+
+def train(config: TransparencyConfig, out: Path) -> None:
+    """Train both networks, then write their files with the published keys to `out/model`."""
+    accelerator = Accelerator()
+    torch.manual_seed(config.seed)
+    sprites = read_sprites(config.data)
+    known = [sprite for sprite in sprites if sprite.split == "train"]
+    vae = AutoencoderKL.from_pretrained(config.autoencoder).to(accelerator.device)
+    raw = LatentTransparency(config, vae)
+    judge = PatchDiscriminator()
+    average = Average(raw, config.ema)
+    steps = sum(config.size_steps)
+    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    judge_optimizer = torch.optim.AdamW(judge.parameters(), 2e-4, betas=(0.5, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, steps))
+    model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(raw, judge, optimizer, judge_optimizer, schedule)
+    accelerator.register_for_checkpointing(average)
+    held_out = [s for s in sprites if s.split == "held-out"]
+    check = draw_check(held_out, config).to(accelerator.device)
+    run = Run(out, config, accelerator, steps, config.log_every)
+    edges = np.cumsum(config.size_steps)
+    for step in run:
+        stage = int(np.searchsorted(edges, step, side="right"))
+        rng = step_rng(config.seed, step, accelerator.process_index)
+        size, count = config.sizes[stage], config.batches[stage]
+        batch = draw_batch(known, count, size, config, rng).to(accelerator.device)
+        noise = draw_noise(count, size, config, vae.config.scaling_factor, rng).to(accelerator.device)
+        terms, output = model(batch, noise, draw_backgrounds(count, size, rng).to(accelerator.device))
+        if config.discriminator_weight and step >= config.discriminator_from * steps:
+            real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
+            fooled = F.relu(1 - judge(real)).mean() + F.relu(1 + judge(output.detach())).mean()
+            accelerator.backward(fooled)
+            judge_optimizer.step()
+            terms["discriminator"] = -config.discriminator_weight * judge(output).mean()
+        accelerator.backward(torch.stack(list(terms.values())).sum())
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        judge_optimizer.zero_grad()
+        average.update(raw)
+        run.log(**{name: terms[name] for name in ("reconstruction", "identity")})
+        if run.is_due(config.log_every):
+            run.log(**evaluate(raw, average, check, run if run.is_due(config.grid_every) else None))
+    if accelerator.is_main_process:
+        raw.load_state_dict(average.shadow)
+        write_files(raw, out / "model", config)
+
+
+def draw_check(held_out: list[Sprite], config: TransparencyConfig) -> TransparentBatch:
+    """Sixteen held-out images without fading, half of them soft."""
+    rng = step_rng(0, 0)
+    kinds = [[sprite for sprite in held_out if sprite.kind == kind] for kind in ("opaque", "soft")]
+    chosen = [sprite for pool in kinds for sprite in draw(pool, 8, rng)]
+    return TransparentBatch.of([augment(s.premultiplied, config.sizes[-1], config.augmentation, rng) for s in chosen])
+
+
+@torch.no_grad()
+def evaluate(raw: LatentTransparency, average: Average, check: TransparentBatch, run: Run | None) -> dict[str, Tensor]:
+    """Alpha error with and without offset, harmlessness and recomposition on held-out images, averaged weights."""
+    live = {name: value.clone() for name, value in raw.state_dict().items()}
+    raw.load_state_dict(average.shadow)
+    mean, adjusted = raw.adjust(check)
+    picture, output = raw.read(adjusted)
+    plain, blind = raw.read(mean)
+    raw.load_state_dict(live)
+    output = output.clamp(0, 1)
+    alpha, colour = output[:, :1], output[:, 1:]
+    board = torch.full_like(colour, 0.5)
+    board[:, :, :, ::16] = 0.7
+    shown, wanted = (c * a + board * (1 - a) for c, a in ((colour, alpha), (check.padded, check.alpha)))
+    if run is not None:
+        grey = [a.expand(-1, 3, -1, -1) for a in (check.alpha, alpha)]
+        run.save_grid("held-out", [list(rows) for rows in (wanted, shown, grey[0], grey[1], picture.clamp(0, 1))])
+    return {
+        "alpha_mae": (alpha - check.alpha).abs().mean(),
+        "alpha_mae_soft": (alpha - check.alpha)[8:].abs().mean(),
+        "alpha_mae_without_offset": (blind[:, :1].clamp(0, 1) - check.alpha).abs().mean(),
+        "harmless_db": psnr(picture.clamp(0, 1), plain.clamp(0, 1)).mean(),
+        "recomposite_db": psnr(shown, wanted).mean(),
+        "offset": (adjusted - mean).abs().mean(),
+    }
+
+
+def write_files(raw: LatentTransparency, folder: Path, config: TransparencyConfig) -> None:
+    """Both networks under the published names and keys; the encoder's last layer is divided by the published factor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = {name: value.detach().cpu().clone() for name, value in raw.encoder.state_dict().items()}
+    last = max(int(name.split(".")[1]) for name in encoder)
+    for part in ("weight", "bias"):
+        encoder[f"blocks.{last}.{part}"] /= TransparentEncoder.factor
+    decoder = {name: value.detach().cpu().contiguous() for name, value in raw.decoder.state_dict().items()}
+    save_file(encoder, folder / "layer_sd15_vae_transparent_encoder.safetensors", as_metadata(config))
+    save_file(decoder, folder / "layer_sd15_vae_transparent_decoder.safetensors", as_metadata(config))
