@@ -3,7 +3,13 @@
 import importlib.util
 import sys
 
-NEEDED = {"torch": "torch", "numpy": "numpy", "PIL": "pillow", "safetensors": "safetensors", "cv2": "opencv-python-headless"}
+NEEDED = {
+    "torch": "torch",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "safetensors": "safetensors",
+    "cv2": "opencv-python-headless",
+}
 
 
 def missing_packages() -> list[str]:

@@ -6,19 +6,14 @@ import argparse
 import errno
 import importlib
 import logging
-import secrets
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from lib_layerdiffusion import __version__
 from lib_layerdiffusion.refusal import Refusal
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from lib_layerdiffusion.layers import LayerStack
 
 EXIT_OK, EXIT_FAULT, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 LARGEST_SEED = 2**32 - 1
@@ -39,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
     try:
-        return _dispatch(words)
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter("ignore")  # what libraries tell developers is not for users
+            return _dispatch(words)
     except Refusal as refusal:
         return _say(str(refusal), EXIT_REFUSED)
     except KeyboardInterrupt:
@@ -66,7 +64,10 @@ def _dispatch(words: list[str]) -> int:
         arguments = parser.parse_args(words)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    return arguments.command(arguments)
+    from lib_layerdiffusion import commands
+
+    execute: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command)
+    return execute(arguments)
 
 
 def _delegate(module: str, words: list[str]) -> int:
@@ -112,17 +113,17 @@ def build_parser() -> argparse.ArgumentParser:
     shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, what: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, parents=[shared], help=text, description=text)
-        made.set_defaults(command=what)
+        made.set_defaults(command=name)
         return made
 
-    _add_demo(command("demo", demo, "Make pictures of the embedded model's prompts and a contact sheet."))
-    _add_generate(command("generate", generate, "Make transparent images from prompts."))
-    _add_encode(command("encode", encode, "Turn images into latents that carry their transparency."))
-    _add_decode(command("decode", decode, "Turn latents into transparent images."))
-    _add_composite(command("composite", composite, "Put layers over a colour, a checkerboard or an image."))
-    _add_doctor(command("doctor", doctor, "Say what is installed, found, missing or damaged, with a cure for each."))
+    _add_demo(command("demo", "Make pictures of the embedded model's prompts and a contact sheet."))
+    _add_generate(command("generate", "Make transparent images from prompts."))
+    _add_encode(command("encode", "Turn images into latents that carry their transparency."))
+    _add_decode(command("decode", "Turn latents into transparent images."))
+    _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
+    _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, with a cure for each."))
     for name, text in (
         ("train", "Train transparent encoders, decoders and layer weights (`train --help`)."),
         ("harmlessness", "Measure how much an encoder's offset disturbs a VAE (`harmlessness --help`)."),
@@ -161,14 +162,6 @@ def _real(low: float, high: float) -> Callable[[str], float]:
     return real
 
 
-def _side(text: str) -> int:
-    """Parse an image side, which latents allow only in steps of 8."""
-    side = _integer(64, 4096)(text)
-    if side % 8:
-        raise argparse.ArgumentTypeError(f"{side} is not a multiple of 8, the nearest are {side // 8 * 8} and {side // 8 * 8 + 8}")
-    return side
-
-
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -191,9 +184,13 @@ def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=_integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)")
+    parser.add_argument(
+        "--seed", type=_integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)"
+    )
     parser.add_argument("--steps", type=_integer(1, 1000), default=20, help="sampling steps (default 20)")
-    parser.add_argument("--cfg", type=_real(1, 30), default=None, help="guidance; 1 is none (default 7, embedded model 3)")
+    parser.add_argument(
+        "--cfg", type=_real(1, 30), default=None, help="guidance; 1 is none (default 7, embedded model 3)"
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -206,11 +203,15 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="one image or set of layers for each")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
-    parser.add_argument("--mode", default="foreground", help="layer mode (default foreground); docs/modes.md has the table")
-    parser.add_argument("--batch", type=_integer(1, 64), default=1, help="images for each prompt, with seeds counting up")
+    parser.add_argument(
+        "--mode", default="foreground", help="layer mode (default foreground); docs/modes.md has the table"
+    )
+    parser.add_argument(
+        "--batch", type=_integer(1, 64), default=1, help="images for each prompt, with seeds counting up"
+    )
     _add_sampling(parser)
-    parser.add_argument("--width", type=_side, help="in pixels, a multiple of 8 (default: the model's own size)")
-    parser.add_argument("--height", type=_side, help="in pixels, a multiple of 8 (default: the model's own size)")
+    parser.add_argument("--width", type=_integer(64, 16384), help="in pixels (default: the model's own size)")
+    parser.add_argument("--height", type=_integer(64, 16384), help="in pixels (default: the model's own size)")
     parser.add_argument("--weight", type=_real(0, 2), default=1.0, help="strength of the layer model (default 1)")
     parser.add_argument("--start-at", type=_real(0, 1), default=0.0, help="fraction of the sampling where it begins")
     parser.add_argument("--stop-at", type=_real(0, 1), default=1.0, help="fraction of the sampling where it ends")
@@ -237,7 +238,9 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
 
 def _add_composite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layers", nargs="+", type=Path, metavar="IMAGE", help="bottom layer first")
-    parser.add_argument("--over", default="checker", help="'checker' (default), a colour like white or #3366cc, or an image")
+    parser.add_argument(
+        "--over", default="checker", help="'checker' (default), a colour like white or #3366cc, or an image"
+    )
     _add_out(parser, "outputs")
 
 

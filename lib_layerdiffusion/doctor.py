@@ -59,7 +59,7 @@ def _version(*names: str) -> str | None:
     for name in names:
         try:
             return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203 a handful of names
             continue
     return None
 
@@ -77,8 +77,10 @@ def _examine_packages() -> Iterator[Finding]:
         cure = "" if found else f"pip install {package}"
         yield Finding("ok" if found else "absent", f"{package} {found or 'is not installed'}", cure)
     found = _version("diffusers")
-    yield Finding("ok", f"host: diffusers {found}") if found else Finding(
-        "broken", "host: none found", "pip install diffusers transformers"
+    yield (
+        Finding("ok", f"host: diffusers {found}")
+        if found
+        else Finding("broken", "host: none found", "pip install diffusers transformers")
     )
 
 
@@ -115,7 +117,7 @@ def _windows_memory() -> int | None:
     """Ask GlobalMemoryStatusEx, whose structure is two 32-bit and seven 64-bit numbers."""
 
     class Status(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("numbers", ctypes.c_uint64 * 7)]  # noqa: RUF012
+        _fields_ = [("length", ctypes.c_uint32), ("load", ctypes.c_uint32), ("numbers", ctypes.c_uint64 * 7)]
 
     status = Status(length=ctypes.sizeof(Status))
     found = getattr(ctypes, "windll").kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # noqa: B009 absent elsewhere

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal
@@ -29,7 +29,8 @@ class LatentFile:
     def save(self, path: Path) -> None:
         """Write the file in float32."""
         about = {"format": FORMAT, "width": str(self.width), "height": str(self.height), "model": self.model}
-        save_file({"latent": self.latent.detach().float().cpu().contiguous()}, path, metadata=about)
+        # Not safetensors' own save_file, which hides the system's reason (a full disk) in another exception.
+        path.write_bytes(save({"latent": self.latent.detach().float().cpu().contiguous()}, metadata=about))
 
 
 def read_latent(path: Path) -> LatentFile:
@@ -52,7 +53,9 @@ def read_latent(path: Path) -> LatentFile:
         raise Refusal(f"The latent in {path} has the shape {tuple(latent.shape)} instead of (1, 4, h, w); {cure}.")
     if not torch.isfinite(latent).all():
         raise Refusal(f"The latent in {path} holds values that are no numbers (NaN or infinite); {cure}.")
-    height, width = (_size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3])))
+    height, width = (
+        _size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3]))
+    )
     return LatentFile(latent.float(), width, height, about.get("model", ""))
 
 

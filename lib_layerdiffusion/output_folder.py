@@ -83,3 +83,9 @@ class OutputFolder:
             path = self.path / f"{stem}-{number}{suffix}"
         write_whole(path, write)
         return path
+
+    def write(self, stem: str, suffix: str, write: Callable[[Path], object]) -> Path:
+        """Write `<stem><suffix>`, in the place of an existing one, and return its path."""
+        path = self.path / f"{stem}{suffix}"
+        write_whole(path, write)
+        return path

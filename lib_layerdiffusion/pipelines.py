@@ -24,19 +24,20 @@ def model_path(model: str) -> Path:
             f"The embedded model is missing from {path}; install the package again, or name a model with --model."
         )
     if not path.exists():
-        raise Refusal(f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file.")
+        raise Refusal(
+            f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file."
+        )
     if path.is_dir() and not (path / "model_index.json").is_file():
-        raise Refusal(f"{path} is no diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file.")
+        raise Refusal(
+            f"{path} is no diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file."
+        )
     if path.is_file() and path.suffix.lower() in PICKLES:
-        raise Refusal(f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first.")
+        raise Refusal(
+            f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first."
+        )
     if path.is_file() and path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
         raise Refusal(f"{path} is no model file; --model takes 'embedded', a diffusers folder or a .safetensors file.")
     return path
-
-
-def model_name(model: str) -> str:
-    """Shorten `--model` to what goes into the infotext."""
-    return EMBEDDED if model == EMBEDDED else Path(model).expanduser().resolve().stem
 
 
 def pick_device(wanted: str) -> str:
@@ -46,7 +47,7 @@ def pick_device(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
-    if not available.get(wanted.split(":")[0], False):
+    if not available.get(wanted.partition(":")[0], False):
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise Refusal(f"The device {wanted!r} is not available here; choose one of: auto, {there}.")
     return wanted
@@ -62,20 +63,6 @@ def load_pipeline(model: str, *, device: str = "auto", offline: bool = False) ->
     pipe = (_from_file if path.is_file() else _from_folder)(path, dtype, offline).to(place)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def load_vae(model: str, *, device: str = "auto", offline: bool = False) -> Any:
-    """Load only the VAE where the model is a folder; always in float32, in which no VAE overflows."""
-    import torch
-
-    path = model_path(model)
-    place = pick_device(device)
-    if path.is_file():
-        return _from_file(path, torch.float32, offline).vae.to(place)
-    with _loading(path, offline):
-        from diffusers import AutoencoderKL
-
-        return AutoencoderKL.from_pretrained(path / "vae", torch_dtype=torch.float32, local_files_only=True).to(place)
 
 
 def _from_folder(path: Path, dtype: Any, offline: bool) -> Any:

@@ -1,4 +1,4 @@
-"""A tiny random model folder with its layer files, pictures of every awkward kind, and a way to run the command line."""
+"""A tiny random model folder with its layer files, awkward pictures, and a way to run the command line."""
 
 from __future__ import annotations
 
@@ -88,7 +88,11 @@ def make_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     )
     return StableDiffusionPipeline(
         unet=UNet2DConditionModel(
-            block_out_channels=(8, 8, 8, 8), attention_head_dim=2, cross_attention_dim=16, norm_num_groups=2, sample_size=8
+            block_out_channels=(8, 8, 8, 8),
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=2,
+            sample_size=8,
         ),
         vae=AutoencoderKL(
             block_out_channels=(4, 4, 8, 8),
@@ -155,4 +159,6 @@ def make_huge_header() -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )

@@ -1,0 +1,310 @@
+"""The commands on a tiny random model: what they write, print and return."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lib_layerdiffusion import commands, pipelines
+from lib_layerdiffusion.demo.gallery import contact_sheet
+from lib_layerdiffusion.latent_file import LatentFile, read_latent
+from lib_layerdiffusion.output_folder import slug
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+class TestGenerate:
+    def test_writes_one_png_per_prompt_and_seed(self, run: Any, tmp_path: Path) -> None:
+        out = tmp_path / "new" / "out"
+        outcome = run.generate("A cat!", "a/dog", "--seed", 7, "--batch", 2, "--out", out)
+        assert outcome.code == 0, outcome.err
+        assert [path.name for path in outcome.paths] == ["7-a-cat.png", "8-a-cat.png", "7-a-dog.png", "8-a-dog.png"]
+        assert sorted(outcome.paths) == sorted(out.iterdir())
+        for path in outcome.paths:
+            assert Image.open(path).mode == "RGBA"
+            assert Image.open(path).size == (64, 64)
+        assert len({path.read_bytes() for path in outcome.paths}) == 4
+
+    def test_same_seed_gives_the_same_bytes(self, run: Any, tmp_path: Path) -> None:
+        first = run.generate("a cat", "--seed", 1, "--out", tmp_path / "a").paths[0]
+        second = run.generate("a cat", "--seed", 1, "--out", tmp_path / "b").paths[0]
+        assert first.read_bytes() == second.read_bytes()
+
+    def test_never_overwrites(self, run: Any, tmp_path: Path) -> None:
+        (tmp_path / "5-a-cat.png").write_text("mine")
+        names = [run.generate("a cat", "--seed", 5, "--out", tmp_path).paths[0].name for _ in range(2)]
+        assert names == ["5-a-cat-2.png", "5-a-cat-3.png"]
+        assert (tmp_path / "5-a-cat.png").read_text() == "mine"
+
+    def test_infotext_is_in_the_file(self, run: Any, tmp_path: Path) -> None:
+        words = ["--seed", 3, "--negative", "blurry", "--cfg", 4.5, "--weight", 0.5, "--out", tmp_path]
+        path = run.generate("a cat", *words).paths[0]
+        text = Image.open(path).info["parameters"]
+        assert text.startswith("a cat\nNegative prompt: blurry\n")
+        for part in ("Steps: 2", "CFG scale: 4.5", "Seed: 3", "Size: 64x64"):
+            assert part in text
+
+    def test_any_size(self, run: Any, tmp_path: Path) -> None:
+        path = run.generate("a cat", "--width", 100, "--height", 70, "--out", tmp_path).paths[0]
+        assert Image.open(path).size == (100, 70)
+
+    def test_checker_preview_only_when_asked(self, run: Any, tmp_path: Path) -> None:
+        outcome = run.generate("a cat", "--seed", 1, "--checker", "--out", tmp_path)
+        assert [path.name for path in outcome.paths] == ["1-a-cat.png", "1-a-cat-checker.png"]
+        assert Image.open(outcome.paths[1]).mode == "RGB"
+
+    def test_settings_change_the_picture(self, run: Any, tmp_path: Path) -> None:
+        def make(*words: object) -> bytes:
+            return read(run.generate("a cat", "--seed", 1, "--out", tmp_path, *words).paths[0]).tobytes()
+
+        plain = make()
+        for words in (
+            ("--steps", 3),
+            ("--cfg", 1),
+            ("--negative", "dog"),
+            ("--weight", 0),
+            ("--stop-at", 0.5),
+            ("--views", 8),
+        ):
+            assert make(*words) != plain, words
+
+    def test_random_seed_is_told_by_the_name(self, run: Any, tmp_path: Path) -> None:
+        first = run.generate("a cat", "--out", tmp_path).paths[0]
+        seed = first.name.partition("-")[0]
+        again = run.generate("a cat", "--seed", seed, "--out", tmp_path / "again").paths[0]
+        assert again.read_bytes() == first.read_bytes()
+
+
+class TestInterrupt:
+    def test_leaves_only_whole_files(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write, calls = commands.png.write, []
+
+        def stop_in_the_second(stack: Any, path: Path) -> None:
+            calls.append(path)
+            if len(calls) == 2:
+                path.write_bytes(b"half")
+                raise KeyboardInterrupt
+            write(stack, path)
+
+        monkeypatch.setattr(commands.png, "write", stop_in_the_second)
+        outcome = run.generate("a cat", "--batch", 3, "--seed", 1, "--out", tmp_path / "out")
+        assert outcome.code == 130
+        assert outcome.err.count("\n") == 1
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["1-a-cat.png"]
+        assert read(tmp_path / "out" / "1-a-cat.png").shape == (64, 64, 4)
+
+    def test_while_sampling(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("diffusers.UNet2DConditionModel.forward", stop)
+        outcome = run.generate("a cat", "--out", tmp_path / "out")
+        assert outcome.code == 130
+        assert not (tmp_path / "out").exists()
+
+
+class TestEncodeAndDecode:
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "rgba.png",
+            "rgb.jpg",
+            "cmyk.jpg",
+            "palette.png",
+            "grey.png",
+            "sixteen.png",
+            "animated.gif",
+            "1x1.png",
+            "3x700.png",
+        ],
+    )
+    def test_awkward_images_work(self, name: str, run: Any, pictures: Path, tmp_path: Path) -> None:
+        width, height = Image.open(pictures / name).size
+        model = ["--model", run.model, "--offline", "--out", tmp_path]
+        encoded = run("encode", pictures / name, *model)
+        assert encoded.code == 0, encoded.err
+        latent = read_latent(encoded.paths[0])
+        assert (latent.width, latent.height) == (width, height)
+        decoded = run("decode", encoded.paths[0], "--views", 1, *model)
+        assert decoded.code == 0, decoded.err
+        assert Image.open(decoded.paths[0]).mode == "RGBA"
+        assert Image.open(decoded.paths[0]).size == (width, height)
+
+    def test_transparency_changes_the_latent(self, run: Any, pictures: Path, tmp_path: Path) -> None:
+        model = ["--model", run.model, "--offline", "--out", tmp_path]
+        paths = run("encode", pictures / "rgba.png", pictures / "rgb.jpg", *model).paths
+        assert [path.name for path in paths] == ["rgba.safetensors", "rgb.safetensors"]
+        one, other = (read_latent(path).latent for path in paths)
+        assert not torch.allclose(one, other)
+
+    def test_latent_file_keeps_what_it_is_given(self, tmp_path: Path) -> None:
+        latent = torch.randn(1, 4, 5, 3)
+        LatentFile(latent, 20, 39).save(tmp_path / "a.safetensors")
+        again = read_latent(tmp_path / "a.safetensors")
+        assert torch.equal(again.latent, latent)
+        assert (again.width, again.height) == (20, 39)
+
+
+class TestComposite:
+    @pytest.mark.parametrize(("over", "corner"), [("#102030", (16, 32, 48)), ("white", (255, 255, 255))])
+    def test_over_a_colour(self, over: str, corner: tuple[int, ...], run: Any, pictures: Path, tmp_path: Path) -> None:
+        outcome = run("composite", pictures / "rgba.png", "--over", over, "--out", tmp_path)
+        assert outcome.code == 0, outcome.err
+        pixels = read(outcome.paths[0])
+        assert tuple(pixels[0, 0]) == corner
+        assert tuple(pixels[10, 10]) == (200, 40, 90)
+
+    def test_over_a_checkerboard(self, run: Any, pictures: Path, tmp_path: Path) -> None:
+        pixels = read(run("composite", pictures / "rgba.png", "--out", tmp_path).paths[0])
+        assert len(np.unique(pixels[:8].reshape(-1, 3), axis=0)) == 2
+
+    def test_over_an_image_and_in_order(self, run: Any, pictures: Path, tmp_path: Path) -> None:
+        top = np.zeros((48, 40, 4), np.uint8)
+        top[:10] = (0, 0, 250, 255)
+        Image.fromarray(top).save(tmp_path / "top.png")
+        Image.new("RGB", (48, 40), (1, 2, 3)).save(tmp_path / "behind.png")
+        layers = [pictures / "rgba.png", tmp_path / "top.png"]
+        pixels = read(run("composite", *layers, "--over", tmp_path / "behind.png", "--out", tmp_path).paths[0])
+        assert tuple(pixels[9, 10]) == (0, 0, 250)
+        assert tuple(pixels[12, 10]) == (200, 40, 90)
+        assert tuple(pixels[-1, -1]) == (1, 2, 3)
+
+
+class TestDoctor:
+    def test_whole(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        shutil.copytree(run.model, model)
+        (model / "captions.json").write_text("[]")
+        monkeypatch.setattr("lib_layerdiffusion.doctor.EMBEDDED_FOLDER", model)
+        outcome = run("doctor", "--weights", model / "layer_model")
+        assert outcome.code == 0, outcome.out
+        assert f"torch {torch.__version__}" in outcome.out
+        assert "ok      layer_sd15_transparent_attn: found" in outcome.out
+        missing = next(line for line in outcome.out.splitlines() if "layer_xl_fg2ble" in line)
+        assert missing.startswith("absent")
+        assert "layer_xl_fg2ble.safetensors" in missing.partition("->")[2]
+
+    def test_damaged(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        model = tmp_path / "model"
+        shutil.copytree(run.model, model)
+        monkeypatch.setattr("lib_layerdiffusion.doctor.EMBEDDED_FOLDER", model)
+        unet = next((model / "unet").glob("*.safetensors"))
+        unet.write_bytes(unet.read_bytes()[:-9])
+        (model / "layer_model" / "layer_sd15_transparent_attn.safetensors").write_bytes(b"")
+        outcome = run("doctor", "--weights", model / "layer_model")
+        assert outcome.code == 1
+        broken = [line for line in outcome.out.splitlines() if line.startswith("broken")]
+        assert len(broken) == 4
+        assert all(" -> " in line for line in broken)
+
+
+class TestDemo:
+    def test_writes_pictures_and_a_contact_sheet(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        model = tmp_path / "model"
+        shutil.copytree(run.model, model)
+        captions = [{"caption": f"thing {letter}", "kind": "opaque"} for letter in "abcdefghijk"]
+        (model / "captions.json").write_text(json.dumps(captions))
+        for module in (commands, pipelines):
+            monkeypatch.setattr(module, "EMBEDDED_FOLDER", model)
+        words = ["demo", "--steps", 1, "--views", 1, "--count", 10, "--out", tmp_path / "out"]
+        outcome = run(*words)
+        assert outcome.code == 0, outcome.err
+        names = [path.name for path in outcome.paths]
+        assert names == [*(f"1-thing-{letter}.png" for letter in "abcdefghij"), "contact-sheet.png"]
+        assert "contact-sheet.png" in outcome.err
+        first = {path: path.read_bytes() for path in outcome.paths}
+        assert {path: path.read_bytes() for path in run(*words).paths} == first
+
+    def test_contact_sheet_has_every_picture_in_its_place(self) -> None:
+        pictures = [(f"a very long caption {i}", np.full((20, 30, 3), 10 * i, np.uint8)) for i in range(5)]
+        sheet = np.asarray(contact_sheet(pictures, columns=2))
+        found = [value for value in np.unique(sheet[..., 0]) if (sheet == value).all(2).sum() >= 600]
+        assert set(found) >= {0, 10, 20, 30, 40}
+        places = [np.argwhere((sheet == 10 * i).all(2)).min(0) for i in range(1, 5)]
+        assert places[0][0] < places[1][0] == places[2][0] < places[3][0]
+        assert places[1][1] < places[2][1]
+
+
+class TestProgram:
+    def test_help_needs_no_heavy_import(self) -> None:
+        code = (
+            "import sys; from lib_layerdiffusion import cli; cli.main(['generate', '--help']);"
+            "print([name for name in ('torch', 'numpy', 'PIL', 'diffusers') if name in sys.modules])"
+        )
+        shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert shown.endswith("[]\n")
+        assert "--stop-at" in shown
+
+    def test_module_can_be_run(self) -> None:
+        words = [sys.executable, "-m", "lib_layerdiffusion", "generate"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+
+    @pytest.mark.parametrize("name", ["train", "harmlessness"])
+    def test_training_commands_get_their_words(self, name: str, run: Any) -> None:
+        outcome = run(name, "--help")
+        assert outcome.code == 0
+        assert "usage" in outcome.out
+
+    def test_version(self, run: Any) -> None:
+        assert run("--version").out.startswith("layerdiffusion ")
+
+    def test_unexpected_error_is_one_sentence(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: object) -> int:
+            raise RuntimeError("boom\nsecond line")
+
+        monkeypatch.setattr(commands, "doctor", fail)
+        outcome = run("doctor")
+        assert (outcome.code, outcome.out) == (1, "")
+        assert outcome.err == "Unexpected RuntimeError: boom; run the command again with --debug to see where.\n"
+
+    def test_debug_shows_the_traceback(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(_: object) -> int:
+            raise RuntimeError("boom")
+
+        monkeypatch.setattr(commands, "doctor", fail)
+        assert run("doctor", "--debug").code == 1
+        assert "Traceback" in caplog.text
+
+    def test_missing_package_is_named(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        outcome = run.generate("a cat")
+        assert outcome.code == 2
+        assert outcome.err == "The Python package diffusers is missing; install it with: pip install diffusers\n"
+
+    def test_out_of_memory_is_a_refusal(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(_: object) -> int:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(commands, "doctor", fail)
+        outcome = run("doctor")
+        assert outcome.code == 2
+        assert "--width" in outcome.err
+
+
+@given(st.text())
+def test_slug_is_safe_on_every_file_system(text: str) -> None:
+    name = slug(text)
+    assert name
+    assert len(name.encode()) <= 80
+    assert not set(name) & set('<>:"/\\|?* .')
+    assert name == name.strip("-")
+    assert name.isprintable()
