@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]  # bytes done, bytes in all (0 while unknown)
 
+PAUSE = 1.0  # seconds before the second attempt, twice that before the third
 _CHUNK = 1 << 18
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
@@ -64,7 +65,6 @@ class Download:
     size: int  # about, for messages and the check for free space until the server tells
     timeout: float = 15.0  # seconds without any byte
     attempts: int = 3  # in a row without any new byte
-    pause: float = 1.0  # seconds before the second attempt; grows with each
     patience: float = 120.0  # seconds without any byte while another process downloads the same file
 
     @property
@@ -122,7 +122,7 @@ class Download:
                         f"to a mirror, or {self.cure}."
                     ) from broken
                 logger.info("%s: %s, trying again", self.url, broken)
-                time.sleep(self.pause * failures)
+                time.sleep(PAUSE * failures)
 
     def _continue(self, progress: Progress | None) -> Source:
         """Ask for what is missing and append it; the whole file if the server can't continue or has another one."""
