@@ -33,6 +33,24 @@ _FOREIGN_KEYS: tuple[tuple[str, str], ...] = (
 )
 
 
+# Every key of a file of that kind; with the number of keys, a renamed or foreign one shows.
+_KEYS: dict[Kind, re.Pattern[str]] = {
+    "decoder": re.compile(
+        r"((latent_)?conv_in|conv_norm_out|conv_out"
+        r"|(down_blocks\.\d|mid_block|up_blocks\.\d)\."
+        r"(resnets\.\d\.(norm1|conv1|norm2|conv2|conv_shortcut)|attentions\.\d\.(group_norm|to_q|to_k|to_v|to_out\.0)"
+        r"|(down|up)samplers\.0\.conv))\.(weight|bias)"
+    ),
+    "encoder": re.compile(r"blocks\.\d+\.(weight|bias)"),
+    "attention_sharing": re.compile(
+        r"hookers\.layers\.\d+\.(to_(q|k|v|out)_lora\.\d+\.(down|up)\.weight"
+        r"|temporal_[iqkvon]\.(weight|bias)|control_convs\.\d+\.[02]\.(weight|bias))"
+        r"|kwargs_encoder\.blocks_\d\.\d+\.(weight|bias)"
+    ),
+    "patches": re.compile(r"diffusion_model\.[\w.]+::(lora|diff)::\d"),
+}
+
+
 class UnreadableFileError(Exception):
     """What is wrong with a file, as the rest of a sentence that begins with its path."""
 
@@ -116,6 +134,12 @@ def recognise(header: Header) -> Contents:
     if any(name.count("::") == 2 for name in shapes):
         return Contents("patches", channels=_count_channels(shapes))
     return Contents("other", note=_name_foreign(shapes))
+
+
+def find_stray(header: Header, kind: Kind) -> str | None:
+    """A key that no file of this kind has, None if all are known."""
+    pattern = _KEYS[kind]
+    return next((name for name in header.shapes if not pattern.fullmatch(name)), None)
 
 
 def _recognise_foreign(start: bytes, size: int) -> None:

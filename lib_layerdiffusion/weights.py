@@ -22,6 +22,7 @@ from lib_layerdiffusion.weight_file import (
     Header,
     UnreadableFileError,
     describe_bytes,
+    find_stray,
     read_header,
     recognise,
 )
@@ -299,6 +300,8 @@ def _inspect(path: Path, entry: WeightFile | None) -> Header:
         others = [file.name for file in _FILES if file.contents == contents]
         known = f" like {' or '.join(others)}" if others else ""
         raise UnreadableFileError(f"is the wrong file: it holds {contents}{known}, not {entry.contents}")
+    if stray := find_stray(header, contents.kind):
+        raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} has not")
     tensors = sum(".conv_shortcut." not in name for name in header.shapes)
     if entry.tensors and tensors != entry.tensors:
         raise UnreadableFileError(f"is incomplete or altered ({tensors} tensors instead of {entry.tensors})")

@@ -49,12 +49,14 @@ def make_sharing(frames: int, control: bool) -> dict[str, torch.Tensor]:
             names += [f"control_convs.{frame}.{conv}.{kind}" for conv in (0, 2) for kind in ("weight", "bias")]
     state = {f"hookers.layers.{layer}.{name}": torch.zeros(1) for layer in range(32) for name in names}
     if control:
-        state |= {f"kwargs_encoder.blocks_0.{conv}.{kind}": torch.zeros(1) for conv in range(8) for kind in "wb"}
+        state |= {
+            f"kwargs_encoder.blocks_0.{conv}.{kind}": torch.zeros(1) for conv in range(8) for kind in ("weight", "bias")
+        }
         state |= {
             f"kwargs_encoder.blocks_{block}.{conv}.{kind}": torch.zeros(1)
             for block in (1, 2, 3)
             for conv in range(2)
-            for kind in "wb"
+            for kind in ("weight", "bias")
         }
     return state
 
@@ -69,6 +71,10 @@ def make_patches(channels: int) -> dict[str, torch.Tensor]:
 def make_decoder(*widths: int) -> dict[str, torch.Tensor]:
     """A real transparent decoder, small; equal widths in a row need fewer shortcuts."""
     return TransparentDecoder(widths=widths, head_dim=4, groups=2).state_dict()
+
+
+def rename(state: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    return {new if name == old else name: value for name, value in state.items()}
 
 
 BODY = save(make_encoder())
@@ -172,7 +178,9 @@ def list_files(folder: Path) -> list[str]:
 def refuse(call, *args) -> str:
     with pytest.raises(Refusal) as refusal:
         call(*args)
-    return str(refusal.value)
+    sentence = str(refusal.value)
+    assert re.fullmatch(r"(?!.*\. [A-Z])[^\n]+\.", sentence), "one sentence"
+    return sentence
 
 
 # -- download
@@ -601,6 +609,21 @@ WRONG_FILES = [
         "incomplete or altered (17 tensors instead of 18)",
     ),
     (
+        "layer_sd15_vae_transparent_decoder",
+        rename(make_decoder(4, 4, 8, 8, 8, 8, 8), "conv_out.bias", "conv_last.bias"),
+        "has a tensor 'conv_last.bias', which a transparent decoder has not",
+    ),
+    (
+        "layer_sd15_joint",
+        rename(make_sharing(3, False), "hookers.layers.7.temporal_q.bias", "hookers.layers.7.temporal_Q.bias"),
+        "has a tensor 'hookers.layers.7.temporal_Q.bias', which attention sharing for 3 frames has not",
+    ),
+    (
+        "layer_xl_transparent_conv",
+        make_patches(4) | {"diffusion_model.x::full::0": torch.zeros(1)},
+        "has a tensor 'diffusion_model.x::full::0'",
+    ),
+    (
         "vae_transparent_decoder",
         dict(list(make_decoder(4, 4, 8, 8, 8, 8, 8).items())[:-1]),
         "incomplete or altered (487 tensors instead of 488)",
@@ -619,7 +642,7 @@ def test_a_wrong_file_is_named_for_what_it_is(tmp_path, name, state, sentence):
     save_file(state, path)
     store = WeightStore([tmp_path], tmp_path)
     said = refuse(store.load, name)
-    assert said.startswith(f"{path} is ")
+    assert said.startswith(f"{path} ")
     assert sentence in said
     assert f"delete it and run again, which downloads {WEIGHTS[name].url()}" in said
     (row,) = store.check([name])
