@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ OPTIONAL_PACKAGES = {"diffusers", "transformers", "tqdm", "accelerate", "tomli",
 def run() -> NoReturn:
     """Run the command line as a program."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
     sys.exit(main())
 
@@ -59,6 +60,12 @@ def _dispatch(words: list[str]) -> int:
             return _delegate("lib_layerdiffusion.train", rest)
         case ["harmlessness", *rest]:
             return _delegate("lib_layerdiffusion.train.harmlessness", rest)
+        case _:
+            return _execute(words)
+
+
+def _execute(words: list[str]) -> int:
+    """Parse the words and run the command that they name."""
     parser = build_parser()
     try:
         arguments = parser.parse_args(words)
@@ -109,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; needs no heavy import."""
     parser = _Parser(prog="layerdiffusion", description="Transparent images and layers from Stable Diffusion.")
     parser.add_argument("--version", action="version", version=f"layerdiffusion {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

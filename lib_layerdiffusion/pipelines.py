@@ -91,12 +91,12 @@ def _loading(path: Path, offline: bool) -> Iterator[None]:
     """Keep the libraries quiet and off the network if asked, and turn their errors on bad models into a sentence."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    import diffusers
-    import transformers
+    from diffusers.utils import logging as diffusers_logging
     from safetensors import SafetensorError
+    from transformers.utils import logging as transformers_logging
 
-    transformers.logging.set_verbosity_error()
-    diffusers.logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
