@@ -1,4 +1,4 @@
-"""Translates UNet names between the LDM layout of weight files and the diffusers layout, from the UNet's config alone."""
+"""Translates UNet names between the LDM layout of weight files and diffusers' layout, from the UNet's config alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every UNet parameter of both families has one LDM name, and every key of the published formats finds its parameter."""
+"""Every UNet parameter has one LDM name, and every key of the published formats finds its parameter."""
 
 from __future__ import annotations
 

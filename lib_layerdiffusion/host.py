@@ -1,0 +1,64 @@
+"""Host: the few verbs that every world (a WebUI, diffusers) must offer so that a Session can work in it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lib_layerdiffusion.modes import Family
+
+
+class Host(Protocol):
+    """What a Session asks of the world that samples.
+
+    Sampler space = VAE space x `scaling_factor`. Adapters are small: what changes the live model (side paths, shared
+    attention, posterior) is the same everywhere and works on `unet` and `vae` as they are.
+    """
+
+    @property
+    def name(self) -> str:
+        """What messages call this host, e.g. "StableDiffusionPipeline"."""
+        ...
+
+    @property
+    def family(self) -> Family:
+        """Base-model family of the loaded checkpoint."""
+        ...
+
+    @property
+    def unet(self) -> nn.Module:
+        """The live UNet that the sampler calls as `unet(sample, timestep, ...)`."""
+        ...
+
+    @property
+    def vae(self) -> nn.Module:
+        """The live first-stage model; its `quant_conv` yields the posterior's moments."""
+        ...
+
+    @property
+    def scaling_factor(self) -> float:
+        """Factor from VAE space to sampler space."""
+        ...
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        """Name in `unet` of a parameter or module of the LDM layout; None when the layout has no such name."""
+        ...
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        """Timestep, as `unet` receives it, after `fraction` (0..1) of the noise schedule from noise to image."""
+        ...
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Encode [B, 3, H, W], -1..1 to the posterior's mean [B, 4, H/8, W/8] in VAE space."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode [B, 4, h, w] in VAE space to [B, 3, 8h, 8w], 0..1."""
+        ...
+
+    def on_device(self, network: nn.Module) -> AbstractContextManager[torch.device]:
+        """Make room for a network of ours and hold it on the compute device; yields that device."""
+        ...

@@ -1,0 +1,382 @@
+"""The diffusers host: any SD1.5 or SDXL pipeline makes layers inside `with layer_diffusion(pipe, mode=...)`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor, nn
+
+from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.layers import LayerStack, fit
+from lib_layerdiffusion.modes import Family, find_mode
+from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.planning import Facts, Plan
+from lib_layerdiffusion.planning import plan as make_plan
+from lib_layerdiffusion.refusal import Refusal, list_choices
+from lib_layerdiffusion.session import Image, Progress, Session
+from lib_layerdiffusion.transparent_vae import Cancelled
+from lib_layerdiffusion.weights import WeightStore, cache_folder
+
+LARGEST_SEED = 2**32 - 1
+OWN_SETTINGS = {
+    "prompt": "the prompts",
+    "negative_prompt": "negative_prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg",
+    "generator": "seed or seeds",
+    "num_images_per_prompt": "one prompt for each image in ld.batch",
+    "output_type": "ld.decode for latents of your own",
+    "return_dict": "the layers that are returned",
+}
+CURE = "load a Stable Diffusion 1.5 or SDXL checkpoint"
+CROSS = "CrossAttnDownBlock2D"
+STRUCTURES: dict[tuple[str, ...], Family] = {
+    (CROSS, CROSS, CROSS, "DownBlock2D"): "sd15",
+    ("DownBlock2D", CROSS, CROSS): "sdxl",
+}
+
+
+class DiffusersHost:
+    """Host of one pipeline; nothing in the pipeline is changed by making one.
+
+    Refuses pipelines whose base model has no layer models (Flux, SD3, SD2, refiner, inpainting) or can't be hooked.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.name = type(pipe).__name__
+        self.family: Family = read_family(pipe)
+        self.unet: nn.Module = pipe.unet
+        self.vae: nn.Module = pipe.vae
+        self.scaling_factor = float(pipe.vae.config.scaling_factor)
+        self._names = name_modules(pipe.unet.config)
+
+    @property
+    def size_unit(self) -> int:
+        """Pixels per latent cell."""
+        return 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels that the checkpoint was trained for."""
+        return int(self.pipe.unet.config.sample_size) * self.size_unit
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return translate(ldm_name, self._names)
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        config = self.pipe.scheduler.config
+        if not hasattr(self.pipe.scheduler, "alphas_cumprod") or config.get("timestep_type", "discrete") != "discrete":
+            raise Refusal(
+                f"{type(self.pipe.scheduler).__name__} has no timesteps from 0 to 999, so 'start at' and 'stop at' "
+                "can't be placed; leave them at 0 and 1 or choose another scheduler."
+            )
+        return (1.0 - fraction) * (config.num_train_timesteps - 1)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        with self._safe_vae() as vae, torch.no_grad():
+            return vae.encode(pixels.to(self.device, vae.dtype)).latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with self._safe_vae() as vae, torch.no_grad():
+            images = [vae.decode(z.to(self.device, vae.dtype)).sample.float() for z in latents.split(1)]
+        return (torch.cat(images) * 0.5 + 0.5).clamp(0, 1)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipe._execution_device)
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+        """Hold `network` on the pipeline's device, back where it was afterwards."""
+        before = next(network.parameters()).device
+        network.to(self.device)
+        try:
+            yield self.device
+        finally:
+            network.to(before)
+
+    @contextmanager
+    def _safe_vae(self) -> Iterator[Any]:
+        """Run the SDXL VAE in float32 where float16 overflows (its config says so); float16 -> 32 -> 16 is exact."""
+        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
+        upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast", False))
+        if upcast:
+            vae.to(torch.float32)
+        try:
+            yield vae
+        finally:
+            if upcast:
+                vae.to(dtype)
+
+
+def read_family(pipe: Any) -> Family:
+    """Read the base-model family from the UNet's structure, or refuse with what the pipeline is instead."""
+    name, unet, vae = type(pipe).__name__, getattr(pipe, "unet", None), getattr(pipe, "vae", None)
+    if unet is None or vae is None:
+        raise Refusal(f"{name} has no UNet with a VAE, and layer models exist only for such models; {CURE}.")
+    if hasattr(unet, "_orig_mod"):
+        raise Refusal("The UNet is compiled, so layer models can't be hooked into it; pass the pipeline uncompiled.")
+    config: Mapping[str, Any] = unet.config
+    channels = config.get("in_channels")
+    if channels != 4:
+        raise Refusal(
+            f"The UNet of {name} takes {channels} channels, as inpainting and edit checkpoints do; {CURE} with 4."
+        )
+    family = STRUCTURES.get(tuple(config.get("down_block_types", ())))
+    extra = config.get("addition_embed_type")
+    if family == "sd15" and config.get("use_linear_projection"):
+        raise Refusal(f"{name} holds a Stable Diffusion 2 checkpoint, for which no layer models exist; {CURE}.")
+    if family is None or extra != {"sd15": None, "sdxl": "text_time"}[family]:
+        raise Refusal(f"The UNet of {name} has neither the SD1.5 nor the SDXL structure; {CURE}.")
+    if not hasattr(vae, "quant_conv") or vae.quant_conv is None or vae.config.get("latents_mean") is not None:
+        raise Refusal(
+            f"{type(vae).__name__} is not the VAE that {name} was trained with; load the checkpoint's own VAE."
+        )
+    return family
+
+
+class LayerDiffusion:
+    """A pipeline with a layer mode switched on, inside the `with` block of `layer_diffusion`."""
+
+    def __init__(self, host: DiffusersHost, options: LayerOptions, store: WeightStore) -> None:
+        self.host = host
+        self.options = options
+        self.mode = find_mode(options.mode, host.family)
+        self.session = Session(host, store)
+        self._parameters = inspect.signature(host.pipe.__call__).parameters
+
+    def __call__(self, prompt: str, negative_prompt: str = "", seed: int = 0, **settings: Any) -> LayerStack:
+        """Generate one set of layers; `settings` are those of `batch`."""
+        return self.batch([prompt], [seed], negative_prompt=negative_prompt, **settings)[0]
+
+    def batch(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        negative_prompt: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 20,
+        cfg: float = 7.0,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> list[LayerStack]:
+        """Generate one set of layers per prompt, sampled together.
+
+        width, height: pixels, the checkpoint's own size by default. seeds: 0, 1, ... by default; what a set shows
+        depends on its prompt and seed, not on its place in the batch. cfg: guidance, 1 is none.
+        progress(done, total): called after every step and every decoding pass; cancels when it returns False or raises.
+        settings: go to the pipeline as they are (`image=` and so on). Image to image from an RGBA `image` (uint8 array,
+        Pillow image or path) starts from its transparency, too.
+        """
+        seeds = list(range(len(prompts))) if seeds is None else list(seeds)
+        _check_request(prompts, seeds, negative_prompt, cfg)
+        self._check_settings(settings)
+        start = self._take_start(settings)
+        width, height = self._size(width, height, start, settings)
+        frames = len(self.mode.frames)
+        facts = Facts(self.host.family, width, height, steps=steps, transparent_input=start is not None)
+        counted = len(prompts) if self.options.batch_counts == "sets" else len(prompts) * frames
+        plan = make_plan(self.options, replace(facts, batch=counted))
+        self.session.open(plan, {role: self._read(self.options.image(role), plan.size) for role in plan.mode.inputs})
+        if start is not None:
+            settings["image"] = self._encode(self._read(start, plan.size)).repeat(plan.images, 1, 1, 1)
+        if "width" in self._parameters:
+            settings |= {"width": plan.width, "height": plan.height}
+        views = plan.views if plan.mode.decoder else 0
+        follow = _follow(progress, views, settings.pop("callback_on_step_end", None))
+        with self.session.sampling():
+            latents: Tensor = self.host.pipe(
+                prompt=[_join(extra, prompt) for prompt in prompts for extra in plan.prompts],
+                negative_prompt=[negative_prompt] * plan.images,
+                num_inference_steps=steps,
+                guidance_scale=cfg,
+                generator=[torch.Generator("cpu").manual_seed(seed + n) for seed in seeds for n in range(frames)],
+                output_type="latent",
+                callback_on_step_end=follow,
+                **settings,
+            ).images
+        self.session.collect(latents)
+        stacks = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
+        return [
+            replace(stack, infotext=self._describe(prompt, negative_prompt, steps, cfg, seed, plan))
+            for stack, prompt, seed in zip(stacks, prompts, seeds, strict=True)
+        ]
+
+    def encode(self, rgba: Any) -> Tensor:
+        """Encode an RGBA image (uint8 array, Pillow image or path) with its transparency.
+
+        Returns [1, 4, H/8, W/8] in sampler space, what an image-to-image pipeline takes as `image`; sides that are no
+        multiple of 8 are continued to the next.
+        """
+        image = read_image(rgba)
+        self.session.open(self._plan_one(image.shape[1], image.shape[0]))
+        return self._encode(image)
+
+    def decode(self, latents: Tensor) -> Image:
+        """Decode latents [1, 4, h, w] in sampler space, as pipelines return them, to RGBA uint8 [8h, 8w, 4]."""
+        self.session.open(self._plan_one(8 * latents.shape[3], 8 * latents.shape[2]))
+        (image,) = self.session.decode_transparent(latents / self.host.scaling_factor)
+        return image
+
+    def _plan_one(self, width: int, height: int) -> Plan:
+        facts = Facts(self.host.family, width, height, batch=len(self.mode.frames), transparent_input=True)
+        return make_plan(self.options, facts)
+
+    def _encode(self, rgba: Image) -> Tensor:
+        with self.session.encoding(rgba) as pixels:
+            return self.host.encode(pixels) * self.host.scaling_factor
+
+    def _read(self, image: Any, size: tuple[int, int]) -> Image:
+        return fit(read_image(image), size, self.options.resize_mode)
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        for name in settings:
+            if name in OWN_SETTINGS:
+                raise Refusal(f"{name!r} is set by LayerDiffusion: use {OWN_SETTINGS[name]} instead.")
+            if name not in self._parameters:
+                raise Refusal(f"{self.host.name} takes no {name!r}: {list_choices(name, sorted(self._parameters))}.")
+
+    def _take_start(self, settings: dict[str, Any]) -> Image | None:
+        """Take the RGBA image that image to image starts from out of `settings`, if there is one."""
+        image = settings.get("image")
+        if "strength" not in self._parameters or "mask_image" in self._parameters or not _has_alpha(image):
+            return None
+        if len(self.mode.frames) > 1 or self.mode.encoder is None:
+            raise Refusal(
+                f"Layer mode {self.mode.name!r} can't start from a transparent image: "
+                "use mode 'foreground', or an image without alpha."
+            )
+        return read_image(settings.pop("image"))
+
+    def _size(
+        self, width: int | None, height: int | None, start: Image | None, settings: Mapping[str, Any]
+    ) -> tuple[int, int]:
+        """Size to generate: as asked for, else that of the image to start from, else the checkpoint's own."""
+        own = (self.host.native_size,) * 2
+        if start is not None:
+            own = (start.shape[1], start.shape[0])
+        elif "strength" in self._parameters and settings.get("image") is not None:
+            own = _measure(settings["image"], self.host.size_unit) or own
+        return (own[0] if width is None else width), (own[1] if height is None else height)
+
+    def _describe(self, prompt: str, negative_prompt: str, steps: int, cfg: float, seed: int, plan: Plan) -> str:
+        """Write the infotext of a set, in the form that WebUIs read."""
+        facts: dict[str, Any] = {
+            "Steps": steps,
+            "Sampler": type(self.host.pipe.scheduler).__name__.removesuffix("Scheduler"),
+            "CFG scale": f"{cfg:g}",
+            "Seed": seed,
+            "Size": "{}x{}".format(*plan.size),
+            "layerdiffusion_mode": plan.mode.name,
+        }
+        for name in ("weight", "start_at", "stop_at", "views"):
+            facts[f"layerdiffusion_{name}"] = f"{getattr(plan, name):g}"
+        lines = [prompt, f"Negative prompt: {negative_prompt}" if negative_prompt else ""]
+        return "\n".join([*filter(None, lines), ", ".join(f"{key}: {value}" for key, value in facts.items())])
+
+
+@contextmanager
+def layer_diffusion(
+    pipe: Any, mode: str = "foreground", weights: WeightStore | Path | str | None = None, **options: Any
+) -> Iterator[LayerDiffusion]:
+    """Switch a layer mode on: `with layer_diffusion(pipe) as ld: stack = ld("a glass bottle", seed=1)`.
+
+    pipe: any diffusers pipeline of an SD1.5 or SDXL checkpoint; it is unchanged after every call.
+    weights: a store, or the folder of the layer files. By default the `layer_model` folder inside the pipeline's own,
+    else the user's cache folder, into which missing files are downloaded.
+    options: fields of LayerOptions. Refusal when a request can't be served.
+    """
+    host = DiffusersHost(pipe)
+    ld = LayerDiffusion(host, LayerOptions.from_dict({"mode": mode, **options}), _open_store(pipe, weights))
+    try:
+        yield ld
+    finally:
+        ld.session.close()
+
+
+def _open_store(pipe: Any, weights: WeightStore | Path | str | None) -> WeightStore:
+    if isinstance(weights, WeightStore):
+        return weights
+    if weights is not None:
+        if not Path(weights).expanduser().is_dir():
+            raise Refusal(f"There is no folder {weights}: name the one that holds the layer files.")
+        return WeightStore([weights])
+    inside = Path(pipe.config.get("_name_or_path") or "") / "layer_model"
+    return WeightStore([inside] if inside.is_dir() else [], download_to=cache_folder())
+
+
+def _follow(progress: Progress | None, views: int, callback: Any) -> Any:
+    """Make a pipeline's step callback that reports progress and then calls the caller's own."""
+
+    def after_step(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if progress is not None and progress(step + 1, pipe.num_timesteps + views) is False:
+            raise Cancelled
+        return kwargs if callback is None else callback(pipe, step, timestep, kwargs)
+
+    return after_step
+
+
+def _after(progress: Progress | None, steps: int, views: int) -> Progress | None:
+    """Report decoding as `views` more steps after the sampling's."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(steps + views * done // total, steps + views)
+
+
+def _join(extra: str, prompt: str) -> str:
+    return f"{extra}, {prompt}" if extra else prompt
+
+
+def _check_request(prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str, cfg: float) -> None:
+    if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        raise Refusal("The prompts must be a list of one or more texts; give a single one to ld(prompt).")
+    if not isinstance(negative_prompt, str):
+        raise Refusal(f"The negative prompt must be a text, not {type(negative_prompt).__name__}.")
+    if len(seeds) != len(prompts):
+        raise Refusal(f"There are {len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt.")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
+            raise Refusal(f"A seed must be a whole number from 0 to {LARGEST_SEED}, not {seed!r}.")
+    if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not math.isfinite(cfg) or cfg < 0:
+        raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 is no guidance, 7 is usual.")
+
+
+def _has_alpha(image: Any) -> bool:
+    match image:
+        case PIL.Image.Image():
+            return image.has_transparency_data if hasattr(image, "has_transparency_data") else "A" in image.getbands()
+        case np.ndarray():
+            return image.ndim == 3 and image.shape[2] == 4
+        case _:
+            return False
+
+
+def _measure(image: Any, unit: int) -> tuple[int, int] | None:
+    """Width and height in whole latent cells of an image that a pipeline takes; None when that can't be told."""
+    match image:
+        case PIL.Image.Image():
+            width, height = image.size
+        case Tensor() if image.shape[-3] == 4:
+            return image.shape[-1] * unit, image.shape[-2] * unit
+        case Tensor():
+            width, height = image.shape[-1], image.shape[-2]
+        case np.ndarray():
+            height, width = image.shape[-3:-1]
+        case list() if image:
+            return _measure(image[0], unit)
+        case _:
+            return None
+    return width // unit * unit, height // unit * unit

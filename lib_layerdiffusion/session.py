@@ -1,0 +1,264 @@
+"""Session: one generation in any host, from open and inject around the sampling to collect, decode and close."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lib_layerdiffusion import injection
+from lib_layerdiffusion.host import Host
+from lib_layerdiffusion.layers import Layer, LayerStack, pad_rgb
+from lib_layerdiffusion.modes import Role
+from lib_layerdiffusion.planning import Plan
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder, read_units
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from lib_layerdiffusion.weights import WeightStore
+
+Image = np.ndarray[Any, Any]
+Progress = Callable[[int, int], Any]
+
+PAINTING_ORDER: tuple[Role, ...] = ("blend", "background", "foreground")
+
+
+class Session:
+    """All state of a generation, on one object.
+
+    The order of calls: `open(plan)` loads and checks every file, so that what can be refused is refused before any
+    sampling; `with sampling():` around the host's sampler call (again for a second pass); `collect(latents)`;
+    `decode()`. `open` may be called again for the next batch and keeps the networks that it has. `close()` undoes
+    whatever is still in place; it may be called at any time and twice.
+    """
+
+    def __init__(self, host: Host, store: WeightStore) -> None:
+        self.host = host
+        self.store = store
+        self._plan: Plan | None = None
+        self._conditions: Mapping[Role, Image] = {}
+        self._latents: Tensor | None = None  # VAE space
+        self._networks: dict[str, Any] = {}
+        self._injected = ExitStack()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def plan(self) -> Plan:
+        """What is being generated."""
+        if self._plan is None:
+            raise RuntimeError("the session is not open")
+        return self._plan
+
+    def open(self, plan: Plan, conditions: Mapping[Role, Image] | None = None) -> None:
+        """Load every file of the plan and check that it fits the model.
+
+        `conditions`: RGBA uint8 [H, W, 4] of the plan's `size` for each input of the mode.
+        """
+        self._injected.close()
+        self._plan, self._latents = plan, None
+        self._conditions = {role: self._extend(image) for role, image in (conditions or {}).items()}
+        self._networks = {file: network for file, network in self._networks.items() if file in plan.files}
+        for file in plan.files:
+            if file not in self._networks:
+                self._networks[file] = self._load(file)
+        with self.sampling():
+            pass  # hooks that don't fit refuse here, before the host spends time on prompts and noise
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Inject the mode's patches or shared attention into the live UNet for as long as the block lasts."""
+        self._injected.close()
+        plan, unet = self.plan, self.host.unet
+        with ExitStack() as injected:
+            self._injected = injected
+            active = self._place_window(injected)
+            network = self._networks[plan.mode.file]
+            if isinstance(network, SharedAttention):
+                signal = self._control_signal(network.control)
+                injected.enter_context(
+                    injection.shared_attention(
+                        unet, network.units, control_signal=signal, weight=plan.weight, active=active
+                    )
+                )
+            else:
+                concat = self._concat_latents()
+                injected.enter_context(injection.side_path(unet, network, plan.weight, concat=concat, active=active))
+            yield
+
+    @contextmanager
+    def encoding(self, rgba: Image) -> Iterator[Tensor]:
+        """Let the host's VAE encode `rgba` (uint8 [H, W, 4] of the plan's `size`) with its transparency.
+
+        Inside the block the posterior of that one image is mean + std * offset (LayerDiffusion, arXiv 2402.17113,
+        section 3.1). Yields what the VAE has to be given: [1, 3, H, W], -1..1, composited on mid-grey.
+        """
+        encoder = self._networks.get(self.plan.mode.encoder or "")
+        if not isinstance(encoder, TransparentEncoder):
+            raise Refusal(
+                f"Layer mode {self.plan.mode.name!r} can't start from a transparent image: choose another mode."
+            )
+        rgba = self._extend(rgba)
+        alpha = rgba[..., 3:].astype(np.float32) / 255
+        image = np.concatenate([alpha, pad_rgb(rgba)], axis=2)
+        with self.host.on_device(encoder) as device, torch.inference_mode():
+            offset = encoder.factor * encoder(_to_tensor(image).to(device))
+
+        def adjust(moments: Tensor) -> Tensor:
+            mean, log_variance = moments.chunk(2, dim=1)
+            std = (0.5 * log_variance.clamp(-30, 20)).exp()
+            return torch.cat([mean + std * offset.to(mean), torch.full_like(mean, -30.0)], dim=1)
+
+        with injection.posterior(self.host.vae, adjust):
+            yield _on_grey(rgba)
+
+    def collect(self, latents: Tensor) -> None:
+        """Take the sampled latents [images, 4, h, w] in sampler space."""
+        if not torch.isfinite(latents).all():
+            raise Refusal(
+                f"The sampling on {self.host.name} gave values that are no numbers: "
+                "load the model in float32 or bfloat16, or choose another scheduler or a lower guidance."
+            )
+        self._latents = latents.detach().float().cpu() / self.host.scaling_factor
+
+    def decode(self, pixels: Tensor | None = None, progress: Progress | None = None) -> list[LayerStack]:
+        """Decode the collected latents to one stack per set.
+
+        `pixels` [images, 3, H, W], 0..1: what the host decoded already, if it did.
+        """
+        plan, latents = self.plan, self._latents
+        if latents is None:
+            raise RuntimeError("nothing was collected")
+        pixels = (self.host.decode(latents) if pixels is None else pixels).float().cpu()
+        images = [_to_image(image, plan.size) for image in pixels]
+        frames = len(plan.frames)
+        if plan.mode.transparent_frame is not None:
+            own = slice(plan.mode.transparent_frame, None, frames)
+            images[own] = self.decode_transparent(latents[own], pixels[own], progress)
+        sets = [images[first : first + frames] for first in range(0, len(images), frames)]
+        return [self._stack(dict(zip(plan.frames, each, strict=True))) for each in sets]
+
+    def decode_transparent(
+        self, latents: Tensor, pixels: Tensor | None = None, progress: Progress | None = None
+    ) -> list[Image]:
+        """Decode VAE-space latents [B, 4, h, w] (and their pixels [B, 3, 8h, 8w], 0..1) to RGBA at the plan's size."""
+        decoder = self._networks.get(self.plan.mode.decoder or "")
+        if not isinstance(decoder, TransparentDecoder):
+            raise Refusal(
+                f"Layer mode {self.plan.mode.name!r} makes no transparent image: choose another, such as foreground."
+            )
+        pixels = self.host.decode(latents) if pixels is None else pixels
+        images: list[Image] = []
+        with self.host.on_device(decoder) as device:
+            for index, (pixel, latent) in enumerate(zip(pixels.split(1), latents.split(1), strict=True)):
+                report = _part(progress, index, len(latents))
+                pixel, latent = pixel.float().to(device), latent.float().to(device)
+                decoded = decoder.decode(pixel, latent, views=self.plan.views, progress=report)
+                images.append(_to_image(decoded[0, [1, 2, 3, 0]].cpu(), self.plan.size))
+        return images
+
+    def close(self) -> None:
+        """Undo every change to the host's model and let go of latents and networks."""
+        self._injected.close()
+        self._plan, self._latents = None, None
+        self._conditions, self._networks = {}, {}
+
+    def _load(self, file: str) -> Any:
+        mode, state = self.plan.mode, self.store.load(file)
+        if file == mode.decoder:
+            return TransparentDecoder.from_state_dict(state).eval().requires_grad_(False)
+        if file == mode.encoder:
+            return TransparentEncoder.from_state_dict(state).eval().requires_grad_(False)
+        if mode.kind == "patches":
+            patches = injection.parse_patches(state)
+            return {self.host.parameter_name(name) or name: patch for name, patch in patches.items()}
+        return self._load_shared_attention(state)
+
+    def _load_shared_attention(self, state: Mapping[str, Tensor]) -> SharedAttention:
+        names = [self.host.parameter_name(name) or name for name in ATTENTION_ORDER]
+        modules = dict(self.host.unet.named_modules())
+        missing = [name for name in names if name not in modules]
+        if missing:
+            raise Refusal(
+                f"The UNet of {self.host.name} has no {missing[0]}, as a Stable Diffusion 1.5 UNet has: "
+                "load an SD1.5 checkpoint that isn't pruned or distilled."
+            )
+        units, control = read_units(state, [modules[name] for name in names])
+        return SharedAttention(dict(zip(names, units, strict=True)), control)
+
+    def _place_window(self, injected: ExitStack) -> Callable[[], bool] | None:
+        """Watch the UNet's timesteps when the mode is to be active for a part of the sampling only."""
+        plan = self.plan
+        if plan.start_at <= 0 and plan.stop_at >= 1:
+            return None
+        start = math.inf if plan.start_at <= 0 else self.host.percent_to_timestep(plan.start_at)
+        stop = -math.inf if plan.stop_at >= 1 else self.host.percent_to_timestep(plan.stop_at)
+        window = injected.enter_context(injection.timestep_window(self.host.unet, start, stop))
+        return lambda: window.active
+
+    def _control_signal(self, control: ControlEncoder | None) -> dict[int, Tensor] | None:
+        if control is None:
+            return None
+        (role,) = self.plan.mode.inputs
+        with self.host.on_device(control) as device, torch.inference_mode():
+            return control(_on_grey(self._conditions[role]).to(device))
+
+    def _concat_latents(self) -> Tensor | None:
+        """Encode the mode's inputs to sampler space and stack them on the channel axis."""
+        if not self.plan.mode.inputs:
+            return None
+        latents = [self.host.encode(_on_grey(self._conditions[role])) for role in self.plan.mode.inputs]
+        return torch.cat(latents, dim=1) * self.host.scaling_factor
+
+    def _extend(self, image: Image) -> Image:
+        """Continue the edges of an image of the plan's size to the size that is sampled."""
+        rows, columns = self.plan.height - image.shape[0], self.plan.width - image.shape[1]
+        return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
+
+    def _stack(self, images: Mapping[Role, Image]) -> LayerStack:
+        layers = (Layer(name=role, image=images[role], role=role) for role in PAINTING_ORDER if role in images)
+        return LayerStack(layers=tuple(layers), size=self.plan.size)
+
+
+@dataclass(frozen=True)
+class SharedAttention:
+    """A file's units by the name of the host's attention module, and its control encoder if it has one."""
+
+    units: Mapping[str, AttentionSharingUnit]
+    control: ControlEncoder | None
+
+
+def _on_grey(rgba: Image) -> Tensor:
+    """Composite uint8 [H, W, 4] on mid-grey: [1, 3, H, W], -1..1."""
+    image = rgba.astype(np.float32) / 255
+    return _to_tensor((image[..., :3] * 2 - 1) * image[..., 3:])
+
+
+def _to_tensor(image: Image) -> Tensor:
+    """[H, W, C] to [1, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+
+
+def _to_image(pixels: Tensor, size: tuple[int, int]) -> Image:
+    """[3 or 4, H, W], 0..1 to RGBA uint8, cropped to `size` (width, height)."""
+    width, height = size
+    image = (pixels[:, :height, :width].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    if image.shape[2] == 3:
+        image = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=2)
+    return np.ascontiguousarray(image)
+
+
+def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
+    """Report one of `count` equal jobs as a part of all of them."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(index * total + done, count * total)

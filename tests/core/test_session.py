@@ -1,0 +1,276 @@
+"""A Session in a host of a few lines: without diffusers, it injects only around sampling, and always undoes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.planning import Facts, Plan, plan
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.session import Session
+from lib_layerdiffusion.transparent_vae import Cancelled, TransparentDecoder
+from lib_layerdiffusion.weights import WeightStore
+from tests import seeded
+
+FIRST_CONV = "input_blocks.0.0"
+
+
+class SmallUnet(nn.Module):
+    """A UNet of one convolution, in the LDM layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1)])])
+
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return self.get_submodule(FIRST_CONV)(x)
+
+
+class SmallHost:
+    """The Host protocol, as a WebUI with LDM names would fulfil it."""
+
+    name, family, scaling_factor = "a small host", "sdxl", 0.5
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.unet = SmallUnet()
+        self.vae = nn.ModuleDict({"quant_conv": nn.Conv2d(8, 8, 1)})
+        self.held: list[nn.Module] = []
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return ldm_name
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        return (1 - fraction) * 999
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels.mean(dim=1, keepdim=True)[..., ::8, ::8].repeat(1, 4, 1, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3).sigmoid()
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+        self.held.append(network)
+        yield torch.device("cpu")
+
+    def sample(self, latents: Tensor, timestep: float = 500.0) -> Tensor:
+        return self.unet(latents, torch.tensor([timestep]))
+
+
+@pytest.fixture
+def host() -> SmallHost:
+    return SmallHost()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> WeightStore:
+    folder = tmp_path_factory.mktemp("layer_model")
+    for name, channels in (("layer_xl_transparent_conv", 4), ("layer_xl_fg2ble", 8)):
+        key = f"diffusion_model.{FIRST_CONV}.weight::diff::0"
+        save_file(seeded.state_dict({key: (4, channels, 3, 3)}, 1), folder / f"{name}.safetensors")
+    decoder = seeded.fill(TransparentDecoder(widths=(8,) * 7), 1, gain=2)
+    save_file(decoder.state_dict(), folder / "vae_transparent_decoder.safetensors")
+    return WeightStore([folder])
+
+
+def make_plan(mode: str = "foreground_conv", size: tuple[int, int] = (64, 64), batch: int = 1, **options: Any) -> Plan:
+    given = LayerOptions.from_dict({"mode": mode, "views": 1, **options})
+    return plan(given, Facts("sdxl", *size, batch=batch))
+
+
+def forwards(host: SmallHost) -> list[Any]:
+    """All that an injection can leave on the model."""
+    return [
+        (list(m._forward_hooks), list(m._forward_pre_hooks), sorted(m.__dict__))
+        for m in (*host.unet.modules(), *host.vae.modules())
+    ]
+
+
+def test_the_package_imports_nothing_and_the_core_no_host() -> None:
+    code = """if True:
+        import sys, lib_layerdiffusion
+        print("torch" in sys.modules, hasattr(lib_layerdiffusion, "absent"))
+        import lib_layerdiffusion.session
+        print("diffusers" in sys.modules, "transformers" in sys.modules)
+    """
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False"] * 4
+
+
+def test_the_model_is_changed_inside_sampling_only(host: SmallHost, store: WeightStore) -> None:
+    x = torch.randn(1, 4, 8, 8)
+    plain, before = host.sample(x), forwards(host)
+    with Session(host, store) as session:
+        session.open(make_plan())
+        assert forwards(host) == before
+        with session.sampling():
+            assert not torch.allclose(host.sample(x), plain)
+        assert torch.equal(host.sample(x), plain)
+        with session.sampling():  # a second pass, as for hires fix
+            assert not torch.allclose(host.sample(x), plain)
+    assert forwards(host) == before
+    assert torch.equal(host.sample(x), plain)
+
+
+def test_an_exception_in_sampling_undoes_everything(host: SmallHost, store: WeightStore) -> None:
+    before = forwards(host)
+    with Session(host, store) as session:
+        session.open(make_plan(stop_at=0.5))
+        with pytest.raises(KeyboardInterrupt), session.sampling():
+            raise KeyboardInterrupt
+        assert forwards(host) == before
+
+
+def test_close_in_the_middle_of_sampling_undoes_everything_and_may_come_twice(
+    host: SmallHost, store: WeightStore
+) -> None:
+    before = forwards(host)
+    session = Session(host, store)
+    session.open(make_plan(stop_at=0.5))
+    sampling = session.sampling()
+    sampling.__enter__()
+    assert forwards(host) != before
+    session.close()
+    assert forwards(host) == before
+    session.close()
+    sampling.__exit__(None, None, None)
+    assert forwards(host) == before
+
+
+def test_sampling_again_replaces_an_injection_that_nobody_left(host: SmallHost, store: WeightStore) -> None:
+    x = torch.randn(1, 4, 8, 8)
+    session = Session(host, store)
+    session.open(make_plan())
+    lost = session.sampling()
+    lost.__enter__()
+    once = host.sample(x)
+    with session.sampling():
+        assert torch.equal(host.sample(x), once)
+    session.close()
+
+
+def test_start_at_and_stop_at_bound_the_effect(host: SmallHost, store: WeightStore) -> None:
+    x = torch.randn(1, 4, 8, 8)
+    plain = host.sample(x)
+    changes = {}
+    with Session(host, store) as session:
+        session.open(make_plan(start_at=0.2, stop_at=0.6))
+        with session.sampling():
+            for timestep in (999.0, 850.0, 750.0, 450.0, 350.0, 0.0):
+                changes[timestep] = not torch.equal(host.sample(x, timestep), plain)
+    assert changes == {999.0: False, 850.0: False, 750.0: True, 450.0: True, 350.0: False, 0.0: False}
+
+
+def test_conditions_reach_the_unet_at_the_sampled_size(host: SmallHost, store: WeightStore) -> None:
+    """The side path of the enlarged first conv sees the encoded condition; an odd size is continued at its edge."""
+    image = np.random.default_rng(0).integers(0, 256, (101, 70, 4), dtype=np.uint8)
+    delta = store.load("layer_xl_fg2ble")[f"diffusion_model.{FIRST_CONV}.weight::diff::0"]
+    plan_ = make_plan("foreground_to_blend", (70, 101), foreground_image=image)
+    x = torch.zeros(2, 4, 13, 9)
+    plain = host.sample(x)
+    with Session(host, store) as session:
+        session.open(plan_, {"foreground": image})
+        with session.sampling():
+            change = host.sample(x) - plain
+    padded = np.pad(image, ((0, 3), (0, 2), (0, 0)), mode="edge").astype(np.float32) / 255
+    grey = (padded[..., :3] * 2 - 1) * padded[..., 3:]
+    condition = host.encode(torch.from_numpy(grey.transpose(2, 0, 1)[None])) * host.scaling_factor
+    expected = nn.functional.conv2d(condition, delta[:, 4:], padding=1)
+    torch.testing.assert_close(change, expected.expand_as(change), rtol=1e-4, atol=1e-5)
+
+
+def test_each_set_is_decoded_from_its_own_latents(host: SmallHost, store: WeightStore) -> None:
+    latents = torch.randn(3, 4, 8, 8)
+    with Session(host, store) as session:
+        session.open(make_plan(batch=3))
+        session.collect(latents)
+        together = session.decode()
+        for index, stack in enumerate(together):
+            session.open(make_plan())
+            session.collect(latents[index : index + 1])
+            assert np.array_equal(session.decode()[0].layers[0].image, stack.layers[0].image)
+    assert len({stack.layers[0].image.tobytes() for stack in together}) == 3
+
+
+def test_pixels_that_the_host_decoded_are_used_and_latents_are_in_vae_space(
+    host: SmallHost, store: WeightStore
+) -> None:
+    latents, pixels = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64)
+    with Session(host, store) as session:
+        session.open(make_plan())
+        session.collect(latents)
+        image = session.decode(pixels)[0].layers[0].image
+    decoder = TransparentDecoder.from_state_dict(store.load("vae_transparent_decoder"))
+    expected = decoder.decode(pixels, latents / host.scaling_factor, views=1)[0] * 255
+    assert np.abs(image.astype(float) - expected[[1, 2, 3, 0]].permute(1, 2, 0).numpy()).max() <= 0.501
+
+
+def test_networks_are_kept_for_the_next_batch_and_dropped_at_close(host: SmallHost, store: WeightStore) -> None:
+    session = Session(host, store)
+    for _ in range(2):
+        session.open(make_plan())
+        session.collect(torch.randn(1, 4, 8, 8))
+        session.decode()
+    assert host.held[0] is host.held[1]
+    session.close()
+    session.open(make_plan())
+    session.collect(torch.randn(1, 4, 8, 8))
+    session.decode()
+    assert host.held[2] is not host.held[0]
+
+
+def test_progress_covers_all_images_and_cancels(host: SmallHost, store: WeightStore) -> None:
+    seen: list[tuple[int, int]] = []
+    with Session(host, store) as session:
+        session.open(make_plan(batch=2, views=2))
+        session.collect(torch.randn(2, 4, 8, 8))
+        session.decode(progress=lambda done, total: seen.append((done, total)))
+        assert seen == sorted(seen)
+        assert (seen[-1], {total for _, total in seen}) == ((4, 4), {4})
+        with pytest.raises(Cancelled):
+            session.decode(progress=lambda done, total: done < 3)
+
+
+def test_wrong_order_and_unserved_requests(host: SmallHost, store: WeightStore, tmp_path: Path) -> None:
+    session = Session(host, store)
+    with pytest.raises(RuntimeError), session.sampling():
+        pass
+    session.open(make_plan())
+    with pytest.raises(RuntimeError):
+        session.decode()
+    with pytest.raises(Refusal, match="transparent image"), session.encoding(np.zeros((64, 64, 4), np.uint8)):
+        pass
+    with pytest.raises(Refusal, match="float32"):
+        session.collect(torch.full((1, 4, 8, 8), float("nan")))
+    with pytest.raises(Refusal, match="vae_transparent_decoder"):
+        Session(host, WeightStore([tmp_path])).open(_only(store, tmp_path))
+
+
+def _only(store: WeightStore, folder: Path) -> Plan:
+    """A plan of which only the first file is in `folder`."""
+    given = make_plan()
+    path = store.find(given.files[0])
+    assert path is not None
+    (folder / path.name).symlink_to(path)
+    return given
+
+
+def test_patches_that_do_not_fit_are_refused_at_open(host: SmallHost, store: WeightStore) -> None:
+    before = forwards(host)
+    host.unet.input_blocks = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, 8, 3)])])
+    narrow = forwards(host)
+    with pytest.raises(Refusal):
+        Session(host, store).open(make_plan())
+    assert forwards(host) == narrow == before
