@@ -237,13 +237,13 @@ class Download:
             size = _size_of(self.part)
             if size != seen:
                 seen, since = size, time.monotonic()
+            if progress:
+                progress(size, self._recall()[0].size)
             if time.monotonic() - since > self.patience:
                 raise Refusal(
                     f"Another process has been downloading {self.target.name} without any progress: end it and run "
                     f"again, or {self.cure}."
                 )
-            if progress:
-                progress(size, self._recall()[0].size)
             time.sleep(0.1)
         try:
             yield

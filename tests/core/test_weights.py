@@ -213,6 +213,23 @@ def test_a_cut_connection_is_resumed_where_it_broke(tmp_path):
     assert (tmp_path / FILE).read_bytes() == BODY
 
 
+def test_attempts_count_only_while_nothing_comes(tmp_path):
+    pieces = [10] * (2 * Download("", tmp_path, 0).attempts)
+    with serve(break_after=pieces) as (endpoint, _):
+        assert WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME).read_bytes() == BODY
+
+
+def test_a_weak_tag_is_the_same_file(tmp_path):
+    with serve(headers={"ETag": f'W/"{SHA256}"'}, break_after=[100]) as (endpoint, rules):
+        rules.break_after += [0, 0, 0]
+        store = WeightStore([], tmp_path, endpoint=endpoint)
+        refuse(store.fetch, NAME)
+        rules.break_after.clear()
+        rules.headers = {"ETag": f'"{SHA256}"'}
+        store.fetch(NAME)
+    assert rules.log[-1] == "bytes=100-"
+
+
 def test_the_part_is_kept_and_the_next_run_goes_on(tmp_path):
     with serve(break_after=[100, 0, 0, 0, 0]) as (endpoint, rules):
         store = WeightStore([], tmp_path, endpoint=endpoint)
@@ -471,8 +488,12 @@ def test_another_process_that_gets_nowhere_is_reported(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as other:
         assert other.stdout.readline() == "held\n"
+        (tmp_path / f"{FILE}.part").write_bytes(b"123")
+        seen = []
         waiting = Download("http://127.0.0.1:1/x", tmp_path / FILE, 0, patience=0.0)
-        assert "Another process has been downloading" in refuse(waiting.run, lambda part, source: None)
+        sentence = refuse(waiting.run, lambda part, source: None, lambda done, total: seen.append(done))
+        assert "Another process has been downloading" in sentence
+        assert set(seen) == {3}  # the other one's progress
         other.communicate("\n")
     assert not (tmp_path / f"{FILE}.lock").exists()
 
