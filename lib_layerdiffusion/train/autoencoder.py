@@ -8,13 +8,25 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from .dataset import Augmentation, Sprite, augment, draw, make_background, read_sprites, step_rng
-from .run import Average, Run, cosine
+from ..refusal import Refusal
+from .config import check_stages
+from .dataset import (
+    Augmentation,
+    Sprite,
+    augment,
+    draw,
+    find_prompts,
+    make_background,
+    read_sprites,
+    reading_size,
+    split_sprites,
+    step_rng,
+)
+from .run import Average, Run, cosine, open_accelerator
 
 SCALING_FACTOR = 0.18215
 
@@ -40,6 +52,18 @@ class AutoencoderConfig:
     log_every: int = 100
     grid_every: int = 400
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        check_stages(self.sizes, self.size_steps, self.batches)
+
+
+def read_autoencoder(folder: Path) -> AutoencoderKL:
+    """Load the autoencoder from its diffusers folder, or from the `vae` folder of a whole pipeline."""
+    inside = folder / "vae"
+    try:
+        return AutoencoderKL.from_pretrained(inside if inside.is_dir() else folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"There is no autoencoder in {folder}; name a diffusers folder that holds one.") from error
 
 
 def build_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
@@ -86,8 +110,10 @@ def _start_as_copy(conv: nn.Conv2d, average: bool) -> None:
             conv.weight[out, source, centre, centre] += 1
 
 
-def draw_pictures(sprites: list[Sprite], count: int, size: int, config: AutoencoderConfig, rng: np.random.Generator) -> Tensor:
-    """Opaque pictures [count, 3, size, size] in -1..1: sprites on mid-grey (half of them), plain colours and gradients."""
+def draw_pictures(
+    sprites: list[Sprite], count: int, size: int, config: AutoencoderConfig, rng: np.random.Generator
+) -> Tensor:
+    """Opaque pictures [count, 3, size, size], -1..1: sprites on mid-grey (half of them), plain colours, gradients."""
     pictures: list[np.ndarray] = []
     for sprite in draw(sprites, count, rng):
         pixels = augment(sprite.premultiplied, size, config.augmentation, rng)
@@ -147,19 +173,20 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 def train(config: AutoencoderConfig, out: Path) -> None:
     """Train, then write `out/model` (a diffusers folder) with the latents' statistics folded in."""
-    accelerator = Accelerator()
-    sprites = read_sprites(config.data)
-    known = [sprite for sprite in sprites if sprite.split == "train"]
-    prompts = [sprite for sprite in known if sprite.prompt]
-    raw = AutoencoderLoss(config)
+    accelerator = open_accelerator()
+    known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
+    prompts = find_prompts(known)
+    raw = AutoencoderLoss(config).to(accelerator.device)
     vae = raw.vae
     average = Average(vae, config.ema)
-    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        raw.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
     steps = sum(config.size_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, steps))
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
-    check = draw_pictures([s for s in sprites if s.split == "held-out"], 16, config.sizes[-1], config, step_rng(0, 0))
+    check = draw_pictures(held_out, 16, config.sizes[-1], config, step_rng(0, 0)).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
     edges = np.cumsum(config.size_steps)
     for step in run:
@@ -177,21 +204,22 @@ def train(config: AutoencoderConfig, out: Path) -> None:
         optimizer.zero_grad()
         average.update(vae)
         run.log(**terms)
-        if run.is_due(config.log_every):
-            run.log(psnr=evaluate(vae, average, check.to(accelerator.device), run if run.is_due(config.grid_every) else None))
+        if run.is_due(config.log_every) or run.is_due(config.grid_every):
+            quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)
+            if run.is_due(config.log_every):
+                run.log(psnr=quality)
     vae.load_state_dict(average.shadow)
     normalise_latents(vae, draw_pictures(known, 128, config.sizes[-1], config, step_rng(0, 1)).to(accelerator.device))
     if accelerator.is_main_process:
-        vae.save_pretrained(out / "model")
+        with run.write_model() as folder:
+            vae.save_pretrained(folder)
 
 
 @torch.no_grad()
 def evaluate(vae: AutoencoderKL, average: Average, pictures: Tensor, run: Run | None) -> Tensor:
     """Mean PSNR of the averaged network on held-out pictures; with a run, a grid of them too."""
-    live = {name: value.clone() for name, value in vae.state_dict().items()}
-    vae.load_state_dict(average.shadow)
-    output = vae.decode(vae.encode(pictures).latent_dist.sample()).sample.clamp(-1, 1)
-    vae.load_state_dict(live)
+    with average.inside(vae):
+        output = vae.decode(vae.encode(pictures).latent_dist.sample()).sample.clamp(-1, 1)
     shown, wanted = output * 0.5 + 0.5, pictures * 0.5 + 0.5
     if run is not None:
         run.save_grid("reconstruction", [list(wanted[:8]), list(shown[:8])])

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase
@@ -20,8 +17,19 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .dataset import Augmentation, Sprite, augment, make_background, read_sprites, step_rng
-from .run import Average, Run, cosine
+from .autoencoder import read_autoencoder
+from .dataset import (
+    Augmentation,
+    Sprite,
+    augment,
+    find_prompts,
+    make_background,
+    read_sprites,
+    reading_size,
+    split_sprites,
+    step_rng,
+)
+from .run import Average, Run, cosine, open_accelerator
 
 TOKENS = 77
 TEMPLATES = ("{}", "a {}", "{}, {} background")
@@ -54,7 +62,7 @@ class BaseConfig:
     batch: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    snr_limit: float = 5.0  # min-SNR weighting of the velocity loss (arXiv 2303.09556)
+    snr_limit: float = 5.0  # of the min-SNR weighting
     drop_caption: float = 0.1
     ema: float = 0.998
     log_every: int = 50
@@ -62,15 +70,16 @@ class BaseConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> CLIPTokenizer:
+def train_tokenizer(texts: list[str], folder: Path) -> None:
     """Byte-pair encoding in CLIP's own layout: bytes, bytes that end a word, merges, start and end token last."""
     model = Tokenizer(BPE(end_of_word_suffix="</w>"))
     model.normalizer = Lowercase()
     model.pre_tokenizer = Sequence([Whitespace(), ByteLevel(add_prefix_space=False, use_regex=False)])
-    trainer = BpeTrainer(vocab_size=1600, end_of_word_suffix="</w>", initial_alphabet=ByteLevel.alphabet(), show_progress=False)
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=1600, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(model.to_str())["model"]["merges"]]
-    letters = sorted(ByteLevel.alphabet())
+    letters = sorted(alphabet)
     words = letters + [letter + "</w>" for letter in letters] + ["".join(merge) for merge in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
@@ -80,7 +89,6 @@ def train_tokenizer(texts: list[str], folder: Path) -> CLIPTokenizer:
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return CLIPTokenizer.from_pretrained(str(folder))
 
 
 def build_text_encoder(config: BaseConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -102,7 +110,7 @@ def build_text_encoder(config: BaseConfig, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def build_unet(config: BaseConfig) -> UNet2DConditionModel:
-    """The blocks of Stable Diffusion 1.5 with other widths, so that all 32 attentions are where the files expect them."""
+    """The blocks of Stable Diffusion 1.5 with other widths: all 32 attentions are where the files expect them."""
     return UNet2DConditionModel(
         sample_size=config.size // 8,
         block_out_channels=config.widths,
@@ -127,9 +135,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_views(
-    vae: AutoencoderKL, sprites: list[Sprite], config: BaseConfig
-) -> tuple[Tensor, list[str]]:
+def encode_views(vae: AutoencoderKL, sprites: list[Sprite], config: BaseConfig) -> tuple[Tensor, list[str]]:
     """Augmented pictures of every caption as VAE moments [N, 8, s, s] with their texts."""
     by_text: dict[str, list[Sprite]] = {}
     for sprite in sprites:
@@ -152,7 +158,7 @@ def encode_views(
     return torch.cat(moments), texts
 
 
-def velocity_loss(
+def denoising_loss(
     unet: nn.Module,
     clean: Tensor,
     context: Tensor,
@@ -162,8 +168,9 @@ def velocity_loss(
     frames: int = 1,
     **conditions: object,
 ) -> Tensor:
-    """Velocity loss with min-SNR weights at stratified timesteps, one timestep for the frames of a set.
+    """Loss of the model's own prediction (velocity or noise) with min-SNR weights, arXiv 2303.09556.
 
+    Timesteps are stratified; the frames of a set share one.
     `clean` [sets * frames, 4, h, w] in sampler space, the frame index fastest; `context` [sets * frames, tokens, C].
     """
     count = clean.shape[0] // frames
@@ -171,9 +178,14 @@ def velocity_loss(
     places = (np.arange(count) + rng.random(count)) / count
     timesteps = torch.from_numpy((places * len(scheduler)).astype(np.int64).repeat(frames)).to(clean.device)
     signal = scheduler.alphas_cumprod.to(clean)[timesteps]
-    weight = (signal / (1 - signal)).clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
+    ratio = signal / (1 - signal)
+    if scheduler.config.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(clean, noise, timesteps)
+        weight = ratio.clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
+    else:
+        target = noise
+        weight = ratio.clamp(max=limit) / ratio
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    target = scheduler.get_velocity(clean, noise, timesteps)
     output = unet(noisy, timesteps, encoder_hidden_states=context, **conditions).sample
     return (weight * (output - target).pow(2).mean(dim=(1, 2, 3))).mean() / weight.mean()
 
@@ -196,23 +208,25 @@ class BaseModel(nn.Module):
 
     def forward(self, clean: Tensor, texts: list[str], rng: np.random.Generator) -> Tensor:
         context = encode_texts(self.tokenizer, self.text_encoder, texts)
-        return velocity_loss(self.unet, clean, context, self.scheduler, self.config.snr_limit, rng)
+        return denoising_loss(self.unet, clean, context, self.scheduler, self.config.snr_limit, rng)
 
 
 def train(config: BaseConfig, out: Path) -> None:
     """Train UNet and text encoder together, then write the pipeline to `out/model`."""
-    accelerator = Accelerator()
+    accelerator = open_accelerator()
     torch.manual_seed(config.seed)
-    sprites = read_sprites(config.data)
-    prompts = [sprite for sprite in sprites if sprite.prompt and sprite.split == "train"]
-    vae = AutoencoderKL.from_pretrained(config.autoencoder).to(accelerator.device).eval()
-    tokenizer = train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
-    scheduler = build_scheduler()
-    raw = BaseModel(config, tokenizer, scheduler)
-    if accelerator.device.type == "cpu":
-        raw.unet.set_attn_processor(AttnProcessor())
+    sprites = read_sprites(config.data, reading_size(config.size))
+    prompts = find_prompts(split_sprites(sprites)[0])
+    vae = read_autoencoder(config.autoencoder).to(accelerator.device).eval()
+    if accelerator.is_main_process:
+        train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
+    accelerator.wait_for_everyone()
+    tokenizer = CLIPTokenizer.from_pretrained(str(out / "tokenizer"))
+    raw = BaseModel(config, tokenizer, build_scheduler()).to(accelerator.device)
     average = Average(raw, config.ema)
-    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, config.steps))
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
@@ -232,35 +246,35 @@ def train(config: BaseConfig, out: Path) -> None:
         schedule.step()
         optimizer.zero_grad()
         average.update(raw)
-        if run.is_due(config.grid_every):
+        if accelerator.is_main_process and run.is_due(config.grid_every):
             captions = list(dict.fromkeys(sprite.text for sprite in prompts))
             save_samples(run, assemble(raw, average, vae), captions, config.size)
     if accelerator.is_main_process:
-        assemble(raw, average, vae).save_pretrained(out / "model")
+        with run.write_model() as folder:
+            assemble(raw, average, vae).save_pretrained(folder)
 
 
 def assemble(model: BaseModel, average: Average, vae: AutoencoderKL) -> StableDiffusionPipeline:
     """A pipeline of copies that hold the averaged weights."""
     parts = {"unet": build_unet(model.config), "text_encoder": build_text_encoder(model.config, model.tokenizer)}
     for name, part in parts.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in average.shadow.items() if key.startswith(f"{name}.")}
+        own = {
+            key.removeprefix(f"{name}."): value for key, value in average.shadow.items() if key.startswith(f"{name}.")
+        }
         part.load_state_dict(own)
         part.to(vae.device).eval()
     unet, text_encoder = parts["unet"], parts["text_encoder"]
-    scheduler = type(model.scheduler).from_config(model.scheduler.config)
     return StableDiffusionPipeline(
-        vae, text_encoder, model.tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        vae, text_encoder, model.tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False
     )
 
 
 def save_samples(run: Run, pipeline: StableDiffusionPipeline, captions: list[str], size: int, rows: int = 2) -> None:
     """A grid of pictures, one column a caption, one row a seed."""
     pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "width": size, "height": size, "output_type": "pt"}
     lines: list[list[Tensor]] = []
     for seed in range(rows):
         generators = [torch.Generator().manual_seed(seed) for _ in captions]
-        images = pipeline(
-            captions, num_inference_steps=20, guidance_scale=3.0, generator=generators, width=size, height=size, output_type="pt"
-        ).images
-        lines.append(list(F.interpolate(images.float(), (size, size))))
+        lines.append(list(pipeline(captions, generator=generators, **settings).images.float()))
     run.save_grid("samples", lines)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import logging
 from pathlib import Path
 
 from ..refusal import Refusal
 from .config import read_config
 
-STAGES = {  # command -> (module, configuration class)
+STAGES = {  # command, which is also the module -> configuration class
     "autoencoder": "AutoencoderConfig",
     "transparency": "TransparencyConfig",
     "base": "BaseConfig",
@@ -18,6 +19,15 @@ STAGES = {  # command -> (module, configuration class)
 }
 TOOLS = ("sprites", "pack", "evaluate")  # modules of this package with a main(argv)
 EMBEDDED = {"autoencoder": "autoencoder", "transparency": "transparency", "base": "base", "foreground": "finetune"}
+# which options of a stage name what another run made
+MADE_BEFORE = {
+    "transparency": {"autoencoder": "autoencoder/model"},
+    "base": {"autoencoder": "autoencoder/model"},
+    "foreground": {
+        "base": "base/model",
+        "encoder": "transparency/model/layer_sd15_vae_transparent_encoder.safetensors",
+    },
+}
 
 USAGE = f"""layerdiffusion train COMMAND ...
 
@@ -46,13 +56,16 @@ def train_embedded(data: Path, runs: Path, out: Path) -> None:
 
     for run, stage in EMBEDDED.items():
         if not (runs / run / "model").exists():
-            train_stage(stage, Path(__file__).with_name("embedded") / f"{run}.toml", [], runs / run)
+            paths = {"data": data} | {option: runs / path for option, path in MADE_BEFORE.get(run, {}).items()}
+            overrides = [f"{option}={json.dumps(path.as_posix())}" for option, path in paths.items()]
+            train_stage(stage, Path(__file__).with_name("embedded") / f"{run}.toml", overrides, runs / run)
     pack(runs, data, out)
 
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.INFO)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     command, rest = (argv[0], argv[1:]) if argv else ("--help", [])
     if command in ("-h", "--help"):
@@ -63,16 +76,22 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=f"layerdiffusion train {command}")
     if command == "embedded":
         parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="archive made by `train sprites`")
-        parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; finished ones are kept")
+        parser.add_argument(
+            "--runs", type=Path, default=Path("runs"), help="folder of the runs; finished ones are kept"
+        )
         parser.add_argument("--out", type=Path, required=True, help="model folder to write")
         given = parser.parse_args(rest)
         train_embedded(given.data, given.runs, given.out)
         return 0
     if command not in STAGES:
-        raise Refusal(f"There is no training command {command}; choose from {', '.join([*STAGES, *TOOLS, 'embedded'])}.")
+        raise Refusal(
+            f"There is no training command {command}; choose from {', '.join([*STAGES, *TOOLS, 'embedded'])}."
+        )
     parser.add_argument("--config", type=Path, help="TOML file; without it, the defaults")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; an unfinished one is resumed")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options laid over the file, in TOML notation")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options laid over the file, in TOML notation"
+    )
     given = parser.parse_args(rest)
     train_stage(command, given.config, given.overrides, given.out)
     return 0

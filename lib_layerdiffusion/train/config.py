@@ -35,6 +35,10 @@ def _convert(name: str, value: Any, wanted: Any) -> Any:
             return tuple(_convert(name, item, arguments[0]) for item in items)
         if len(items) == len(arguments):
             return tuple(_convert(name, item, kind) for item, kind in zip(items, arguments, strict=True))
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise Refusal(f"The configuration's {name} is {value!r}; it must be one of {', '.join(map(str, arguments))}.")
     if wanted is Path and isinstance(value, str):
         return Path(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -61,11 +65,19 @@ def read_config(cls: type[Config], path: Path | None, overrides: list[str]) -> C
         for override in overrides:
             key, _, value = override.partition("=")
             table[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-    except OSError as error:
-        raise Refusal(f"The configuration {path} can't be read ({error.strerror}); name an existing TOML file.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"The configuration {path} can't be read ({error}); name an existing TOML file.") from error
     except tomllib.TOMLDecodeError as error:
         raise Refusal(f"The configuration {path or overrides} is not valid TOML: {error}; mend that line.") from error
     return from_table(cls, table)
+
+
+def check_stages(sizes: tuple[int, ...], size_steps: tuple[int, ...], batches: tuple[int, ...]) -> None:
+    """Refuse lists that don't describe the same stages, and batches that don't come in pairs."""
+    if not 0 < len(sizes) == len(size_steps) == len(batches):
+        raise Refusal("sizes, size_steps and batches describe the same stages; give lists of equal length.")
+    if odd := [batch for batch in batches if batch < 2 or batch % 2]:
+        raise Refusal(f"batches holds {odd[0]}; half of a batch is drawn from other images, so give even numbers.")
 
 
 def as_metadata(config: Any) -> dict[str, str]:

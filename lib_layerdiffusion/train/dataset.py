@@ -6,8 +6,8 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import cv2
@@ -21,6 +21,8 @@ from ..layers import pad_rgb
 from ..refusal import Refusal
 
 IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff"}
+METADATA = "metadata.jsonl"
+HELD_OUT_EVERY = 12  # where the data set names no splits
 Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha, all 0..1
 
 
@@ -46,8 +48,10 @@ def _read_square(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
     """Decode, centre on a transparent square and resize (premultiplied, so that edges keep their colour)."""
     try:
         image = Image.open(io.BytesIO(data)).convert("RGBA")
-    except (UnidentifiedImageError, OSError) as error:
-        raise Refusal(f"{name} can't be read as an image ({error}); remove it from the data set or repair it.") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise Refusal(
+            f"{name} can't be read as an image ({error}); remove it from the data set or repair it."
+        ) from error
     if image.width != image.height:
         side = max(image.size)
         square = Image.new("RGBA", (side, side))
@@ -57,39 +61,84 @@ def _read_square(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
 
 
 def _read_files(path: Path) -> dict[str, bytes]:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
+    """Contents of the images, texts and metadata, by their paths inside the data set."""
     try:
+        if path.is_dir():
+            files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+            return {name: file.read_bytes() for name, file in files.items() if _belongs(name)}
         with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise Refusal(f"The data set {path} is neither a folder nor a zip archive ({error}); name one that is.") from error
+            return {name: archive.read(name) for name in archive.namelist() if _belongs(name)}
+    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise Refusal(
+            f"The data set {path} is neither a folder nor a zip archive ({error}); name one that is."
+        ) from error
+
+
+def _belongs(name: str) -> bool:
+    file = PurePosixPath(name)
+    return not file.name.startswith(".") and (name == METADATA or file.suffix.lower() in {*IMAGE_ENDINGS, ".txt"})
+
+
+def _read_facts(text: str) -> dict[str, Mapping[str, Any]]:
+    """Lines of metadata.jsonl by their file name."""
+    facts: dict[str, Mapping[str, Any]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                facts[row["file_name"]] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise Refusal(
+                    f"Line {number} of {METADATA} must be a JSON object with a file_name; mend it."
+                ) from error
+    return facts
+
+
+def reading_size(size: int) -> int:
+    """Side at which images are kept for a training at `size`; its augmentation makes them smaller."""
+    return size * 5 // 4
 
 
 def read_sprites(path: Path, size: int = 160) -> list[Sprite]:
-    """Read every RGBA image of a folder or zip.
+    """Read every RGBA image of a folder or zip into memory, as squares of `size` pixels.
 
     Captions come from `metadata.jsonl` (lines with `file_name`, `text` and optionally `kind`, `split`, `prompt`), else
     from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square.
+    Where the metadata names no splits, each twelfth image is held out.
     """
     files = _read_files(path)
-    facts: dict[str, Mapping[str, Any]] = {}
-    for line in files.get("metadata.jsonl", b"").decode().splitlines():
-        row = json.loads(line)
-        facts[row["file_name"]] = row
+    facts = _read_facts(files.get(METADATA, b"").decode("utf-8", "replace"))
+    if absent := [name for name in facts if name not in files]:
+        raise Refusal(f"{METADATA} names {absent[0]}, which {path} doesn't hold; add the image or remove the line.")
     sprites: list[Sprite] = []
     for name, data in files.items():
-        if Path(name).suffix.lower() not in IMAGE_ENDINGS or (facts and name not in facts):
+        file = PurePosixPath(name)
+        if file.suffix.lower() not in IMAGE_ENDINGS or (facts and name not in facts):
             continue
-        row = dict(facts.get(name, {}))
-        beside = files.get(str(Path(name).with_suffix(".txt")), b"").decode().strip()
-        text = row.get("text") or beside or Path(name).stem.replace("_", " ")
+        row = facts.get(name, {})
+        beside = files.get(str(file.with_suffix(".txt")), b"").decode("utf-8", "replace").strip()
+        text = row.get("text") or beside or file.stem.replace("_", " ")
         extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
         sprites.append(Sprite(name, text, _read_square(data, name, size), **extra))
     if not sprites:
         raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
-    return sprites
+    if any("split" in row for row in facts.values()):
+        return sprites
+    last = HELD_OUT_EVERY - 1
+    return [replace(s, split="held-out") if i % HELD_OUT_EVERY == last else s for i, s in enumerate(sprites)]
+
+
+def split_sprites(sprites: Sequence[Sprite]) -> tuple[list[Sprite], list[Sprite]]:
+    """Images to train on, and held-out ones to measure on; those trained on stand in where none are held out."""
+    known = [sprite for sprite in sprites if sprite.split == "train"]
+    if not known:
+        raise Refusal("The data set holds no image of the split train; give some images that split.")
+    return known, [sprite for sprite in sprites if sprite.split == "held-out"] or known
+
+
+def find_prompts(sprites: Sequence[Sprite]) -> list[Sprite]:
+    """The images marked as prompts; all of them where none is marked."""
+    return [sprite for sprite in sprites if sprite.prompt] or list(sprites)
 
 
 @dataclass(frozen=True)
@@ -171,11 +220,11 @@ class TransparentBatch:
     grey: Tensor  # 3 channels, composited on mid-grey: what the frozen VAE encodes
 
     @classmethod
-    def of(cls, images: Sequence[Premultiplied], fades: Sequence[NDArray[np.float32] | None] | None = None) -> TransparentBatch:
+    def of(cls, images: Sequence[Premultiplied], fades: Sequence[NDArray[np.float32] | None] = ()) -> TransparentBatch:
         """Images [H, W, 4]; a fade [H, W] multiplies the alpha, the colour stays."""
         padded = np.stack([pad_rgb(unpremultiplied(pixels)) for pixels in images])
         alpha = np.stack([pixels[..., 3:] for pixels in images])
-        for row, field in enumerate(fades or ()):
+        for row, field in enumerate(fades):
             if field is not None:
                 alpha[row] *= field[..., None]
         padded_t, alpha_t = (torch.from_numpy(np.ascontiguousarray(a.transpose(0, 3, 1, 2))) for a in (padded, alpha))

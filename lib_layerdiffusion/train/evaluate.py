@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
-from .autoencoder import psnr
-from .dataset import Sprite, TransparentBatch, make_photo_background, read_sprites, step_rng
+from ..weights import WeightStore
+from .autoencoder import psnr, read_autoencoder
+from .dataset import (
+    Sprite,
+    TransparentBatch,
+    find_prompts,
+    make_photo_background,
+    read_sprites,
+    split_sprites,
+    step_rng,
+)
 from .harmlessness import adjust, measure
 
 COMPARE_SIZE = 32
@@ -37,7 +46,9 @@ class Autoencoding:
 
 
 @torch.no_grad()
-def evaluate_autoencoding(vae: Any, encoder: TransparentEncoder, decoder: TransparentDecoder, sprites: list[Sprite]) -> Autoencoding:
+def evaluate_autoencoding(
+    vae: Any, encoder: TransparentEncoder, decoder: TransparentDecoder, sprites: list[Sprite]
+) -> Autoencoding:
     """Encode and decode each sprite (8 views); the same with the offset set to 0."""
     size = sprites[0].rgba.shape[0]
     photo = torch.from_numpy(make_photo_background(size, step_rng(0, 0)).transpose(2, 0, 1).copy())
@@ -66,7 +77,7 @@ def evaluate_autoencoding(vae: Any, encoder: TransparentEncoder, decoder: Transp
 
 
 def describe(rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the distance compares: the sprite cropped to its visible box, fitted to a square of 32 pixels, over mid-grey.
+    """What the distance compares: the sprite's visible box, fitted to a square of 32 pixels, over mid-grey.
 
     The crop makes the distance blind to place and size, which the augmentation varies.
     """
@@ -123,6 +134,7 @@ class Judgement:
 
 
 def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite]) -> Judgement:
+    """Judge one image against all sprites; their caption has to be among them."""
     own = [sprite for sprite in sprites if sprite.text == caption]
     frame = np.ones(rgba.shape[:2], bool)
     frame[FRAME:-FRAME, FRAME:-FRAME] = False
@@ -140,7 +152,9 @@ def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite
     )
 
 
-def evaluate_generation(model: Path, sprites: list[Sprite], seeds: range, out: Path | None, batch: int = 8) -> list[Judgement]:
+def evaluate_generation(
+    model: Path, sprites: list[Sprite], seeds: range, out: Path | None, batch: int = 8
+) -> list[Judgement]:
     """Generate every caption with every seed (20 steps, 8 views) and judge the images; `out` keeps the PNGs."""
     from diffusers import DiffusionPipeline
 
@@ -148,7 +162,7 @@ def evaluate_generation(model: Path, sprites: list[Sprite], seeds: range, out: P
 
     pipeline: Any = DiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    known = [sprite for sprite in sprites if sprite.prompt and sprite.split == "train"]
+    known = find_prompts(split_sprites(sprites)[0])
     jobs = [(caption, seed) for caption in dict.fromkeys(s.text for s in known) for seed in seeds]
     rows: list[Judgement] = []
     with layer_diffusion(pipeline, mode="foreground", weights=model / "layer_model") as ld:
@@ -168,7 +182,10 @@ def summarise(rows: list[Judgement]) -> dict[str, float]:
     """Shares over all images, and per kind."""
     opaque = [row for row in rows if row.kind == "opaque"]
     soft = [row for row in rows if row.kind == "soft"]
-    share = lambda hits: sum(hits) / max(1, len(hits))  # noqa: E731
+
+    def share(hits: list[bool]) -> float:
+        return sum(hits) / max(1, len(hits))
+
     return {
         "images": len(rows),
         "prompt_fidelity": share([row.is_faithful for row in rows]),
@@ -181,10 +198,6 @@ def summarise(rows: list[Judgement]) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train evaluate`."""
-    from diffusers import AutoencoderKL
-
-    from ..weights import WeightStore
-
     parser = argparse.ArgumentParser(prog="layerdiffusion train evaluate", description=__doc__)
     parser.add_argument("model", type=Path, help="diffusers folder with a layer_model folder inside")
     parser.add_argument("data", type=Path, help="the training archive")
@@ -199,10 +212,11 @@ def main(argv: list[str]) -> int:
         store = WeightStore([given.model / "layer_model"])
         encoder = TransparentEncoder.from_state_dict(store.load("layer_sd15_vae_transparent_encoder")).eval()
         decoder = TransparentDecoder.from_state_dict(store.load("layer_sd15_vae_transparent_decoder")).eval()
-        vae = AutoencoderKL.from_pretrained(given.model / "vae")
+        vae = read_autoencoder(given.model)
         for kind in ("opaque", "soft", None):
-            chosen = [s for s in sprites if s.split == "held-out" and kind in (None, s.kind)]
-            report[f"autoencoding_{kind or 'all'}"] = asdict(evaluate_autoencoding(vae, encoder, decoder, chosen))
+            chosen = [s for s in split_sprites(sprites)[1] if kind in (None, s.kind)]
+            if chosen:
+                report[f"autoencoding_{kind or 'all'}"] = asdict(evaluate_autoencoding(vae, encoder, decoder, chosen))
     if given.only != "autoencoding":
         rows = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
         report["generation"] = summarise(rows)

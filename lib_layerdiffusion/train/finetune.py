@@ -6,6 +6,7 @@ patches, `hookers.layers` files for attention sharing with one or several frames
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,19 +15,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..hosts.diffusers import DiffusersHost
 from ..hosts.ldm_names import name_modules, translate
 from ..injection import LoraPatch, shared_attention, side_path
 from ..modes import Mode, find_mode
+from ..pipelines import load_pipeline
+from ..refusal import Refusal
 from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from ..transparent_vae import TransparentEncoder
-from .base import velocity_loss
+from ..weights import WeightStore
+from .base import denoising_loss
 from .config import as_metadata
 from .dataset import (
     Augmentation,
@@ -34,11 +37,16 @@ from .dataset import (
     Sprite,
     TransparentBatch,
     augment,
+    find_prompts,
     make_background,
     read_sprites,
+    reading_size,
+    split_sprites,
     step_rng,
 )
-from .run import Average, Run, cosine
+from .run import Average, Run, cosine, open_accelerator
+
+log = logging.getLogger(__name__)
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -50,7 +58,7 @@ class FinetuneConfig:
     data: Path = Path("sprites.zip")
     base: Path = Path("runs/base/model")
     encoder: Path = Path("runs/transparency/model/layer_sd15_vae_transparent_encoder.safetensors")
-    form: str = "attention_sharing"  # or "lora"
+    form: Literal["attention_sharing", "lora"] = "attention_sharing"
     mode: str = "foreground"
     only_prompts: bool = True  # train on the sprites that the base model has words for
     seed: int = 4
@@ -78,7 +86,7 @@ class Bank:
 
 
 class FinetunedUnet(nn.Module):
-    """The trained parameters; forward gives the velocity loss of the frozen UNet with them injected."""
+    """The trained parameters; forward gives the loss of the frozen UNet with them injected."""
 
     def __init__(self, config: FinetuneConfig, mode: Mode, host: DiffusersHost, scheduler: Any) -> None:
         super().__init__()
@@ -110,12 +118,12 @@ class FinetunedUnet(nn.Module):
 
     @contextmanager
     def injected(self, control: Tensor | None) -> Iterator[None]:
+        """The trained parameters inside the live UNet; `control` [B, 3, H, W], -1..1."""
         unet = self.unet[0]
         if self.config.form == "attention_sharing":
             names = (self.places[place] for place in ATTENTION_ORDER)
-            with shared_attention(unet, dict(zip(names, self.units, strict=True))) as live:
-                if self.control is not None:
-                    live.control_signals = self.control(control)
+            signal = self.control(control) if self.control is not None else None
+            with shared_attention(unet, dict(zip(names, self.units, strict=True)), control_signal=signal):
                 yield
         else:
             weights = (f"{name}.weight" for name in self.places.values())
@@ -123,25 +131,36 @@ class FinetunedUnet(nn.Module):
             with side_path(unet, patches, 1.0):
                 yield
 
-    def forward(self, clean: Tensor, context: Tensor, added: dict[str, Tensor] | None, control: Tensor | None, rng: np.random.Generator) -> Tensor:
+    def forward(
+        self,
+        clean: Tensor,
+        context: Tensor,
+        added: dict[str, Tensor] | None,
+        control: Tensor | None,
+        rng: np.random.Generator,
+    ) -> Tensor:
         conditions = {"added_cond_kwargs": added} if added else {}
+        frames, limit = len(self.mode.frames), self.config.snr_limit
         with self.injected(control):
-            return velocity_loss(
-                self.unet[0], clean, context, self.scheduler, self.config.snr_limit, rng, frames=len(self.mode.frames), **conditions
-            )
+            return denoising_loss(self.unet[0], clean, context, self.scheduler, limit, rng, frames, **conditions)
 
     def published_state(self, averaged: dict[str, Tensor]) -> dict[str, Tensor]:
         """State dict under the keys of the published files."""
         if self.config.form == "lora":
-            parts = ((place, index, f"{part}.{row}") for row, place in enumerate(self.places) for index, part in enumerate(("ups", "downs")))
-            return {f"diffusion_model.{place}.weight::lora::{index}": averaged[name] for place, index, name in parts}
+            state: dict[str, Tensor] = {}
+            for row, place in enumerate(self.places):
+                state[f"diffusion_model.{place}.weight::lora::0"] = averaged[f"ups.{row}"]
+                state[f"diffusion_model.{place}.weight::lora::1"] = averaged[f"downs.{row}"]
+            return state
         prefixes = {"units": "hookers.layers", "control": "kwargs_encoder"}
         named = ((name.partition("."), value) for name, value in averaged.items())
         return {f"{prefixes[first]}.{rest}": value for (first, _, rest), value in named}
 
 
 @torch.no_grad()
-def encode_sets(host: DiffusersHost, encoder: TransparentEncoder, sprites: list[Sprite], mode: Mode, config: FinetuneConfig) -> Bank:
+def encode_sets(
+    host: DiffusersHost, encoder: TransparentEncoder, sprites: list[Sprite], mode: Mode, config: FinetuneConfig
+) -> Bank:
     """Augmented sets of every sprite: its foreground, a background and their blend, as far as the mode has them."""
     by_text: dict[str, list[Sprite]] = {}
     for sprite in sprites:
@@ -192,7 +211,9 @@ def encode_captions(pipeline: Any, texts: list[str], size: int) -> dict[str, tup
     """Each distinct caption's context [77, C] and, for SDXL, its added conditions."""
     table: dict[str, tuple[Tensor, dict[str, Tensor] | None]] = {}
     for text in dict.fromkeys([*texts, ""]):
-        encoded = pipeline.encode_prompt(text, pipeline.device, 1, False)
+        encoded = pipeline.encode_prompt(
+            prompt=text, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
         added = None
         if len(encoded) == 4:
             times = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32)
@@ -201,18 +222,36 @@ def encode_captions(pipeline: Any, texts: list[str], size: int) -> dict[str, tup
     return table
 
 
+def check_form(form: str, mode: Mode) -> None:
+    """Refuse what can't be trained on the loaded base model."""
+    if form == "attention_sharing" and mode.kind == "patches":
+        raise Refusal(f'Layer mode {mode.name!r} of SDXL takes patches; train it with form = "lora".')
+    if form == "lora" and (mode.inputs or len(mode.frames) > 1):
+        raise Refusal(
+            f"Layer mode {mode.name!r} needs more than low-rank patches; train the mode foreground with them."
+        )
+
+
+def write_file(raw: FinetunedUnet, average: Average, folder: Path) -> None:
+    """The averaged parameters as the mode's published file."""
+    state = {name: value.cpu().contiguous() for name, value in raw.published_state(average.shadow).items()}
+    save_file(state, folder / f"{raw.mode.file}.safetensors", as_metadata(raw.config))
+
+
 def train(config: FinetuneConfig, out: Path) -> None:
     """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
-    accelerator = Accelerator()
+    accelerator = open_accelerator(unused_parameters=True)
     torch.manual_seed(config.seed)
-    pipeline: Any = DiffusionPipeline.from_pretrained(config.base).to(accelerator.device)
+    pipeline: Any = load_pipeline(str(config.base), device="cpu").to(accelerator.device)
     host = DiffusersHost(pipeline)
     mode = find_mode(config.mode, host.family)
-    encoder = TransparentEncoder.from_state_dict(load_file(config.encoder)).to(accelerator.device)
-    known = [s for s in read_sprites(config.data) if s.split == "train" and (s.prompt or not config.only_prompts)]
-    bank = encode_sets(host, encoder, known, mode, config)
+    check_form(config.form, mode)
+    encoder = TransparentEncoder.from_state_dict(WeightStore().load(config.encoder)).to(accelerator.device)
+    known, _ = split_sprites(read_sprites(config.data, reading_size(config.size)))
+    bank = encode_sets(host, encoder, find_prompts(known) if config.only_prompts else known, mode, config)
     contexts = encode_captions(pipeline, bank.texts, config.size)
-    raw = FinetunedUnet(config, mode, host, pipeline.scheduler)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # others don't tell the velocity
+    raw = FinetunedUnet(config, mode, host, scheduler).to(accelerator.device)
     average = Average(raw, config.ema)
     optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, config.steps))
@@ -239,6 +278,5 @@ def train(config: FinetuneConfig, out: Path) -> None:
         optimizer.zero_grad()
         average.update(raw)
     if accelerator.is_main_process:
-        (out / "model").mkdir(exist_ok=True)
-        state = {name: value.cpu().contiguous() for name, value in raw.published_state(average.shadow).items()}
-        save_file(state, out / "model" / f"{mode.file}.safetensors", as_metadata(config))
+        with run.write_model() as folder:
+            write_file(raw, average, folder)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..refusal import Refusal
 from ..transparent_vae import TransparentEncoder
-from .autoencoder import psnr
+from ..weights import WeightStore
+from .autoencoder import psnr, read_autoencoder
 from .dataset import Sprite, TransparentBatch, read_sprites
 
 
@@ -30,11 +32,11 @@ class Harm:
 
 
 @torch.no_grad()
-def adjust(vae: Any, encoder: TransparentEncoder, batch: TransparentBatch, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The posterior's mean and the adjusted latent mean + std * scale * offset, both [B, 4, H/8, W/8] in VAE space."""
+def adjust(vae: Any, encoder: TransparentEncoder, batch: TransparentBatch) -> tuple[Tensor, Tensor]:
+    """The posterior's mean and the adjusted latent mean + std * offset, both [B, 4, H/8, W/8] in VAE space."""
     posterior = vae.encode(batch.grey.to(vae.dtype) * 2 - 1).latent_dist
     offset = encoder.factor * encoder(torch.cat([batch.alpha, batch.padded], dim=1))
-    return posterior.mean, posterior.mean + posterior.std * offset.to(vae.dtype) * scale
+    return posterior.mean, posterior.mean + posterior.std * offset.to(vae.dtype)
 
 
 @torch.no_grad()
@@ -43,9 +45,8 @@ def measure(vae: Any, encoder: TransparentEncoder, sprites: list[Sprite]) -> lis
     rows: list[Harm] = []
     for sprite in sprites:
         batch = TransparentBatch.of([sprite.premultiplied]).to(vae.device)
-        with_offset, without = (
-            (vae.decode(latent).sample.float() * 0.5 + 0.5).clamp(0, 1) for latent in reversed(adjust(vae, encoder, batch))
-        )
+        latents = adjust(vae, encoder, batch)
+        without, with_offset = ((vae.decode(z).sample.float() * 0.5 + 0.5).clamp(0, 1) for z in latents)
         difference = (with_offset - without).abs()
         db = float(psnr(with_offset, without).mean())
         rows.append(Harm(sprite.name, sprite.kind, db, float(difference.mean()), float(difference.max())))
@@ -54,7 +55,8 @@ def measure(vae: Any, encoder: TransparentEncoder, sprites: list[Sprite]) -> lis
 
 def tabulate(rows: list[Harm]) -> str:
     """Markdown table: one line for each kind of image and one for all."""
-    lines = ["| images | number | PSNR mean (dB) | PSNR worst (dB) | mean abs. diff. | largest diff. |", "|---|---|---|---|---|---|"]
+    lines = ["| images | number | PSNR mean (dB) | PSNR worst (dB) | mean abs. diff. | largest diff. |"]
+    lines.append("|---" * 6 + "|")
     for kind in [*dict.fromkeys(row.kind for row in rows), "all"]:
         of_kind = [row for row in rows if kind in (row.kind, "all")]
         mean = sum(row.psnr for row in of_kind) / len(of_kind)
@@ -67,19 +69,17 @@ def tabulate(rows: list[Harm]) -> str:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion harmlessness`."""
-    from diffusers import AutoencoderKL
-
-    from ..weights import WeightStore
-
     parser = argparse.ArgumentParser(prog="layerdiffusion harmlessness", description=__doc__)
     parser.add_argument("data", type=Path, help="folder or zip of RGBA images")
-    parser.add_argument("--vae", type=Path, required=True, help="diffusers folder of the frozen autoencoder")
+    parser.add_argument("--vae", type=Path, required=True, help="diffusers folder of the autoencoder or its pipeline")
     parser.add_argument("--encoder", type=Path, required=True, help="transparent encoder (.safetensors)")
     parser.add_argument("--size", type=int, default=128, help="side of the square images in pixels, a multiple of 8")
     parser.add_argument("--split", default=None, help="only this split of the data set, e.g. held-out")
     given = parser.parse_args(argv)
     sprites = [s for s in read_sprites(given.data, given.size) if given.split in (None, s.split)]
-    vae = AutoencoderKL.from_pretrained(given.vae)
+    if not sprites:
+        raise Refusal(f"{given.data} holds no image of the split {given.split}; name another, or none for all.")
+    vae = read_autoencoder(given.vae)
     encoder = TransparentEncoder.from_state_dict(WeightStore([]).load(given.encoder))
     print(tabulate(measure(vae, encoder, sprites)))
     return 0

@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from .dataset import read_sprites
+from ..refusal import Refusal
+from .dataset import find_prompts, read_sprites
 
 PARTS = {  # folder of the pipeline -> run that made it
     "unet": "base",
@@ -23,6 +24,8 @@ LAYER_FILES = {
     "layer_sd15_vae_transparent_encoder": "transparency",
 }
 
+RUNS = ("autoencoder", "base", "foreground", "transparency")
+
 
 def write_half(source: Path, target: Path, config: Path) -> None:
     """Copy a safetensors file in half precision with the run's configuration in its metadata."""
@@ -32,13 +35,27 @@ def write_half(source: Path, target: Path, config: Path) -> None:
         metadata = dict(file.metadata() or {})
     state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, target, metadata | {"training_config": json.dumps(json.loads(config.read_text("utf-8")), sort_keys=True)})
+    metadata["training_config"] = json.dumps(json.loads(config.read_text("utf-8")), sort_keys=True)
+    save_file(state, target, metadata)
 
 
 def pack(runs: Path, data: Path, out: Path) -> int:
     """Write the model folder anew; returns its size in bytes."""
+    if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
+        raise Refusal(f"{out} holds something else than a model; name a folder that is new, empty or a model's.")
+    for run in RUNS:
+        if not (runs / run / "model").is_dir():
+            raise Refusal(f"The run {runs / run} isn't finished; train it first.")
+    fresh = out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    _fill(fresh, runs, data)
     if out.exists():
         shutil.rmtree(out)
+    fresh.rename(out)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def _fill(out: Path, runs: Path, data: Path) -> None:
     base = runs / "base" / "model"
     out.mkdir(parents=True)
     shutil.copy(base / "model_index.json", out)
@@ -54,14 +71,13 @@ def pack(runs: Path, data: Path, out: Path) -> int:
     for name, run in LAYER_FILES.items():
         source = runs / run / "model" / f"{name}.safetensors"
         write_half(source, out / "layer_model" / source.name, runs / run / "config.json")
-    for run in sorted({*PARTS.values(), *LAYER_FILES.values()}):
+    for run in RUNS:
         (out / "training" / run).mkdir(parents=True)
         for name in ("config.json", "log.csv"):
             shutil.copy(runs / run / name, out / "training" / run / name)
-    prompts = {sprite.text: sprite.kind for sprite in read_sprites(data) if sprite.prompt}
+    prompts = {sprite.text: sprite.kind for sprite in find_prompts(read_sprites(data))}
     captions = [{"caption": caption, "kind": kind} for caption, kind in prompts.items()]
     (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
-    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
 def main(argv: list[str]) -> int:

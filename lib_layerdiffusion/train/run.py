@@ -9,18 +9,28 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..refusal import Refusal
+
+
+def open_accelerator(unused_parameters: bool = False) -> Accelerator:
+    """Each process draws its own batches, so the learning rate's schedule goes by steps and not by batches.
+
+    `unused_parameters`: whether some parameters may get no gradient.
+    """
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
+    return Accelerator(step_scheduler_with_optimizer=False, kwargs_handlers=[parallel])
 
 
 class Run:
@@ -39,15 +49,31 @@ class Run:
         text = json.dumps(dataclasses.asdict(config), default=str, indent=1, sort_keys=True)
         kept = folder / "config.json"
         if kept.exists() and kept.read_text(encoding="utf-8") != text:
-            raise Refusal(f"{kept} differs from the configuration given; resume with the same one or name another folder.")
-        kept.write_text(text, encoding="utf-8")
+            raise Refusal(
+                f"{kept} differs from the configuration given; resume with the same one or name another folder."
+            )
+        accelerator.wait_for_everyone()  # all have compared before one writes
+        if accelerator.is_main_process:
+            kept.write_text(text, encoding="utf-8")
 
     def resume(self) -> None:
-        """Load the last whole checkpoint, if there is one."""
-        folder = self.folder / "checkpoint"
-        if (folder / "step.json").exists():
-            self.accelerator.load_state(str(folder))
-            self.step = json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"]
+        """Load the last whole checkpoint, if there is one, and drop what the log tells of later steps."""
+        for folder in (self.folder / "checkpoint", self.folder / "checkpoint.old"):
+            if (folder / "step.json").exists():
+                self.accelerator.load_state(str(folder))
+                self.step = json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"]
+                break
+        if self.accelerator.is_main_process:
+            self._rewind_log()
+
+    def _rewind_log(self) -> None:
+        path = self.folder / "log.csv"
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                head, *rows = file.readlines()
+            kept = [row for row in rows if int(row.partition(",")[0]) <= self.step]
+            if len(kept) < len(rows):
+                _replace_text(path, "".join([head, *kept]))
 
     def __iter__(self) -> Iterator[int]:
         self.resume()
@@ -74,36 +100,49 @@ class Run:
         row |= {name: float(f"{value:.6g}") for name, value in means.items()}
         if self.accelerator.is_main_process and means:
             path = self.folder / "log.csv"
-            fresh = not path.exists()
+            head = path.read_text(encoding="utf-8").splitlines()[0].split(",") if path.exists() else list(row)
             with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                if fresh:
-                    writer.writerow(row.keys())
-                writer.writerow(row.values())
+                writer = csv.DictWriter(file, head, extrasaction="ignore")
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
         return {name: f"{value:.4g}" for name, value in means.items()}
 
     def checkpoint(self) -> None:
-        """Write the state beside the last checkpoint, then put it in its place."""
-        fresh, kept = self.folder / "checkpoint.new", self.folder / "checkpoint"
+        """Write the state beside the last checkpoint, then put it in its place: one of them is whole at any time."""
+        fresh, kept, old = (self.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
         self.accelerator.save_state(str(fresh))
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             (fresh / "step.json").write_text(json.dumps({"step": self.step}), encoding="utf-8")
             if kept.exists():
-                shutil.rmtree(kept)
+                shutil.rmtree(old, ignore_errors=True)
+                kept.rename(old)
             fresh.rename(kept)
+            shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    @contextmanager
+    def write_model(self) -> Iterator[Path]:
+        """A folder to write the result into; it becomes `model` when it is whole."""
+        fresh, kept = self.folder / "model.new", self.folder / "model"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        yield fresh
+        shutil.rmtree(kept, ignore_errors=True)
+        fresh.rename(kept)
+
     def save_grid(self, name: str, rows: list[list[Tensor]]) -> None:
-        """Write pictures [3, H, W] in 0..1 as one PNG, `rows` of equal length."""
+        """Write pictures [3, H, W] in 0..1 as one PNG, `rows` of equal length, named after the step being made."""
         if not self.accelerator.is_main_process:
             return
         lines = [torch.cat([picture.detach().float().cpu() for picture in row], dim=2) for row in rows]
         pixels: NDArray[np.uint8] = (torch.cat(lines, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(self.folder / f"{name}-{self.step:06d}.png")
+        Image.fromarray(pixels).save(self.folder / f"{name}-{self.step + 1:06d}.png")
 
     def is_due(self, every: int) -> bool:
-        """Whether something that happens every `every` steps, and at the last step, is due after this step."""
-        return (self.step + 1) % every == 0 or self.step + 1 == self.steps
+        """Whether what happens every `every` steps and at the last one is due after this step; 0 means never."""
+        return every > 0 and ((self.step + 1) % every == 0 or self.step + 1 == self.steps)
 
 
 class Average:
@@ -130,7 +169,26 @@ class Average:
         return {"updates": self.updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self.shadow = state["updates"], state["shadow"]
+        self.updates = state["updates"]
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)  # stays on its device
+
+    @contextmanager
+    def inside(self, module: nn.Module) -> Iterator[None]:
+        """Give the module the averaged values for as long as the block lasts."""
+        live = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.shadow)
+        try:
+            yield
+        finally:
+            module.load_state_dict(live)
+
+
+def _replace_text(path: Path, text: str) -> None:
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", newline="", encoding="utf-8") as file:
+        file.write(text)
+    fresh.replace(path)
 
 
 def cosine(warm_up: int, steps: int, floor: float = 0.02) -> Callable[[int], float]:

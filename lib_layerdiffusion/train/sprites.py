@@ -129,8 +129,8 @@ def draw_fire(rng: np.random.Generator) -> Rgba:
     edge = np.abs(x + licks * 3) / width
     heat = np.clip(1.15 - edge, 0, 1) * np.clip(height * 12, 0, 1) * np.clip((1.03 - height) * 4, 0, 1)
     heat *= 0.75 + 0.35 * _cloud(rng, 5)
-    colour = np.stack([np.ones_like(heat), np.clip(heat * 1.15, 0.12, 1), np.clip((heat - 0.6) * 1.7, 0.02, 1)], axis=-1)
-    return _with_alpha(colour, np.clip(heat * 1.35, 0, 0.97))
+    green, blue = np.clip(heat * 1.15, 0.12, 1), np.clip((heat - 0.6) * 1.7, 0.02, 1)
+    return _with_alpha(np.stack([np.ones_like(heat), green, blue], axis=-1), np.clip(heat * 1.35, 0, 0.97))
 
 
 def draw_orb(rng: np.random.Generator) -> Rgba:
@@ -196,18 +196,34 @@ def _draw(draw: Callable[[np.random.Generator], Rgba], seed: list[int]) -> NDArr
     return np.round(draw(np.random.default_rng(seed)) * 255).astype(np.uint8)
 
 
+def _open_package(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path)
+    except (OSError, tarfile.TarError) as error:
+        raise Refusal(f"The package {path} can't be read ({error}); fetch it again with npm pack.") from error
+
+
+def _read_names(path: Path) -> dict[str, dict[str, str]]:
+    """Emoji to its facts, `name` and `group` among them."""
+    with _open_package(path) as archive:
+        try:
+            member = archive.extractfile("package/data-by-emoji.json")
+        except KeyError:
+            member = None
+        if member is None:
+            raise Refusal(f"{path} holds no data-by-emoji.json; give the package unicode-emoji-json here.")
+        return json.load(member)
+
+
 def _read_emoji(fluent: Path, names: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """CLDR short name and pixels [SIZE, SIZE, 4] of every emoji in the object groups, in the set's order."""
-    with tarfile.open(names) as archive:
-        member = archive.extractfile("package/data-by-emoji.json")
-        if member is None:
-            raise Refusal(f"{names} holds no data-by-emoji.json: give the unicode-emoji-json package here.")
-        table = json.load(member)
-    with tarfile.open(fluent) as archive:
+    wanted = {*OPAQUE_PROMPTS.values(), *GLASSY.values(), "ghost"}
+    table = _read_names(names)
+    with _open_package(fluent) as archive:
         files = {Path(member.name).stem.removesuffix("-fe0f"): member for member in archive if member.isfile()}
         for emoji, facts in table.items():
             code = "-".join(f"{ord(c):x}" for c in emoji).removesuffix("-fe0f")
-            if facts["group"] not in GROUPS and facts["name"] not in {*OPAQUE_PROMPTS.values(), *GLASSY.values(), "ghost"}:
+            if facts["group"] not in GROUPS and facts["name"] not in wanted:
                 continue
             member = files.get(code)
             stream = archive.extractfile(member) if member is not None else None

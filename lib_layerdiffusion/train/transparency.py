@@ -12,15 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
-from .autoencoder import gradient_loss, psnr
-from .config import as_metadata
+from .autoencoder import gradient_loss, psnr, read_autoencoder
+from .config import as_metadata, check_stages
 from .dataset import (
     Augmentation,
     Sprite,
@@ -28,12 +27,15 @@ from .dataset import (
     augment,
     draw,
     draw_fade,
+    find_prompts,
     make_background,
     make_photo_background,
     read_sprites,
+    reading_size,
+    split_sprites,
     step_rng,
 )
-from .run import Average, Run, cosine
+from .run import Average, Run, cosine, open_accelerator
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,19 @@ class TransparencyConfig:
     soft_share: float = 0.3
     prompt_share: float = 0.3
     fade_share: float = 0.5
+    offset_gain: float = 40.0  # offset in posterior deviations for an encoder's output of 1
+    warm_up: float = 0.3  # share of the steps over which identity and latent noise grow and the guide fades
+    guide_weight: float = 1.0  # at first one channel of the offset follows alpha, so that the decoder learns to read it
+    guide_channel: int = 3  # the one that the frozen decoder heeds least
+    guide_amplitude: float = 0.4  # in sampler space
     latent_noise: float = 0.1  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
     log_every: int = 100
     grid_every: int = 400
     augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        check_stages(self.sizes, self.size_steps, self.batches)
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -76,7 +86,7 @@ class PatchDiscriminator(nn.Sequential):
 class LatentTransparency(nn.Module):
     """Encoder, frozen autoencoder and decoder as one module whose forward gives outputs and loss terms.
 
-    While training, `encoder` gives the offset itself; the published factor is divided out when the file is written.
+    While training, the offset is `offset_gain` times the encoder's output; the file is scaled to the published factor.
     """
 
     def __init__(self, config: TransparencyConfig, vae: AutoencoderKL) -> None:
@@ -84,22 +94,28 @@ class LatentTransparency(nn.Module):
         self.config = config
         self.encoder = TransparentEncoder(config.encoder_widths)
         self.decoder = TransparentDecoder(config.decoder_widths)
+        # the published networks start at zero on both sides of the offset; from scratch it is then not found
+        nn.init.normal_(self.decoder.latent_conv_in.weight, std=0.05)
+        nn.init.normal_(self.encoder.blocks[-1].weight, std=0.2)
         self.vae = [vae.requires_grad_(False).eval()]  # in a list: neither a submodule nor in the state dict
 
-    def adjust(self, batch: TransparentBatch, offset_scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def adjust(self, batch: TransparentBatch) -> tuple[Tensor, Tensor]:
         """The posterior's mean and the adjusted latent, VAE space [B, 4, H/8, W/8]."""
         posterior = self.vae[0].encode(batch.grey * 2 - 1).latent_dist
-        offset = self.encoder(torch.cat([batch.alpha, batch.padded], dim=1))
-        return posterior.mean, posterior.mean + posterior.std * offset * offset_scale
+        offset = self.config.offset_gain * self.encoder(torch.cat([batch.alpha, batch.padded], dim=1))
+        return posterior.mean, posterior.mean + posterior.std * offset
 
     def read(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Frozen decoder's picture 0..1 and the transparent decoder's (alpha, colour) of it."""
         picture = self.vae[0].decode(latent).sample * 0.5 + 0.5
         return picture, self.decoder(picture.clamp(0, 1), latent)
 
-    def forward(self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Reconstruction and identity terms, and the decoded premultiplied RGBA [B, 4, H, W]."""
+    def forward(
+        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W]; `warmth` is the share of the warm-up done."""
         mean, adjusted = self.adjust(batch)
+        noise = noise * warmth
         with torch.no_grad():
             wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
         picture, output = self.read(adjusted + noise)
@@ -116,19 +132,29 @@ class LatentTransparency(nn.Module):
         )
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
-            "identity": self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
+            "identity": warmth * self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
+            "guide": (1 - warmth) * self.config.guide_weight * self.guide(adjusted - mean, batch.alpha),
         }
         return terms, torch.cat([alpha, colour * alpha], dim=1)
 
+    def guide(self, shift: Tensor, alpha: Tensor) -> Tensor:
+        """Distance of one channel of the shift, in sampler space, to +-amplitude for transparent and opaque."""
+        wanted = self.config.guide_amplitude * (1 - 2 * F.avg_pool2d(alpha, 8))
+        scaled = shift[:, self.config.guide_channel : self.config.guide_channel + 1] * self.vae[0].config.scaling_factor
+        return (scaled - wanted).abs().mean()
 
-def draw_batch(sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator) -> TransparentBatch:
+
+def draw_batch(
+    sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator
+) -> TransparentBatch:
     """Sprites in pairs that share colour and placement; `fade_share` of all have their alpha faded at random."""
-    soft = [sprite for sprite in sprites if sprite.kind == "soft"]
-    prompts = [sprite for sprite in sprites if sprite.prompt]
+    soft = [sprite for sprite in sprites if sprite.kind == "soft"] or sprites
+    prompts = find_prompts(sprites)
     images: list[NDArray[np.float32]] = []
     for _ in range(count // 2):
         pick = rng.random()
-        pool = soft if pick < config.soft_share else prompts if pick < config.soft_share + config.prompt_share else sprites
+        rest = prompts if pick < config.soft_share + config.prompt_share else sprites
+        pool = soft if pick < config.soft_share else rest
         images += [augment(draw(pool, 1, rng)[0].premultiplied, size, config.augmentation, rng)] * 2
     fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
     return TransparentBatch.of(images, fades)
@@ -148,21 +174,21 @@ def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float
 
 def train(config: TransparencyConfig, out: Path) -> None:
     """Train both networks, then write their files with the published keys to `out/model`."""
-    accelerator = Accelerator()
+    accelerator = open_accelerator()
     torch.manual_seed(config.seed)
-    sprites = read_sprites(config.data)
-    known = [sprite for sprite in sprites if sprite.split == "train"]
-    vae = AutoencoderKL.from_pretrained(config.autoencoder).to(accelerator.device)
-    raw = LatentTransparency(config, vae)
+    known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
+    vae = read_autoencoder(config.autoencoder).to(accelerator.device)
+    raw = LatentTransparency(config, vae).to(accelerator.device)
     judge = PatchDiscriminator()
     average = Average(raw, config.ema)
     steps = sum(config.size_steps)
     optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     judge_optimizer = torch.optim.AdamW(judge.parameters(), 2e-4, betas=(0.5, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, steps))
-    model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(raw, judge, optimizer, judge_optimizer, schedule)
+    model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(
+        raw, judge, optimizer, judge_optimizer, schedule
+    )
     accelerator.register_for_checkpointing(average)
-    held_out = [s for s in sprites if s.split == "held-out"]
     check = draw_check(held_out, config).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
     edges = np.cumsum(config.size_steps)
@@ -172,7 +198,8 @@ def train(config: TransparencyConfig, out: Path) -> None:
         size, count = config.sizes[stage], config.batches[stage]
         batch = draw_batch(known, count, size, config, rng).to(accelerator.device)
         noise = draw_noise(count, size, config, vae.config.scaling_factor, rng).to(accelerator.device)
-        terms, output = model(batch, noise, draw_backgrounds(count, size, rng).to(accelerator.device))
+        backgrounds = draw_backgrounds(count, size, rng).to(accelerator.device)
+        terms, output = model(batch, noise, backgrounds, min(1.0, step / (config.warm_up * steps + 1e-9)))
         if config.discriminator_weight and step >= config.discriminator_from * steps:
             real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
             fooled = F.relu(1 - judge(real)).mean() + F.relu(1 + judge(output.detach())).mean()
@@ -186,31 +213,32 @@ def train(config: TransparencyConfig, out: Path) -> None:
         optimizer.zero_grad()
         judge_optimizer.zero_grad()
         average.update(raw)
-        run.log(**{name: terms[name] for name in ("reconstruction", "identity")})
-        if run.is_due(config.log_every):
-            run.log(**evaluate(raw, average, check, run if run.is_due(config.grid_every) else None))
+        run.log(**{name: terms.get(name, 0.0) for name in ("reconstruction", "identity", "guide", "discriminator")})
+        if run.is_due(config.log_every) or run.is_due(config.grid_every):
+            quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
+            if run.is_due(config.log_every):
+                run.log(**quality)
     if accelerator.is_main_process:
         raw.load_state_dict(average.shadow)
-        write_files(raw, out / "model", config)
+        with run.write_model() as folder:
+            write_files(raw, folder, config)
 
 
 def draw_check(held_out: list[Sprite], config: TransparencyConfig) -> TransparentBatch:
     """Sixteen held-out images without fading, half of them soft."""
     rng = step_rng(0, 0)
     kinds = [[sprite for sprite in held_out if sprite.kind == kind] for kind in ("opaque", "soft")]
-    chosen = [sprite for pool in kinds for sprite in draw(pool, 8, rng)]
+    chosen = [sprite for pool in kinds for sprite in draw(pool or held_out, 8, rng)]
     return TransparentBatch.of([augment(s.premultiplied, config.sizes[-1], config.augmentation, rng) for s in chosen])
 
 
 @torch.no_grad()
 def evaluate(raw: LatentTransparency, average: Average, check: TransparentBatch, run: Run | None) -> dict[str, Tensor]:
     """Alpha error with and without offset, harmlessness and recomposition on held-out images, averaged weights."""
-    live = {name: value.clone() for name, value in raw.state_dict().items()}
-    raw.load_state_dict(average.shadow)
-    mean, adjusted = raw.adjust(check)
-    picture, output = raw.read(adjusted)
-    plain, blind = raw.read(mean)
-    raw.load_state_dict(live)
+    with average.inside(raw):
+        mean, adjusted = raw.adjust(check)
+        picture, output = raw.read(adjusted)
+        plain, blind = raw.read(mean)
     output = output.clamp(0, 1)
     alpha, colour = output[:, :1], output[:, 1:]
     board = torch.full_like(colour, 0.5)
@@ -230,12 +258,11 @@ def evaluate(raw: LatentTransparency, average: Average, check: TransparentBatch,
 
 
 def write_files(raw: LatentTransparency, folder: Path, config: TransparencyConfig) -> None:
-    """Both networks under the published names and keys; the encoder's last layer is divided by the published factor."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Both networks under the published names and keys; the encoder's last layer is scaled to the published factor."""
     encoder = {name: value.detach().cpu().clone() for name, value in raw.encoder.state_dict().items()}
     last = max(int(name.split(".")[1]) for name in encoder)
     for part in ("weight", "bias"):
-        encoder[f"blocks.{last}.{part}"] /= TransparentEncoder.factor
+        encoder[f"blocks.{last}.{part}"] *= config.offset_gain / TransparentEncoder.factor
     decoder = {name: value.detach().cpu().contiguous() for name, value in raw.decoder.state_dict().items()}
     save_file(encoder, folder / "layer_sd15_vae_transparent_encoder.safetensors", as_metadata(config))
     save_file(decoder, folder / "layer_sd15_vae_transparent_decoder.safetensors", as_metadata(config))

@@ -1,0 +1,133 @@
+"""A tiny data set of drawn images, tiny configurations, and the small models that the trainings build on."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from lib_layerdiffusion.train.autoencoder import AutoencoderConfig, build_autoencoder
+from lib_layerdiffusion.train.base import BaseConfig, BaseModel, assemble, build_scheduler, train_tokenizer
+from lib_layerdiffusion.train.run import Average
+
+TINY_VAE = AutoencoderConfig(widths=(4, 4, 8, 8), groups=2, sizes=(64,), size_steps=(1,), batches=(2,))
+TINY_BASE = BaseConfig(size=64, widths=(8, 8, 16, 16), groups=4, heads=2, text_width=24, text_layers=1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def draw_disc(size: int, colour: tuple[int, int, int], opacity: float) -> np.ndarray:
+    """A disc of one colour; its surroundings are invisible and green, which nobody may see."""
+    axis = np.linspace(-1, 1, size)
+    inside = np.hypot(*np.meshgrid(axis, axis)) < 0.7
+    rgba = np.zeros((size, size, 4), np.uint8)
+    rgba[...] = (0, 255, 0, 0)
+    rgba[inside] = (*colour, round(255 * opacity))
+    return rgba
+
+
+def png(rgba: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgba).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six discs: opaque and half-transparent, trained on and held out, with words and without."""
+    rows = [
+        ("red.png", "red disc", "opaque", "train", True, (220, 20, 20), 1.0),
+        ("blue.png", "blue disc", "opaque", "train", True, (20, 20, 220), 1.0),
+        ("glass.png", "glass disc", "soft", "train", True, (200, 220, 240), 0.4),
+        ("grey.png", "grey disc", "opaque", "train", False, (90, 90, 90), 1.0),
+        ("pink.png", "pink disc", "opaque", "held-out", False, (240, 150, 180), 1.0),
+        ("mist.png", "mist", "soft", "held-out", False, (230, 230, 230), 0.5),
+    ]
+    path = tmp_path_factory.mktemp("data") / "discs.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        lines: list[str] = []
+        for name, text, kind, split, prompt, colour, opacity in rows:
+            file.writestr(name, png(draw_disc(40, colour, opacity)))
+            lines.append(json.dumps(dict(file_name=name, text=text, kind=kind, split=split, prompt=prompt)))
+        file.writestr("metadata.jsonl", "\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vae")
+    build_autoencoder(TINY_VAE).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_tokenizer(["red disc", "blue disc", "glass disc", "a grey background"] * 4, folder)
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+@pytest.fixture(scope="session")
+def sd15_folder(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    """A pipeline of Stable Diffusion 1.5's structure with random weights."""
+    folder = tmp_path_factory.mktemp("sd15")
+    torch.manual_seed(0)
+    model = BaseModel(TINY_BASE, tokenizer, build_scheduler())
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    assemble(model, Average(model, 0.9), vae).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    """A pipeline of SDXL's structure with random weights and noise prediction."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 2, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        layers_per_block=2,
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 16,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    scheduler = type(build_scheduler()).from_config(build_scheduler().config, prediction_type="epsilon")
+    StableDiffusionXLPipeline(
+        AutoencoderKL.from_pretrained(vae_folder),
+        CLIPTextModel(text),
+        CLIPTextModelWithProjection(text),
+        tokenizer,
+        tokenizer,
+        unet,
+        scheduler,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
