@@ -2,31 +2,256 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .refusal import Refusal, list_choices
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+Image = NDArray[Any]  # [H, W, 3 or 4], uint8 or float 0..1
+Role = Literal["foreground", "background", "blend"]
+Size = tuple[int, int]  # width, height
+
+PYRAMID_STEP = 1.2
+CHECKER = (0.45, 0.55)
+FIT_MODES = {
+    "stretch": ("stretch", "resize", "just resize"),
+    "crop": ("crop", "crop and resize"),
+    "fill": ("fill", "resize and fill"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One image of a stack: straight RGBA [H, W, 4] uint8, its left top corner at `offset` (x, y) on the canvas."""
+
+    name: str
+    image: Bytes
+    role: Role
+    offset: tuple[int, int] = (0, 0)
+    blend: str = "normal"
+
+    def __post_init__(self) -> None:
+        _check_rgba(self.image, f"Layer {self.name!r}")
+        if self.role not in get_args(Role):
+            raise Refusal(f"Layer {self.name!r} has no role {self.role!r}: {list_choices(self.role, get_args(Role))}.")
+        if self.blend != "normal":
+            raise Refusal(f"Layer {self.name!r} can't be blended as {self.blend!r}: use blend 'normal'.")
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStack:
+    """Layers from bottom to top on a canvas of `size` (width, height), and the text that says how they were made."""
+
+    layers: tuple[Layer, ...]
+    size: Size
+    infotext: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise Refusal(f"A stack of layers can't have the size {self.size[0]}x{self.size[1]}: use 1x1 or more.")
+
+
+def premultiply(image: Image) -> Floats:
+    """Straight RGBA [H, W, 4], uint8 or float 0..1 -> premultiplied float32 0..1."""
+    image = _to_float(image)
+    return np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], axis=-1)
+
+
+def unpremultiply(image: Image) -> Floats:
+    """Premultiplied RGBA [H, W, 4] -> straight float32 0..1; black where alpha is 0."""
+    image = _to_float(image)
+    colour, alpha = image[..., :3], image[..., 3:]
+    straight = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
+    return np.concatenate([straight, alpha], axis=-1)
 
 
 def pad_rgb(image: Bytes) -> Floats:
     """Continue the visible colour smoothly into the invisible pixels: straight RGBA [H, W, 4] uint8 -> [H, W, 3] 0..1.
 
-    A pyramid of premultiplied colour, each level 1/1.2 of the last, whose one-pixel top is spread down under the
-    visible pixels of every level. An empty image gives black.
+    A pyramid of premultiplied colour, each level 1/1.2 of the last, whose top is one colour that is spread down under
+    the visible pixels of every level ("padded RGB": LayerDiffusion, arXiv 2402.17113). An empty image gives black.
     """
-    alpha = image[..., 3:].astype(np.float32) / 255
-    level = np.concatenate([image[..., :3].astype(np.float32) / 255 * alpha, alpha], axis=-1)
+    _check_rgba(image, "The image to pad")
+    level = premultiply(image)
     levels = [level]
     while min(level.shape[:2]) > 1:
-        height, width = (int(side / 1.2) for side in level.shape[:2])
-        level = cv2.resize(level, (width, height), interpolation=cv2.INTER_AREA)
+        level = _resize(level, *(int(side / PYRAMID_STEP) for side in level.shape[1::-1]), cv2.INTER_AREA)
         levels.append(level)
     total = level.sum(axis=(0, 1), keepdims=True)
     colour = total[..., :3] / np.maximum(total[..., 3:], np.float32(1e-8))
     for level in reversed(levels):
-        height, width = level.shape[:2]
-        colour = cv2.resize(colour, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, 3)
+        colour = _resize(colour, *level.shape[1::-1], cv2.INTER_LINEAR)
         colour = level[..., :3] + colour * (1 - level[..., 3:])
     return colour
+
+
+def fit(image: Image, size: Size, mode: str = "crop") -> Image:
+    """Bring an image [H, W, 3 or 4] to `size` (width, height); what comes back has its type and channels.
+
+    `stretch` scales each side by itself; `crop` fills the size and cuts off what stands over, evenly; `fill` fits the
+    image into the size and fills the rest with the median colour of its border. Four channels are straight RGBA and
+    are scaled premultiplied. Floats are neither clipped nor rounded: Lanczos overshoots at edges.
+    """
+    mode = _name_fit_mode(mode)
+    if min(size) < 1:
+        raise Refusal(f"An image can't be fitted to {size[0]}x{size[1]}: use a size of 1x1 or more.")
+    if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
+        raise Refusal(f"An image to fit has the shape [H, W, 3 or 4], not {list(image.shape)}: give RGB or RGBA.")
+    if image.shape[1::-1] == tuple(size):
+        return image
+    transparent = image.shape[2] == 4
+    pixels = premultiply(image) if transparent else _to_float(image)
+    fitted = _fit_pixels(pixels, size, mode)
+    if transparent:
+        fitted[..., 3] = fitted[..., 3].clip(0, 1)
+        fitted = unpremultiply(fitted)
+    return _to_bytes(fitted) if image.dtype == np.uint8 else fitted.astype(image.dtype, copy=False)
+
+
+def checkerboard(size: Size, cell: int = 64) -> Floats:
+    """Grey squares of about `cell` pixels, 0.45 and 0.55, the darker one in the left top corner: [H, W, 3] float32."""
+    rows, columns = (np.arange(side) * max(1, side // cell) // side for side in size[::-1])
+    light = (rows[:, None] + columns) % 2
+    return np.repeat(np.array(CHECKER, np.float32)[light][..., None], 3, axis=2)
+
+
+def put_over(top: Image, bottom: Image) -> Floats:
+    """Straight RGBA [H, W, 4] over opaque [H, W, 3] or straight RGBA [H, W, 4] -> the same kind as `bottom`, float32.
+
+    Colour that no alpha shows is kept from `top`, so that an image over nothing is that image.
+    """
+    top, bottom = _to_float(top), _to_float(bottom)
+    colour, alpha = top[..., :3], top[..., 3:]
+    if bottom.shape[2] == 3:
+        return colour * alpha + bottom * (1 - alpha)
+    behind = bottom[..., 3:] * (1 - alpha)
+    total = alpha + behind
+    share = np.divide(behind, total, out=np.zeros_like(total), where=total > 0)
+    return np.concatenate([colour + (bottom[..., :3] - colour) * share, total], axis=-1)
+
+
+def composite(
+    layers: LayerStack | Sequence[Layer], background: Image | str | tuple[int, int, int] | None = None
+) -> Bytes:
+    """Put the layers over each other, bottom first, and over a background.
+
+    background: an image [H, W, 3 or 4] of the stack's size, "checker", a colour as (r, g, b) 0..255 or as text
+    ("white", "#3366cc"), or None for none. Returns uint8 [H, W, 3], or straight RGBA [H, W, 4] where the background is
+    None or has four channels. Computed in float32 and rounded once at the end: exact for one layer over an opaque
+    background, and unchanged bytes where a layer is opaque or absent.
+    """
+    stack = layers if isinstance(layers, LayerStack) else LayerStack(tuple(layers), _measure(layers))
+    width, height = stack.size
+    canvas = _paint_background(background, stack.size)
+    for layer in stack.layers:
+        x, y = layer.offset
+        rows = slice(max(0, y), max(0, min(height, y + layer.image.shape[0])))
+        columns = slice(max(0, x), max(0, min(width, x + layer.image.shape[1])))
+        visible = layer.image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
+        if visible.size:
+            canvas[rows, columns] = put_over(visible, canvas[rows, columns])
+    return _to_bytes(canvas)
+
+
+def _check_rgba(image: Image, name: str) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 4 or not image.size:
+        raise Refusal(f"{name} has to be uint8 [H, W, 4], not {image.dtype} {list(image.shape)}: convert it to RGBA.")
+
+
+def _to_float(image: Image) -> Floats:
+    if image.dtype == np.uint8:
+        return image.astype(np.float32) / np.float32(255)
+    return image.astype(np.float32, copy=False)
+
+
+def _to_bytes(image: Floats) -> Bytes:
+    return np.rint(image * 255).clip(0, 255).astype(np.uint8)
+
+
+def _resize(image: Floats, width: int, height: int, interpolation: int) -> Floats:
+    resized = cv2.resize(image, (width, height), interpolation=interpolation)
+    return resized.reshape(height, width, image.shape[2]).astype(np.float32, copy=False)
+
+
+def _scale(image: Floats, width: int, height: int) -> Floats:
+    """Area interpolation when the image gets smaller, Lanczos when it doesn't."""
+    shrinks = width * height < image.shape[0] * image.shape[1]
+    return _resize(image, width, height, cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+
+
+def _fit_pixels(image: Floats, size: Size, mode: str) -> Floats:
+    width, height = size
+    if mode == "stretch":
+        return _scale(image, width, height)
+    ratios = width / image.shape[1], height / image.shape[0]
+    ratio = max(ratios) if mode == "crop" else min(ratios)
+    wide, high = (max(1, round(side * ratio)) for side in image.shape[1::-1])
+    scaled = _scale(image, wide, high)
+    if mode == "crop":
+        top, left = (high - height) // 2, (wide - width) // 2
+        return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    canvas = np.empty((height, width, image.shape[2]), np.float32)
+    canvas[:] = np.median(border, axis=0)
+    top, left = (height - high) // 2, (width - wide) // 2
+    canvas[top : top + high, left : left + wide] = scaled
+    return canvas
+
+
+def _name_fit_mode(mode: str) -> str:
+    wanted = mode.casefold().replace("_", " ")
+    for name, names in FIT_MODES.items():
+        if wanted in names:
+            return name
+    raise Refusal(f"There is no resize mode {mode!r}: {list_choices(mode, FIT_MODES)}.")
+
+
+def _measure(layers: Sequence[Layer]) -> Size:
+    """The canvas that holds all layers from its left top corner on."""
+    if not layers:
+        raise Refusal("There is no layer to compose: give one or more.")
+    return (
+        max(1, *(layer.offset[0] + layer.image.shape[1] for layer in layers)),
+        max(1, *(layer.offset[1] + layer.image.shape[0] for layer in layers)),
+    )
+
+
+def _paint_background(background: Image | str | tuple[int, int, int] | None, size: Size) -> Floats:
+    """A canvas [H, W, 3 or 4] that may be written to."""
+    width, height = size
+    match background:
+        case None:
+            return np.zeros((height, width, 4), np.float32)
+        case "checker":
+            return checkerboard(size, cell=max(1, min(64, min(size) // 8)))
+        case str():
+            background = _read_colour(background)
+        case _:
+            pass
+    if isinstance(background, tuple):
+        canvas = np.empty((height, width, 3), np.float32)
+        canvas[:] = np.array(background, np.float32) / 255
+        return canvas
+    if background.ndim != 3 or background.shape[2] not in (3, 4) or background.shape[1::-1] != (width, height):
+        raise Refusal(
+            f"The background is {'x'.join(map(str, background.shape[1::-1]))} and the layers are {width}x{height}: "
+            "fit it to their size."
+        )
+    return _to_float(background).copy()
+
+
+def _read_colour(text: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError as error:
+        raise Refusal(f"There is no colour {text!r}: use a name like 'white', or #rrggbb like '#3366cc'.") from error
+    return red, green, blue

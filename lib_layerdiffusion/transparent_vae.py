@@ -191,7 +191,9 @@ class TransparentDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if len(widths) != LEVELS:
-            raise ValueError(f"the transparent decoder has {LEVELS} levels, so it takes that many widths, not {len(widths)}")
+            raise ValueError(
+                f"the transparent decoder has {LEVELS} levels, so it takes that many widths, not {len(widths)}"
+            )
 
         def attentions(level: int, count: int) -> list[_Attention]:
             has_attention = level >= LEVELS - ATTENTION_LEVELS
@@ -292,7 +294,9 @@ class TransparentDecoder(nn.Module):
         if view_batch is not None and view_batch < 1:
             raise Refusal(f"view_batch is how many views run at once, so {view_batch} can't be served: use 1 or more.")
         if max_pixels is not None and max_pixels < 1:
-            raise Refusal(f"max_pixels is the size of a tile, so {max_pixels} can't be served: use {STRIDE**2} or more.")
+            raise Refusal(
+                f"max_pixels is the size of a tile, so {max_pixels} can't be served: use {STRIDE**2} or more."
+            )
         _check_shapes(pixel, latent)
         for name, values in (("image", pixel), ("latent", latent)):
             if not bool(torch.isfinite(values).all()):
@@ -335,7 +339,10 @@ class TransparentDecoder(nn.Module):
     ) -> Tensor:
         decoded: list[Tensor] = []
         for batch in _batch_views(VIEWS[:views], pixel, view_batch):
-            turned = torch.cat([_turn(pixel, view) for view in batch]), torch.cat([_turn(latent, view) for view in batch])
+            turned = (
+                torch.cat([_turn(pixel, view) for view in batch]),
+                torch.cat([_turn(latent, view) for view in batch]),
+            )
             output = self(*turned).float().clamp_(0, 1)
             decoded += [_turn_back(part, view) for part, view in zip(output.chunk(len(batch)), batch, strict=True)]
             report.advance(len(batch))
