@@ -340,7 +340,7 @@ def _join(extra: str, prompt: str) -> str:
     return f"{extra}, {prompt}" if extra else prompt
 
 
-def _check_request(prompts: Sequence[str], seeds: Sequence[int], negative_prompt: str, cfg: float) -> None:
+def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg: Any) -> None:
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise Refusal("The prompts must be a list of one or more texts; give a single one to ld(prompt).")
     if not isinstance(negative_prompt, str):
