@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..hosts.diffusers import DiffusersHost
+from ..hosts.diffusers import DiffusersHost, layer_diffusion
 from ..hosts.ldm_names import name_modules, translate
 from ..injection import LoraPatch, shared_attention, side_path
+from ..layers import composite
 from ..modes import Mode, find_mode
 from ..pipelines import load_pipeline
 from ..refusal import Refusal
@@ -49,6 +50,7 @@ from .run import Average, Run, cosine, open_accelerator
 log = logging.getLogger(__name__)
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+SAMPLES = 8  # captions in a sample grid
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class FinetuneConfig:
     ema: float = 0.995
     log_every: int = 50
     augmentation: Augmentation = field(default_factory=Augmentation)
+    grid_every: int = 250
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,37 @@ def write_file(raw: FinetunedUnet, average: Average, folder: Path) -> None:
     save_file(state, folder / f"{raw.mode.file}.safetensors", as_metadata(raw.config))
 
 
+def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, sprites: list[Sprite]) -> None:
+    """A grid of what the file would make now: one column a caption, one row a layer, over a checkerboard.
+
+    The transparent decoder is looked for beside the encoder.
+    """
+    config, mode = raw.config, raw.mode
+    folder = run.folder / "preview"
+    folder.mkdir(exist_ok=True)
+    write_file(raw, average, folder)
+    store = WeightStore([folder, config.encoder.parent])
+    if mode.decoder is not None and store.find(mode.decoder) is None:
+        log.warning("There is no sample grid, since %s has no %s.", config.encoder.parent, mode.decoder)
+        return
+    columns: list[list[Tensor]] = []
+    for seed, (text, sprite) in enumerate(list({sprite.text: sprite for sprite in sprites}.items())[:SAMPLES]):
+        images = {f"{role}_image": make_condition(sprite, role, seed) for role in mode.inputs}
+        with layer_diffusion(pipeline, mode.name, store, views=1, **images) as ld:
+            stack = ld(text, seed=seed, width=config.size, height=config.size, cfg=3.0)
+        pictures = [composite([layer], "checker") for layer in stack.layers]
+        columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])
+    run.save_grid("samples", [list(row) for row in zip(*columns, strict=True)])
+
+
+def make_condition(sprite: Sprite, role: str, seed: int) -> NDArray[np.uint8]:
+    """RGBA image [S, S, 4] for a mode that starts from the foreground or from a background."""
+    if role == "foreground":
+        return sprite.rgba
+    background = make_background(sprite.rgba.shape[0], step_rng(0, seed))
+    return np.dstack([np.round(background * 255).astype(np.uint8), np.full(background.shape[:2], 255, np.uint8)])
+
+
 def train(config: FinetuneConfig, out: Path) -> None:
     """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
     accelerator = open_accelerator(unused_parameters=True)
@@ -248,7 +282,8 @@ def train(config: FinetuneConfig, out: Path) -> None:
     check_form(config.form, mode)
     encoder = TransparentEncoder.from_state_dict(WeightStore().load(config.encoder)).to(accelerator.device)
     known, _ = split_sprites(read_sprites(config.data, reading_size(config.size)))
-    bank = encode_sets(host, encoder, find_prompts(known) if config.only_prompts else known, mode, config)
+    shown = find_prompts(known) if config.only_prompts else known
+    bank = encode_sets(host, encoder, shown, mode, config)
     contexts = encode_captions(pipeline, bank.texts, config.size)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # others don't tell the velocity
     raw = FinetunedUnet(config, mode, host, scheduler).to(accelerator.device)
@@ -277,6 +312,8 @@ def train(config: FinetuneConfig, out: Path) -> None:
         schedule.step()
         optimizer.zero_grad()
         average.update(raw)
+        if accelerator.is_main_process and run.is_due(config.grid_every):
+            save_samples(run, raw, average, pipeline, shown)
     if accelerator.is_main_process:
         with run.write_model() as folder:
             write_file(raw, average, folder)

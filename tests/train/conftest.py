@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lib_layerdiffusion.train.autoencoder import AutoencoderConfig, build_autoencoder
-from lib_layerdiffusion.train.base import BaseConfig, BaseModel, assemble, build_scheduler, train_tokenizer
+from lib_layerdiffusion.train.autoencoder import build_autoencoder
+from lib_layerdiffusion.train.base import BaseModel, assemble, build_scheduler, train_tokenizer
 from lib_layerdiffusion.train.run import Average
-
-TINY_VAE = AutoencoderConfig(widths=(4, 4, 8, 8), groups=2, sizes=(64,), size_steps=(1,), batches=(2,))
-TINY_BASE = BaseConfig(size=64, widths=(8, 8, 16, 16), groups=4, heads=2, text_width=24, text_layers=1)
-
+from tests.train.tiny import TINY_BASE, TINY_VAE, draw_disc, png
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def draw_disc(size: int, colour: tuple[int, int, int], opacity: float) -> np.ndarray:
-    """A disc of one colour; its surroundings are invisible and green, which nobody may see."""
-    axis = np.linspace(-1, 1, size)
-    inside = np.hypot(*np.meshgrid(axis, axis)) < 0.7
-    rgba = np.zeros((size, size, 4), np.uint8)
-    rgba[...] = (0, 255, 0, 0)
-    rgba[inside] = (*colour, round(255 * opacity))
-    return rgba
-
-
-def png(rgba: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgba).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +37,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines: list[str] = []
         for name, text, kind, split, prompt, colour, opacity in rows:
             file.writestr(name, png(draw_disc(40, colour, opacity)))
-            lines.append(json.dumps(dict(file_name=name, text=text, kind=kind, split=split, prompt=prompt)))
+            lines.append(json.dumps({"file_name": name, "text": text, "kind": kind, "split": split, "prompt": prompt}))
         file.writestr("metadata.jsonl", "\n".join(lines))
     return path
 

@@ -1,0 +1,88 @@
+"""Putting finished runs together as one small model folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.train.pack import LAYER_FILES, RUNS, main, pack
+
+
+@pytest.fixture
+def runs(tmp_path: Path, sd15_folder: Path) -> Path:
+    folder = tmp_path / "runs"
+    for run in RUNS:
+        (folder / run / "model").mkdir(parents=True)
+        (folder / run / "config.json").write_text(json.dumps({"seed": run}), encoding="utf-8")
+        (folder / run / "log.csv").write_text("step,loss\n", encoding="utf-8")
+    for name, run in LAYER_FILES.items():
+        tensors = {"weight": torch.full((2, 2), 0.1), "count": torch.arange(3)}
+        save_file(tensors, folder / run / "model" / f"{name}.safetensors", {"note": "kept"})
+    shutil.copytree(sd15_folder, folder / "base" / "model", dirs_exist_ok=True)
+    return folder
+
+
+def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, archive: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    size = pack(runs, archive, out)
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert size == sum(file.stat().st_size for file in files)
+    wanted = {"unet": "base", "text_encoder": "base", "vae": "autoencoder", **LAYER_FILES}
+    found: dict[str, str] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                place = file.stem if file.parent.name == "layer_model" else file.parent.name
+                found[place] = json.loads(tensors.metadata()["training_config"])["seed"]
+                kinds = {tensors.get_tensor(key).dtype for key in tensors.keys()}  # noqa: SIM118 not a dict
+                assert torch.float32 not in kinds
+                assert torch.float16 in kinds
+    assert found == wanted
+    with safe_open(out / "layer_model" / "layer_sd15_transparent_attn.safetensors", "pt") as tensors:
+        assert tensors.metadata()["note"] == "kept"
+        assert tensors.get_tensor("count").dtype == torch.int64
+    captions = json.loads((out / "captions.json").read_text(encoding="utf-8"))
+    assert captions == [
+        {"caption": "red disc", "kind": "opaque"},
+        {"caption": "blue disc", "kind": "opaque"},
+        {"caption": "glass disc", "kind": "soft"},
+    ]
+    assert {path.parent.name for path in (out / "training").rglob("log.csv")} == set(RUNS)
+    assert (out / "model_index.json").is_file()
+    assert (out / "tokenizer").is_dir()
+    assert (out / "scheduler").is_dir()
+
+
+def test_older_model_is_replaced_and_nothing_is_left_beside_it(
+    runs: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "model"
+    words = ["--runs", str(runs), "--data", str(archive), "--out", str(out)]
+    assert main(words) == 0
+    (out / "stale").write_text("x", encoding="utf-8")
+    assert main(words) == 0
+    assert not (out / "stale").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "runs"]
+    assert f"MB in {out}" in capsys.readouterr().out
+
+
+def test_folder_that_holds_something_else_is_left_alone(runs: Path, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(Refusal, match="something else"):
+        pack(runs, archive, tmp_path / "home")
+    assert (tmp_path / "home" / "letter.txt").exists()
+
+
+def test_unfinished_run_is_named(runs: Path, archive: Path, tmp_path: Path) -> None:
+    shutil.rmtree(runs / "foreground" / "model")
+    with pytest.raises(Refusal, match="foreground isn't finished"):
+        pack(runs, archive, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

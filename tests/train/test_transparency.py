@@ -1,0 +1,151 @@
+"""Training of the transparent encoder and decoder against a frozen autoencoder."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lib_layerdiffusion.train import transparency
+from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites, step_rng
+from lib_layerdiffusion.train.harmlessness import adjust
+from lib_layerdiffusion.train.run import Average, Run
+from lib_layerdiffusion.train.transparency import LatentTransparency, TransparencyConfig, draw_batch, write_files
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from tests.train.tiny import TINY_TRANSPARENCY
+
+ENCODER = "layer_sd15_vae_transparent_encoder.safetensors"
+DECODER = "layer_sd15_vae_transparent_decoder.safetensors"
+
+
+@pytest.fixture
+def raw(vae_folder: Path) -> LatentTransparency:
+    torch.manual_seed(0)
+    return LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
+
+
+@pytest.fixture
+def batch(archive: Path) -> TransparentBatch:
+    sprites = [sprite for sprite in read_sprites(archive, 64) if sprite.split == "train"]
+    return TransparentBatch.of([sprite.premultiplied for sprite in sprites[1:3]])
+
+
+def losses(raw: LatentTransparency, batch: TransparentBatch) -> Tensor:
+    terms, _ = raw(batch, torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3))
+    return torch.stack(list(terms.values())).sum()
+
+
+def test_files_have_the_published_keys_and_the_published_factor(
+    raw: LatentTransparency, batch: TransparentBatch, tmp_path: Path
+) -> None:
+    write_files(raw, tmp_path, TINY_TRANSPARENCY)
+    encoder = TransparentEncoder.from_state_dict(load_file(tmp_path / ENCODER))
+    decoder = TransparentDecoder.from_state_dict(load_file(tmp_path / DECODER))
+    with torch.no_grad():
+        mean, adjusted = raw.adjust(batch)
+        published_mean, published = adjust(raw.vae[0], encoder, batch)
+        assert (adjusted - mean).abs().max() > 0.01
+        assert torch.allclose(published - published_mean, adjusted - mean, rtol=1e-4, atol=1e-6)
+        picture, output = raw.read(adjusted)
+        assert torch.allclose(decoder(picture.clamp(0, 1), adjusted), output, atol=1e-5)
+
+
+def test_steps_reduce_the_loss_through_both_networks_and_leave_the_autoencoder(
+    raw: LatentTransparency, batch: TransparentBatch
+) -> None:
+    vae = raw.vae[0]
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    optimizer = torch.optim.Adam(raw.parameters(), 3e-3)
+    values: list[float] = []
+    for _ in range(8):
+        loss = losses(raw, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        values.append(loss.item())
+        optimizer.step()
+    assert values[-1] < 0.9 * values[0]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in raw.encoder.parameters())
+    assert raw.decoder.latent_conv_in.weight.grad.any()
+    assert all(value.equal(before[name]) for name, value in vae.state_dict().items())
+    assert not any(name.startswith("vae") for name in raw.state_dict())
+
+
+@pytest.mark.parametrize("term", ["reconstruction", "identity"])
+def test_weights_scale_their_terms(raw: LatentTransparency, batch: TransparentBatch, term: str) -> None:
+    def measure() -> Tensor:
+        return raw(batch, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 64, 64))[0][term]
+
+    with torch.no_grad():
+        once = measure()
+        weight = getattr(TINY_TRANSPARENCY, f"{term}_weight")
+        raw.config = replace(TINY_TRANSPARENCY, **{f"{term}_weight": 3 * weight})
+        assert once > 0
+        assert torch.allclose(measure(), 3 * once)
+
+
+def test_pairs_share_their_picture_and_differ_in_alpha(archive: Path) -> None:
+    config = replace(TINY_TRANSPARENCY, fade_share=1.0)
+    batch = draw_batch(read_sprites(archive, 64), 4, 64, config, step_rng(0, 0))
+    assert batch.padded[0].equal(batch.padded[1])
+    assert not batch.alpha[0].equal(batch.alpha[1])
+    assert not batch.padded[1].equal(batch.padded[2])
+
+
+def test_evaluation_uses_the_average_and_puts_the_weights_back(
+    raw: LatentTransparency, batch: TransparentBatch
+) -> None:
+    average = Average(raw, 0.9)
+    wanted = transparency.evaluate(raw, average, batch, None)
+    with torch.no_grad():
+        for parameter in raw.parameters():
+            parameter.add_(0.05)
+    changed = {name: value.clone() for name, value in raw.state_dict().items()}
+    found = transparency.evaluate(raw, average, batch, None)
+    assert {name: float(value) for name, value in found.items() if value == value} == {
+        name: float(value) for name, value in wanted.items() if value == value
+    }
+    assert all(value.equal(changed[name]) for name, value in raw.state_dict().items())
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_interrupted_training_ends_with_the_same_bits(
+    archive: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY_TRANSPARENCY, data=archive, autoencoder=vae_folder, discriminator_from=0.5)
+    transparency.train(config, tmp_path / "whole")
+    keep = Run.checkpoint
+
+    def keep_and_stop(run: Run) -> None:
+        keep(run)
+        raise Stopped
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "checkpoint", keep_and_stop)
+        transparency.train(config, tmp_path / "parts")
+    transparency.train(config, tmp_path / "parts")
+    for name in (ENCODER, DECODER):
+        assert (tmp_path / "parts" / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
+    logs = [read_values(tmp_path / run / "log.csv") for run in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [row["discriminator"] == "0.0" for row in logs[0]] == [True, False]  # it starts at half of the steps
+
+
+def read_values(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_data_without_splits_prompts_and_soft_images_can_be_trained_on(archive: Path) -> None:
+    config = TransparencyConfig(sizes=(64,), size_steps=(1,), batches=(4,))
+    plain = [replace(s, kind="opaque", split="train", prompt=False) for s in read_sprites(archive, 80)]
+    assert draw_batch(plain, 4, 64, config, step_rng(0, 0)).alpha.shape == (4, 1, 64, 64)
+    assert transparency.draw_check(plain, config).alpha.shape == (16, 1, 64, 64)
