@@ -1,9 +1,8 @@
-"""The command line: parses arguments, runs one command, and turns whatever goes wrong into one sentence and an exit code."""
+"""The command line: parses the words, runs one command, and makes one sentence and an exit code of what goes wrong."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import logging
 import sys
@@ -96,8 +95,6 @@ def _fault(error: Exception, debug: bool) -> int:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         cure = "choose a smaller --width, --height or --batch, or --views 1"
         return _say(f"There is not enough memory for this; {cure}.", EXIT_REFUSED)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return _say("The disk is full; free some space and run the command again.", EXIT_REFUSED)
     if debug:
         logging.getLogger(__name__).error("Unexpected error", exc_info=error)
     reason = next(iter(str(error).splitlines()), "")

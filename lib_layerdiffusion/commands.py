@@ -6,31 +6,32 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib_layerdiffusion.demo.gallery import contact_sheet, read_captions
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.export import png
-from lib_layerdiffusion.hosts.diffusers import layer_diffusion
+from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
-from lib_layerdiffusion.layers import Layer, LayerStack, checkerboard, composite as put_over
+from lib_layerdiffusion.layers import Layer, LayerStack
+from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.output_folder import OutputFolder, slug
 from lib_layerdiffusion.pipelines import EMBEDDED, EMBEDDED_FOLDER, load_pipeline, model_path
+from lib_layerdiffusion.planning import MIN_SIZE
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = NDArray[np.uint8]
 
 SEEDS = 2**32
 DEMO_BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
@@ -39,7 +40,7 @@ EMBEDDED_GUIDANCE = 3.0
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Make a picture of each of the embedded model's prompts, and a contact sheet of all."""
+    """Make a picture of each of the embedded model's prompts, and a contact sheet of all; renews earlier ones."""
     captions = [row.caption for row in read_captions(EMBEDDED_FOLDER)][: arguments.count]
     seed = 1 if arguments.seed is None else arguments.seed
     began = time.monotonic()
@@ -49,34 +50,26 @@ def demo(arguments: argparse.Namespace) -> int:
         with layer_diffusion(pipe, weights=EMBEDDED_FOLDER / "layer_model", views=arguments.views) as ld:
             for first in range(0, len(captions), DEMO_BATCH):
                 prompts = captions[first : first + DEMO_BATCH]
-                settings = {"steps": arguments.steps, "cfg": _guidance(arguments, EMBEDDED)}
-                with _progress(f"pictures {first + 1} to {first + len(prompts)} of {len(captions)}") as progress:
+                settings = _sampling(arguments, EMBEDDED)
+                with _progress(f"{first + 1} to {first + len(prompts)} of {len(captions)}") as progress:
                     stacks = ld.batch(prompts, [seed] * len(prompts), progress=progress, **settings)
                 for prompt, stack in zip(prompts, stacks, strict=True):
-                    print(out.write(f"{seed}-{slug(prompt)}", ".png", partial(png.write, stack)))
-                    pictures.append((prompt, _over_checker(stack)))
-        print(out.write("contact-sheet", ".png", contact_sheet(pictures).save))
+                    _write(stack, out.path / f"{seed}-{slug(prompt)}.png")
+                    pictures.append((prompt, put_over(stack, "checker")))
+        _write(contact_sheet(pictures), out.path / "contact-sheet.png")
     seconds = time.monotonic() - began
-    print(
-        f"{len(pictures)} pictures in {seconds:.0f} s; look at {arguments.out / 'contact-sheet.png'}", file=sys.stderr
-    )
+    print(f"{len(pictures)} pictures in {seconds:.0f} s; look at {out.path / 'contact-sheet.png'}", file=sys.stderr)
     return 0
 
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make the layers of each prompt and seed, and write them as soon as they are there."""
     options = _layer_options(arguments)
-    model = model_path(arguments.model)
-    store = _store(arguments, model)
+    store = _store(arguments)
     first = secrets.randbelow(SEEDS) if arguments.seed is None else arguments.seed
     seeds = [(first + index) % SEEDS for index in range(arguments.batch)]
-    settings = {
-        "negative_prompt": arguments.negative,
-        "width": arguments.width,
-        "height": arguments.height,
-        "steps": arguments.steps,
-        "cfg": _guidance(arguments, arguments.model),
-    }
+    settings = _sampling(arguments, arguments.model)
+    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
         pipe = load_pipeline(arguments.model, device=arguments.device, offline=arguments.offline)
         with layer_diffusion(pipe, weights=store, **options) as ld:
@@ -93,9 +86,11 @@ def encode(arguments: argparse.Namespace) -> int:
     images = [(path, read_image(path)) for path in arguments.images]
     with _codec(arguments) as (ld, out):
         for path, rgba in images:
-            latent = ld.encode(rgba) / ld.host.scaling_factor
+            latent = ld.encode(_enlarge(rgba)) / ld.host.scaling_factor
             height, width = rgba.shape[:2]
-            print(out.write_new(slug(path.stem), ".safetensors", LatentFile(latent, width, height).save))
+            target = out.new_path(slug(path.stem), ".safetensors")
+            LatentFile(latent, width, height).save(target)
+            print(target)
     return 0
 
 
@@ -104,25 +99,22 @@ def decode(arguments: argparse.Namespace) -> int:
     latents = [(path, read_latent(path)) for path in arguments.latents]
     with _codec(arguments, views=arguments.views) as (ld, out):
         for path, file in latents:
-            rgba = ld.decode(file.latent * ld.host.scaling_factor)[: file.height, : file.width]
-            _write_layers(out, slug(path.stem), _stack([("foreground", rgba)]))
+            rgba = ld.decode(file.latent * ld.host.scaling_factor)
+            _write(rgba[: file.height, : file.width], out.new_path(slug(path.stem), ".png"))
     return 0
 
 
 def composite(arguments: argparse.Namespace) -> int:
     """Write the layers, bottom first, over a colour, a checkerboard or an image."""
-    layers = [(path.stem, read_image(path)) for path in arguments.layers]
-    sizes = {rgba.shape[1::-1] for _, rgba in layers}
-    if len(sizes) > 1:
-        named = ", ".join(
-            f"{path} is {w}x{h}" for path, (_, rgba) in zip(arguments.layers, layers) for h, w in [rgba.shape[:2]]
-        )
-        raise Refusal(f"Layers must have the same size, but {named}; resize them first.")
-    stack = _stack(layers)
-    flat = put_over(stack, _background(arguments.over, stack.size))
+    layers = [Layer(str(path), read_image(path), "foreground") for path in arguments.layers]
+    sizes = {layer.name: f"{layer.image.shape[1]}x{layer.image.shape[0]}" for layer in layers}
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
+        raise Refusal(f"Layers must have one size, but {named}; resize them first.")
+    is_path = Path(arguments.over).suffix or Path(arguments.over).is_file()
+    flat = put_over(layers, read_image(arguments.over) if is_path else arguments.over)
     with OutputFolder(arguments.out) as out:
-        name = slug("-".join(name for name, _ in layers)) + "-composite"
-        print(out.write_new(name, ".png", Image.fromarray(flat).save))
+        _write(flat, out.new_path(slug("-".join(path.stem for path in arguments.layers)) + "-composite", ".png"))
     return 0
 
 
@@ -135,10 +127,9 @@ def doctor(arguments: argparse.Namespace) -> int:
     return int(any(finding.state == "broken" for finding in findings))
 
 
-def _guidance(arguments: argparse.Namespace, model: str) -> float:
-    if arguments.cfg is not None:
-        return arguments.cfg
-    return EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
+def _sampling(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
+    usual = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
+    return {"steps": arguments.steps, "cfg": usual if arguments.cfg is None else arguments.cfg}
 
 
 def _layer_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -150,19 +141,19 @@ def _layer_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _store(arguments: argparse.Namespace, model: Path) -> WeightStore:
-    """Search --weights, then what lies beside a model folder, then the cache."""
-    folders = [folder for folder in (arguments.weights, model / "layer_model") if folder and folder.is_dir()]
+def _store(arguments: argparse.Namespace) -> WeightStore:
+    """Search --weights, then what lies in a model folder, then the cache, where downloads go."""
+    model = model_path(arguments.model)
     if arguments.weights and not arguments.weights.is_dir():
         raise Refusal(f"There is no folder {arguments.weights}; --weights takes the folder of the layer weight files.")
+    folders = [folder for folder in (arguments.weights, model / "layer_model") if folder and folder.is_dir()]
     return WeightStore(folders, download_to=cache_folder(), offline=arguments.offline)
 
 
 @contextmanager
-def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[Any, OutputFolder]]:
+def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[LayerDiffusion, OutputFolder]]:
     """Open the model and the output folder for `encode` and `decode`."""
-    model = model_path(arguments.model)
-    store = _store(arguments, model)
+    store = _store(arguments)
     with OutputFolder(arguments.out) as out:
         pipe = load_pipeline(arguments.model, device=arguments.device, offline=arguments.offline)
         with layer_diffusion(pipe, weights=store, **options) as ld:
@@ -170,7 +161,7 @@ def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[Any,
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Any]:
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr, where that is a terminal, and yield what moves it."""
     with tqdm(desc=title, file=sys.stderr, disable=None, leave=False) as bar:
 
@@ -181,16 +172,22 @@ def _progress(title: str) -> Iterator[Any]:
         yield report
 
 
-def _write_layers(out: OutputFolder, stem: str, stack: LayerStack, *, checker: bool = False) -> None:
-    """Write every layer of a set as a PNG of its own and print the paths."""
+def _enlarge(rgba: Pixels) -> Pixels:
+    """Add transparent pixels on the right and below, up to the smallest size that models take."""
+    height, width = rgba.shape[:2]
+    return np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
+
+
+def _write_layers(out: OutputFolder, stem: str, stack: LayerStack, *, checker: bool) -> None:
+    """Write every layer of a set as a PNG of its own."""
     for layer in stack.layers:
-        name = stem if len(stack.layers) == 1 or layer.role == "foreground" else f"{stem}-{layer.role}"
-        print(out.write_new(name, ".png", partial(png.write, replace(stack, layers=(layer,)))))
+        name = stem if layer.role == "foreground" or len(stack.layers) == 1 else f"{stem}-{layer.role}"
+        _write(replace(stack, layers=(layer,)), out.new_path(name, ".png"))
     if checker:
-        print(out.write_new(f"{stem}-checker", ".png", Image.fromarray(_over_checker(stack)).save))
+        _write(put_over(stack, "checker"), out.new_path(f"{stem}-checker", ".png"))
 
 
-def _stack(layers: Sequence[tuple[str, Pixels]]) -> LayerStack:
-    """Make a stack of images of one size."""
-    height, width = layers[0][1].shape[:2]
-    return LayerStack(tuple(Layer(name, rgba, "foreground") for name, rgba in layers), (width, height))
+def _write(image: LayerStack | Pixels, path: Path) -> None:
+    """Write a PNG and tell its path on stdout."""
+    png.write(image, path)
+    print(path, flush=True)

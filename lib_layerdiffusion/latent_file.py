@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lib_layerdiffusion.export import whole_file
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weight_file import UnreadableFileError, read_header
 
@@ -27,10 +28,11 @@ class LatentFile:
     model: str = ""
 
     def save(self, path: Path) -> None:
-        """Write the file in float32."""
+        """Write the file in float32; it appears whole or not at all."""
         about = {"format": FORMAT, "width": str(self.width), "height": str(self.height), "model": self.model}
-        # Not safetensors' own save_file, which hides the system's reason (a full disk) in another exception.
-        path.write_bytes(save({"latent": self.latent.detach().float().cpu().contiguous()}, metadata=about))
+        content = save({"latent": self.latent.detach().float().cpu().contiguous()}, metadata=about)
+        with whole_file(path) as file:
+            file.write(content)
 
 
 def read_latent(path: Path) -> LatentFile:

@@ -1,15 +1,12 @@
-"""The folder that a command writes to: only whole files, never over an existing one, and a sentence when it can't."""
+"""The folder that a command writes to: made and tried out before any long work, with names that nothing else has."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import tempfile
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 
 from lib_layerdiffusion.refusal import Refusal
 
@@ -24,32 +21,8 @@ def slug(text: str) -> str:
     return short.strip("-") or "image"
 
 
-def cannot_write(path: Path, error: OSError) -> Refusal:
-    """Say why a file or folder could not be written, and what to do."""
-    if error.errno == errno.ENOSPC:
-        cure = "free some space or choose another folder with --out"
-    elif isinstance(error, (NotADirectoryError, FileExistsError)):
-        cure = "a file is in the way, so choose another folder with --out"
-    else:
-        cure = "choose a folder that you may write to with --out"
-    return Refusal(f"Can't write {path}: {error.strerror or error}; {cure}.")
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path` and move it there; on any exception nothing is left behind."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        write(part)
-        part.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
 class OutputFolder:
-    """A folder to write results to; entering makes it and checks that it can be written, before any long work."""
+    """A folder for results; entering makes it and tries to write, leaving takes away what was made for nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -63,29 +36,33 @@ class OutputFolder:
             with tempfile.NamedTemporaryFile(prefix=".", suffix=".part", dir=self.path):
                 pass
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            self._remove_empty()
+            raise self._refuse(error) from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Remove the folders that were made for results that never came."""
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+    def __exit__(self, *error: object) -> None:
+        self._remove_empty()
 
-    def write_new(self, stem: str, suffix: str, write: Callable[[Path], object]) -> Path:
-        """Write `<stem><suffix>`, or `<stem>-2<suffix>` and so on when that exists, and return its path."""
+    def new_path(self, stem: str, suffix: str) -> Path:
+        """Find a name that no file has: `<stem><suffix>`, else `<stem>-2<suffix>` and so on."""
         path = self.path / f"{stem}{suffix}"
         number = 1
         while path.exists():
             number += 1
             path = self.path / f"{stem}-{number}{suffix}"
-        write_whole(path, write)
         return path
 
-    def write(self, stem: str, suffix: str, write: Callable[[Path], object]) -> Path:
-        """Write `<stem><suffix>`, in the place of an existing one, and return its path."""
-        path = self.path / f"{stem}{suffix}"
-        write_whole(path, write)
-        return path
+    def _remove_empty(self) -> None:
+        """Remove the folders that were made, as far as nothing is in them."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _refuse(self, error: OSError) -> Refusal:
+        if error.errno == errno.ENOSPC:
+            cure = "free some space or choose another folder with --out"
+        elif isinstance(error, (NotADirectoryError, FileExistsError)):
+            cure = "a file is in the way, so choose another folder with --out"
+        else:
+            cure = "choose a folder that you may write to with --out"
+        return Refusal(f"Can't write to the folder {self.path}: {error.strerror or error}; {cure}.")

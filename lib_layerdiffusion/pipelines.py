@@ -95,8 +95,9 @@ def _loading(path: Path, offline: bool) -> Iterator[None]:
     from safetensors import SafetensorError
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    diffusers_logging.set_verbosity_error()
+    for library in (transformers_logging, diffusers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lib_layerdiffusion.refusal import Refusal
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = NDArray[np.uint8]
 CAPTION_HEIGHT = 16
 GAP = 8
 PAPER, INK = (255, 255, 255), (40, 40, 40)
@@ -38,7 +39,7 @@ def read_captions(model: Path) -> list[Caption]:
         raise Refusal(f"{path} is missing or damaged; install the package again.") from error
 
 
-def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> Image.Image:
+def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> Pixels:
     """Arrange opaque [H, W, 3] pictures, each with its caption below, row by row."""
     columns = min(columns, len(pictures))
     width = max(picture.shape[1] for _, picture in pictures)
@@ -50,7 +51,7 @@ def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> I
         left, top = GAP + index % columns * across, GAP + index // columns * down
         sheet.paste(Image.fromarray(picture), (left, top))
         draw.text((left, top + height + 2), _shorten(caption, font, width), fill=INK, font=font)
-    return sheet
+    return np.asarray(sheet)
 
 
 def _shorten(text: str, font: Any, width: int) -> str:

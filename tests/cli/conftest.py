@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import string
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from lib_layerdiffusion import cli
+from lib_layerdiffusion import cli, commands
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.pipelines import load_pipeline
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 
@@ -54,6 +58,31 @@ class Runner:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> Runner:
     return Runner(capsys, tiny_model)
+
+
+@functools.cache
+def load_intact(model: str) -> Any:
+    return load_pipeline(model, device="cpu", offline=True)
+
+
+@pytest.fixture(autouse=True)
+def load_once(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, bare_model: Path) -> None:
+    """Open each of the two intact models only once; the library promises to leave them as they were."""
+
+    def load(model: str, **settings: Any) -> Any:
+        if model in (str(tiny_model), str(bare_model)) and settings.get("device") in ("auto", "cpu"):
+            return load_intact(model)
+        return load_pipeline(model, **settings)
+
+    monkeypatch.setattr(commands, "load_pipeline", load)
+
+
+@pytest.fixture(scope="session")
+def bare_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without its layer files."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("layer_model"))
+    return folder
 
 
 @pytest.fixture(scope="session")

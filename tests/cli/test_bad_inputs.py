@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lib_layerdiffusion import commands
@@ -23,7 +24,7 @@ GENERATE = ["generate", "a cat", "--model", "MODEL", "--steps", "1", "--views", 
 
 # What is wrong, the words, and what the sentence must name. Capitals stand for what the fixtures make.
 ARGUMENTS: list[tuple[str, list[str], str]] = [
-    ("no command", [], "command"),
+    ("no command", [], "COMMAND"),
     ("unknown command", ["paint"], "paint"),
     ("no prompt", ["generate"], "PROMPT"),
     ("unknown option", [*GENERATE, "--sampler", "x"], "--sampler"),
@@ -201,16 +202,20 @@ def remove(path: Path) -> None:
     ],
 )
 def test_bad_weight_files(
-    spoil: Callable[[Path], None], name: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spoil: Callable[[Path], None],
+    name: str,
+    run: Any,
+    bare_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The model has no intact files of its own, which would step in for the spoilt one."""
     monkeypatch.setattr(commands, "cache_folder", lambda: tmp_path / "cache")
     layer_model = tmp_path / "layer_model"
     shutil.copytree(run.model / "layer_model", layer_model)
     spoil(layer_model / name)
-    model = tmp_path / "model"  # without its own intact files, which would step in for the spoilt one
-    shutil.copytree(run.model, model, ignore=shutil.ignore_patterns("layer_model"))
     out = tmp_path / "out"
-    words = ["--model", model, "--weights", layer_model, "--steps", 1, "--views", 1, "--offline", "--out", out]
+    words = ["--model", bare_model, "--weights", layer_model, "--steps", 1, "--views", 1, "--offline", "--out", out]
     check_refused(run("generate", "a cat", *words), name, out)
 
 
@@ -242,22 +247,10 @@ def test_output_folder_is_read_only(run: Any, tmp_path: Path, monkeypatch: pytes
 
 
 def test_disk_is_full(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(stack: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fill(image: Image.Image, file: Any, **_: object) -> None:
+        file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(commands.png, "write", fill)
+    monkeypatch.setattr(Image.Image, "save", fill)
     out = tmp_path / "out"
     check_refused(run.generate("a cat", "--out", out), "space", out)
-
-
-def test_disk_is_full_for_a_latent(run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Path.write_bytes
-
-    def fill(path: Path, content: bytes) -> None:
-        write(path, content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", fill)
-    out = tmp_path / "out"
-    check_refused(run("encode", pictures / "rgba.png", "--model", run.model, "--out", out), "space", out)
