@@ -37,7 +37,7 @@ def batch(archive: Path) -> TransparentBatch:
 
 
 def losses(raw: LatentTransparency, batch: TransparentBatch) -> Tensor:
-    terms, _ = raw(batch, torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3))
+    terms, _ = raw(batch, torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3), warmth=1.0)
     return torch.stack(list(terms.values())).sum()
 
 
@@ -79,7 +79,7 @@ def test_steps_reduce_the_loss_through_both_networks_and_leave_the_autoencoder(
 @pytest.mark.parametrize("term", ["reconstruction", "identity"])
 def test_weights_scale_their_terms(raw: LatentTransparency, batch: TransparentBatch, term: str) -> None:
     def measure() -> Tensor:
-        return raw(batch, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 64, 64))[0][term]
+        return raw(batch, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 64, 64), warmth=1.0)[0][term]
 
     with torch.no_grad():
         once = measure()
@@ -87,6 +87,22 @@ def test_weights_scale_their_terms(raw: LatentTransparency, batch: TransparentBa
         raw.config = replace(TINY_TRANSPARENCY, **{f"{term}_weight": 3 * weight})
         assert once > 0
         assert torch.allclose(measure(), 3 * once)
+
+
+def test_guide_is_gone_after_the_warm_up_and_wants_alpha_in_one_channel(
+    raw: LatentTransparency, batch: TransparentBatch
+) -> None:
+    config = raw.config
+    shift = torch.randn(2, 4, 8, 8)
+    rows = torch.nn.functional.avg_pool2d(batch.alpha, 8)[:, 0]
+    shift[:, config.guide_channel] = config.guide_amplitude * (1 - 2 * rows) / raw.vae[0].config.scaling_factor
+    assert raw.guide(shift, batch.alpha) < 1e-6
+    assert raw.guide(-shift, batch.alpha) > 0.1
+    with torch.no_grad():
+        noise, backgrounds = torch.randn(2, 4, 8, 8), torch.zeros(2, 3, 64, 64)
+        cold, warm = (raw(batch, noise, backgrounds, warmth)[0] for warmth in (0.0, 1.0))
+    assert warm["guide"] == cold["identity"] == 0
+    assert cold["guide"] > 0
 
 
 def test_pairs_share_their_picture_and_differ_in_alpha(archive: Path) -> None:

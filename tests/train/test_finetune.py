@@ -1,0 +1,249 @@
+"""Fine-tuning of a frozen UNet: the files fit the product's own readers and do there what they did in the training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.injection import parse_patches, shared_attention, side_path
+from lib_layerdiffusion.modes import find_mode
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, read_units
+from lib_layerdiffusion.train.dataset import Augmentation, TransparentBatch, read_sprites, step_rng
+from lib_layerdiffusion.train.finetune import (
+    FinetuneConfig,
+    FinetunedUnet,
+    check_form,
+    encode_captions,
+    encode_sets,
+    train,
+)
+from lib_layerdiffusion.train.harmlessness import adjust
+from lib_layerdiffusion.train.run import Run
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+
+TINY = FinetuneConfig(size=64, rank=2, views_per_caption=2, steps=2, batch=2, log_every=1, grid_every=0)
+MODES = ["foreground", "together", "background_to_foreground"]
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transparent encoder, the decoder beside it."""
+    folder = tmp_path_factory.mktemp("transparency")
+    torch.manual_seed(2)
+    encoder = TransparentEncoder((4, 4, 8, 8))
+    nn.init.normal_(encoder.blocks[-1].weight, std=0.003)
+    path = folder / "layer_sd15_vae_transparent_encoder.safetensors"
+    save_file(encoder.state_dict(), path)
+    decoder = TransparentDecoder((8,) * 7).state_dict()
+    save_file(decoder, folder / "layer_sd15_vae_transparent_decoder.safetensors")
+    return path
+
+
+def make(folder: Path, mode: str, form: Any = "attention_sharing") -> tuple[DiffusersHost, FinetunedUnet]:
+    """A loaded pipeline and trained parameters that are far from their start."""
+    pipeline: Any = DiffusionPipeline.from_pretrained(folder)
+    host = DiffusersHost(pipeline)
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    raw = FinetunedUnet(replace(TINY, mode=mode, form=form), find_mode(mode, host.family), host, scheduler)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in raw.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return host, raw
+
+
+def predict(host: DiffusersHost, frames: int) -> Tensor:
+    torch.manual_seed(4)
+    width = host.unet.config.cross_attention_dim
+    added = None
+    if host.family == "sdxl":
+        added = {"text_embeds": torch.randn(frames, 16), "time_ids": torch.full((frames, 6), 64.0)}
+    noisy, context = torch.randn(frames, 4, 8, 8), torch.randn(frames, 77, width)
+    with torch.no_grad():
+        return host.unet(noisy, torch.tensor(500), context, added_cond_kwargs=added).sample
+
+
+@contextmanager
+def attention_file(host: DiffusersHost, state: dict[str, Tensor], image: Tensor) -> Iterator[None]:
+    names = [str(host.parameter_name(name)) for name in ATTENTION_ORDER]
+    units, control = read_units(state, [host.unet.get_submodule(name) for name in names])
+    signal = control(image) if control is not None else None
+    with shared_attention(host.unet, dict(zip(names, units, strict=True)), control_signal=signal):
+        yield
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_file_does_what_the_trained_module_did(sd15_folder: Path, mode: str) -> None:
+    host, raw = make(sd15_folder, mode)
+    frames = len(raw.mode.frames)
+    plain = predict(host, frames)
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad(), raw.injected(image):
+        trained = predict(host, frames)
+    with torch.no_grad(), attention_file(host, raw.published_state(raw.state_dict()), image):
+        read = predict(host, frames)
+    assert (trained - plain).abs().max() > 1e-3
+    assert torch.allclose(read, trained, atol=1e-5)
+    assert predict(host, frames).equal(plain)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_patch_file_does_what_the_trained_module_did(family: str, request: pytest.FixtureRequest) -> None:
+    host, raw = make(request.getfixturevalue(f"{family}_folder"), "foreground", "lora")
+    plain = predict(host, 2)
+    with raw.injected(None):
+        trained = predict(host, 2)
+    patches = parse_patches(raw.published_state(raw.state_dict()))
+    projections = [name for name, _ in host.unet.named_parameters() if ".attn" in name and name.endswith("weight")]
+    assert len(patches) == len(projections)
+    with side_path(host.unet, {str(host.parameter_name(name)): patch for name, patch in patches.items()}, 1.0):
+        read = predict(host, 2)
+    assert (trained - plain).abs().max() > 1e-3
+    assert torch.allclose(read, trained, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "form"), [*((mode, "attention_sharing") for mode in MODES), ("foreground", "lora")])
+def test_gradient_reaches_the_new_parameters_only(sd15_folder: Path, mode: str, form: str) -> None:
+    host, raw = make(sd15_folder, mode, form)
+    before = {name: value.clone() for name, value in host.unet.state_dict().items()}
+    frames = len(raw.mode.frames)
+    optimizer = torch.optim.SGD(raw.parameters(), 0.1)
+    values: list[float] = []
+    clean, context = torch.randn(2 * frames, 4, 8, 8), torch.randn(2 * frames, 77, 24)
+    control = torch.rand(2, 3, 64, 64) if raw.mode.inputs else None
+    for _ in range(2):
+        loss = raw(clean, context, None, control, step_rng(0, 0))
+        optimizer.zero_grad()
+        loss.backward()
+        values.append(loss.item())
+        optimizer.step()
+    idle = {name for name, parameter in raw.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    allowed = ("temporal_q", "temporal_k") if frames == 1 else ("temporal_k.bias",)
+    # below 1 x 1 latents, self-attention over a single token has no use for its queries and keys
+    assert all(any(part in name for part in (*allowed, "to_q_lora", "to_k_lora")) for name in idle if "units" in name)
+    assert values[1] < values[0]
+    assert all(parameter.grad is None for parameter in host.unet.parameters())
+    assert all(value.equal(before[name]) for name, value in host.unet.state_dict().items())
+
+
+def test_transparent_frame_is_adjusted_and_others_keep_their_deviation(
+    archive: Path, sd15_folder: Path, encoder_file: Path
+) -> None:
+    host = DiffusersHost(DiffusionPipeline.from_pretrained(sd15_folder))
+    encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
+    still = Augmentation(flip=False, scale=(1, 1), rotate=0, shift=0)
+    config = replace(TINY, augmentation=still, views_per_caption=1)
+    sprites = read_sprites(archive, 64)[:2]
+    bank = encode_sets(host, encoder, sprites, find_mode("together", "sd15"), config)
+    assert bank.texts == ["red disc", "blue disc"]
+    assert bank.mean.shape == bank.std.shape == (2, 3, 4, 8, 8)
+    assert bank.control is None
+    assert [bool(bank.std[:, frame].any()) for frame in range(3)] == [False, True, True]
+    for row, sprite in enumerate(sprites):
+        mean, adjusted = adjust(host.vae, encoder, TransparentBatch.of([sprite.premultiplied]))
+        assert not torch.allclose(mean, adjusted, atol=1e-2)
+        assert torch.allclose(bank.mean[row, 0], adjusted[0], atol=1e-4)
+
+
+def test_control_image_is_the_input_of_the_mode(archive: Path, sd15_folder: Path, encoder_file: Path) -> None:
+    host = DiffusersHost(DiffusionPipeline.from_pretrained(sd15_folder))
+    encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
+    config = replace(TINY, views_per_caption=1)
+    bank = encode_sets(host, encoder, read_sprites(archive, 64)[:1], find_mode("background_to_foreground", "sd15"), config)
+    assert bank.control is not None
+    assert bank.control.shape == (1, 3, 64, 64)
+    with torch.no_grad():
+        background = host.vae.encode(bank.control).latent_dist.mean
+        blend = bank.mean[0, 1]
+    # in the corners the blend shows the background; the middle is the motif's
+    assert torch.allclose(blend[:, 0, 0], background[0, :, 0, 0], atol=0.2)
+
+
+def test_added_conditions_of_sdxl(sdxl_folder: Path) -> None:
+    pipeline: Any = DiffusionPipeline.from_pretrained(sdxl_folder)
+    table = encode_captions(pipeline, ["red disc", "blue disc", "red disc"], 64)
+    assert set(table) == {"red disc", "blue disc", ""}
+    context, added = table["blue disc"]
+    own = pipeline.encode_prompt("blue disc", do_classifier_free_guidance=False)
+    assert added is not None
+    assert context.shape == (77, 32)
+    assert torch.allclose(context, own[0][0])
+    assert torch.allclose(added["text_embeds"], own[2][0])
+    assert added["time_ids"].tolist() == [64, 64, 0, 0, 64, 64]
+    assert not torch.allclose(context, table["red disc"][0])
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "family", "sentence"),
+    [
+        ("attention_sharing", "foreground", "sdxl", 'form = "lora"'),
+        ("lora", "together", "sd15", "more than low-rank patches"),
+        ("lora", "foreground_to_blend", "sdxl", "more than low-rank patches"),
+    ],
+)
+def test_form_that_the_mode_cannot_have_is_refused(form: str, mode: str, family: str, sentence: str) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        check_form(form, find_mode(mode, family))
+
+
+@pytest.mark.parametrize("mode", ["foreground", "background_to_foreground"])
+def test_training_writes_the_file_of_the_mode_and_shows_samples(
+    archive: Path, sd15_folder: Path, encoder_file: Path, tmp_path: Path, mode: str
+) -> None:
+    config = replace(TINY, data=archive, base=sd15_folder, encoder=encoder_file, mode=mode, grid_every=2)
+    train(config, tmp_path / "run")
+    row = find_mode(mode, "sd15")
+    (file,) = (tmp_path / "run" / "model").iterdir()
+    assert file.name == f"{row.file}.safetensors"
+    host = DiffusersHost(DiffusionPipeline.from_pretrained(sd15_folder))
+    attentions = [host.unet.get_submodule(str(host.parameter_name(name))) for name in ATTENTION_ORDER]
+    units, control = read_units(load_file(file), attentions)
+    assert len(units) == 32
+    assert (control is not None) == bool(row.inputs)
+    assert (tmp_path / "run" / "samples-000002.png").is_file()
+    assert load_file(tmp_path / "run" / "preview" / file.name).keys() == load_file(file).keys()
+
+
+def test_sdxl_patches_are_trained_on_noise_prediction(
+    archive: Path, sdxl_folder: Path, encoder_file: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY, data=archive, base=sdxl_folder, encoder=encoder_file, form="lora", grid_every=1)
+    train(config, tmp_path / "run")
+    state = load_file(tmp_path / "run" / "model" / "layer_xl_transparent_attn.safetensors")
+    ups = [value for name, value in state.items() if name.endswith("::lora::0")]
+    assert any(value.any() for value in ups)
+    assert not list((tmp_path / "run").glob("*.png"))  # SDXL's decoder isn't beside this encoder
+    losses = np.loadtxt(tmp_path / "run" / "log.csv", delimiter=",", skiprows=1)
+    assert np.isfinite(losses).all()
+
+
+def test_interrupted_training_ends_with_the_same_bits(
+    archive: Path, sd15_folder: Path, encoder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY, data=archive, base=sd15_folder, encoder=encoder_file)
+    train(config, tmp_path / "whole")
+    keep = Run.checkpoint
+
+    def keep_and_stop(run: Run) -> None:
+        keep(run)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "checkpoint", keep_and_stop)
+        train(config, tmp_path / "parts")
+    train(config, tmp_path / "parts")
+    name = "layer_sd15_transparent_attn.safetensors"
+    first, second = (load_file(tmp_path / run / "model" / name) for run in ("whole", "parts"))
+    assert all(value.equal(second[name]) for name, value in first.items())
