@@ -27,7 +27,13 @@ LAYER_FILES = {
 RUNS = ("autoencoder", "base", "foreground", "transparency")
 
 
-def write_half(source: Path, target: Path, config: Path) -> None:
+def read_config(run: Path) -> str:
+    """The run's configuration as JSON, without the folder that the data lay in."""
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return json.dumps(config | {"data": Path(config["data"]).name}, sort_keys=True)
+
+
+def write_half(source: Path, target: Path, config: str) -> None:
     """Copy a safetensors file in half precision with the run's configuration in its metadata."""
     with safe_open(source, framework="pt") as file:
         keys: list[str] = list(file.keys())
@@ -35,7 +41,7 @@ def write_half(source: Path, target: Path, config: Path) -> None:
         metadata = dict(file.metadata() or {})
     state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
-    metadata["training_config"] = json.dumps(json.loads(config.read_text("utf-8")), sort_keys=True)
+    metadata["training_config"] = config
     save_file(state, target, metadata)
 
 
@@ -64,17 +70,17 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
     for folder, run in PARTS.items():
         for file in sorted((base / folder).iterdir()):
             if file.suffix == ".safetensors":
-                write_half(file, out / folder / file.name, runs / run / "config.json")
+                write_half(file, out / folder / file.name, read_config(runs / run))
             else:
                 (out / folder).mkdir(exist_ok=True)
                 shutil.copy(file, out / folder)
     for name, run in LAYER_FILES.items():
         source = runs / run / "model" / f"{name}.safetensors"
-        write_half(source, out / "layer_model" / source.name, runs / run / "config.json")
+        write_half(source, out / "layer_model" / source.name, read_config(runs / run))
     for run in RUNS:
         (out / "training" / run).mkdir(parents=True)
-        for name in ("config.json", "log.csv"):
-            shutil.copy(runs / run / name, out / "training" / run / name)
+        (out / "training" / run / "config.json").write_text(read_config(runs / run) + "\n", encoding="utf-8")
+        shutil.copy(runs / run / "log.csv", out / "training" / run)
     prompts = {sprite.text: sprite.kind for sprite in find_prompts(read_sprites(data))}
     captions = [{"caption": caption, "kind": kind} for caption, kind in prompts.items()]
     (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
     folder = tmp_path / "runs"
     for run in RUNS:
         (folder / run / "model").mkdir(parents=True)
-        (folder / run / "config.json").write_text(json.dumps({"seed": run}), encoding="utf-8")
+        (folder / run / "config.json").write_text(json.dumps({"seed": run, "data": "/home/me/discs.zip"}), encoding="utf-8")
         (folder / run / "log.csv").write_text("step,loss\n", encoding="utf-8")
     for name, run in LAYER_FILES.items():
         tensors = {"weight": torch.full((2, 2), 0.1), "count": torch.arange(3)}
@@ -40,7 +40,9 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as tensors:
                 place = file.stem if file.parent.name == "layer_model" else file.parent.name
-                found[place] = json.loads(tensors.metadata()["training_config"])["seed"]
+                config = json.loads(tensors.metadata()["training_config"])
+                assert config["data"] == "discs.zip"
+                found[place] = config["seed"]
                 kinds = {tensors.get_tensor(key).dtype for key in tensors.keys()}  # noqa: SIM118 not a dict
                 assert torch.float32 not in kinds
                 assert torch.float16 in kinds
@@ -55,6 +57,7 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
         {"caption": "glass disc", "kind": "soft"},
     ]
     assert {path.parent.name for path in (out / "training").rglob("log.csv")} == set(RUNS)
+    assert not any("/home" in path.read_text(encoding="utf-8") for path in (out / "training").rglob("*.json"))
     assert (out / "model_index.json").is_file()
     assert (out / "tokenizer").is_dir()
     assert (out / "scheduler").is_dir()

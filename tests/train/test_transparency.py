@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
@@ -36,9 +37,12 @@ def batch(archive: Path) -> TransparentBatch:
     return TransparentBatch.of([sprite.premultiplied for sprite in sprites[1:3]])
 
 
+def terms(raw: LatentTransparency, batch: TransparentBatch, warmth: float = 1.0) -> dict[str, Tensor]:
+    return raw(batch, torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3), warmth, view=0)[0]
+
+
 def losses(raw: LatentTransparency, batch: TransparentBatch) -> Tensor:
-    terms, _ = raw(batch, torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3), warmth=1.0)
-    return torch.stack(list(terms.values())).sum()
+    return torch.stack(list(terms(raw, batch).values())).sum()
 
 
 def test_files_have_the_published_keys_and_the_published_factor(
@@ -53,7 +57,7 @@ def test_files_have_the_published_keys_and_the_published_factor(
         assert (adjusted - mean).abs().max() > 0.01
         assert torch.allclose(published - published_mean, adjusted - mean, rtol=1e-4, atol=1e-6)
         picture, output = raw.read(adjusted)
-        assert torch.allclose(decoder(picture.clamp(0, 1), adjusted), output, atol=1e-5)
+        assert torch.allclose(decoder(picture.clamp(0, 1), adjusted), output, rtol=1e-3, atol=1e-3)
 
 
 def test_steps_reduce_the_loss_through_both_networks_and_leave_the_autoencoder(
@@ -76,33 +80,41 @@ def test_steps_reduce_the_loss_through_both_networks_and_leave_the_autoencoder(
     assert not any(name.startswith("vae") for name in raw.state_dict())
 
 
-@pytest.mark.parametrize("term", ["reconstruction", "identity"])
+@pytest.mark.parametrize("term", ["reconstruction", "identity", "guide"])
 def test_weights_scale_their_terms(raw: LatentTransparency, batch: TransparentBatch, term: str) -> None:
-    def measure() -> Tensor:
-        return raw(batch, torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 64, 64), warmth=1.0)[0][term]
-
     with torch.no_grad():
-        once = measure()
+        once = terms(raw, batch)[term]
         weight = getattr(TINY_TRANSPARENCY, f"{term}_weight")
         raw.config = replace(TINY_TRANSPARENCY, **{f"{term}_weight": 3 * weight})
         assert once > 0
-        assert torch.allclose(measure(), 3 * once)
+        assert torch.allclose(terms(raw, batch)[term], 3 * once)
 
 
-def test_guide_is_gone_after_the_warm_up_and_wants_alpha_in_one_channel(
-    raw: LatentTransparency, batch: TransparentBatch
-) -> None:
+def test_guide_wants_alpha_in_one_channel(raw: LatentTransparency, batch: TransparentBatch) -> None:
     config = raw.config
     shift = torch.randn(2, 4, 8, 8)
-    rows = torch.nn.functional.avg_pool2d(batch.alpha, 8)[:, 0]
+    rows = F.avg_pool2d(batch.alpha, 8)[:, 0]
     shift[:, config.guide_channel] = config.guide_amplitude * (1 - 2 * rows) / raw.vae[0].config.scaling_factor
     assert raw.guide(shift, batch.alpha) < 1e-6
     assert raw.guide(-shift, batch.alpha) > 0.1
+
+
+def test_identity_grows_with_the_warm_up(raw: LatentTransparency, batch: TransparentBatch) -> None:
     with torch.no_grad():
-        noise, backgrounds = torch.randn(2, 4, 8, 8), torch.zeros(2, 3, 64, 64)
-        cold, warm = (raw(batch, noise, backgrounds, warmth)[0] for warmth in (0.0, 1.0))
-    assert warm["guide"] == cold["identity"] == 0
-    assert cold["guide"] > 0
+        cold, half, warm = (terms(raw, batch, warmth)["identity"] for warmth in (0.0, 0.5, 1.0))
+    assert cold == 0
+    assert torch.allclose(half, warm / 2)
+
+
+def test_views_are_turned_back(raw: LatentTransparency, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        for view in range(8):
+            monkeypatch.setattr(raw.decoder, "forward", lambda pixel, _: pixel)
+            picture, output = raw.read(latent, view)
+            assert output.equal(picture.clamp(0, 1))
+            monkeypatch.setattr(raw.decoder, "forward", lambda _, latent: F.interpolate(latent, (64, 64)))
+            assert raw.read(latent, view)[1].equal(F.interpolate(latent, (64, 64)))
 
 
 def test_pairs_share_their_picture_and_differ_in_alpha(archive: Path) -> None:
