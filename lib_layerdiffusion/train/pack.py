@@ -24,6 +24,8 @@ LAYER_FILES = {
     "layer_sd15_vae_transparent_encoder": "transparency",
 }
 
+# transformers 5 writes the text encoder's keys without it; it reads both, and older versions only this
+TEXT_PREFIX = "text_model."
 RUNS = ("autoencoder", "base", "foreground", "transparency")
 
 
@@ -33,12 +35,16 @@ def read_config(run: Path) -> str:
     return json.dumps(config | {"data": Path(config["data"]).name}, sort_keys=True)
 
 
-def write_half(source: Path, target: Path, config: str) -> None:
-    """Copy a safetensors file in half precision with the run's configuration in its metadata."""
+def write_half(source: Path, target: Path, config: str, prefix: str = "") -> None:
+    """Copy a safetensors file in half precision with the run's configuration in its metadata.
+
+    `prefix`: what every key has to begin with.
+    """
     with safe_open(source, framework="pt") as file:
         keys: list[str] = list(file.keys())
         state = {key: file.get_tensor(key) for key in keys}
         metadata = dict(file.metadata() or {})
+    state = {prefix + key.removeprefix(prefix): value for key, value in state.items()}
     state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata["training_config"] = config
@@ -65,12 +71,13 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
     base = runs / "base" / "model"
     out.mkdir(parents=True)
     shutil.copy(base / "model_index.json", out)
-    for folder in ("scheduler", "tokenizer"):
-        shutil.copytree(base / folder, out / folder)
+    shutil.copytree(base / "scheduler", out / "scheduler")
+    shutil.copytree(runs / "base" / "tokenizer", out / "tokenizer")  # in the form that every transformers reads
     for folder, run in PARTS.items():
         for file in sorted((base / folder).iterdir()):
             if file.suffix == ".safetensors":
-                write_half(file, out / folder / file.name, read_config(runs / run))
+                prefix = TEXT_PREFIX if folder == "text_encoder" else ""
+                write_half(file, out / folder / file.name, read_config(runs / run), prefix)
             else:
                 (out / folder).mkdir(exist_ok=True)
                 shutil.copy(file, out / folder)

@@ -16,6 +16,7 @@ from lib_layerdiffusion.train.base import BaseModel, assemble, build_scheduler, 
 from lib_layerdiffusion.train.run import Average
 from tests.train.tiny import TINY_BASE, TINY_VAE, draw_disc, png
 
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)

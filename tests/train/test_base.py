@@ -117,7 +117,14 @@ def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None
 
 def test_training_writes_a_pipeline_with_all_attentions(archive: Path, vae_folder: Path, tmp_path: Path) -> None:
     config = replace(
-        TINY_BASE, data=archive, autoencoder=vae_folder, views_per_caption=2, steps=2, batch=2, log_every=2, grid_every=0
+        TINY_BASE,
+        data=archive,
+        autoencoder=vae_folder,
+        views_per_caption=2,
+        steps=2,
+        batch=2,
+        log_every=2,
+        grid_every=0,
     )
     train(config, tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "model")

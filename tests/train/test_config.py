@@ -24,7 +24,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_file_and_overrides_become_typed_fields(tmp_path: Path) -> None:
-    path = write(tmp_path, 'data = "a.zip"\nsizes = [64]\nsize_steps = [3]\nbatches = [2]\n[augmentation]\nflip = false\n')
+    path = write(
+        tmp_path, 'data = "a.zip"\nsizes = [64]\nsize_steps = [3]\nbatches = [2]\n[augmentation]\nflip = false\n'
+    )
     config = read_config(TransparencyConfig, path, ["learning_rate=1", 'autoencoder="b"', "size_steps = [9]"])
     assert config.data == Path("a.zip")
     assert config.autoencoder == Path("b")

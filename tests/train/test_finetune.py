@@ -161,7 +161,9 @@ def test_control_image_is_the_input_of_the_mode(archive: Path, sd15_folder: Path
     host = DiffusersHost(DiffusionPipeline.from_pretrained(sd15_folder))
     encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
     config = replace(TINY, views_per_caption=1)
-    bank = encode_sets(host, encoder, read_sprites(archive, 64)[:1], find_mode("background_to_foreground", "sd15"), config)
+    bank = encode_sets(
+        host, encoder, read_sprites(archive, 64)[:1], find_mode("background_to_foreground", "sd15"), config
+    )
     assert bank.control is not None
     assert bank.control.shape == (1, 3, 64, 64)
     with torch.no_grad():

@@ -58,7 +58,15 @@ def test_command_prints_the_table(
     archive: Path, sd15_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(make_encoder(0).state_dict(), tmp_path / "encoder.safetensors")
-    words = [str(archive), "--vae", str(sd15_folder), "--encoder", str(tmp_path / "encoder.safetensors"), "--size", "64"]
+    words = [
+        str(archive),
+        "--vae",
+        str(sd15_folder),
+        "--encoder",
+        str(tmp_path / "encoder.safetensors"),
+        "--size",
+        "64",
+    ]
     assert cli.main(["harmlessness", *words, "--split", "held-out"]) == 0
     assert "| all | 2 | 100.00 | 100.00 | 0.0000 | 0.0000 |" in capsys.readouterr().out
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.train.base import train_tokenizer
 from lib_layerdiffusion.train.pack import LAYER_FILES, RUNS, main, pack
 
 
@@ -20,12 +22,15 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
     folder = tmp_path / "runs"
     for run in RUNS:
         (folder / run / "model").mkdir(parents=True)
-        (folder / run / "config.json").write_text(json.dumps({"seed": run, "data": "/home/me/discs.zip"}), encoding="utf-8")
+        (folder / run / "config.json").write_text(
+            json.dumps({"seed": run, "data": "/home/me/discs.zip"}), encoding="utf-8"
+        )
         (folder / run / "log.csv").write_text("step,loss\n", encoding="utf-8")
     for name, run in LAYER_FILES.items():
         tensors = {"weight": torch.full((2, 2), 0.1), "count": torch.arange(3)}
         save_file(tensors, folder / run / "model" / f"{name}.safetensors", {"note": "kept"})
     shutil.copytree(sd15_folder, folder / "base" / "model", dirs_exist_ok=True)
+    train_tokenizer(["red disc", "blue disc"], folder / "base" / "tokenizer")
     return folder
 
 
@@ -61,6 +66,21 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
     assert (out / "model_index.json").is_file()
     assert (out / "tokenizer").is_dir()
     assert (out / "scheduler").is_dir()
+
+
+def test_packed_model_is_the_one_trained_and_loads_in_old_and_new_transformers(
+    runs: Path, archive: Path, tmp_path: Path, sd15_folder: Path
+) -> None:
+    pack(runs, archive, tmp_path / "model")
+    packed, trained = (StableDiffusionPipeline.from_pretrained(folder) for folder in (tmp_path / "model", sd15_folder))
+    for part in ("unet", "vae", "text_encoder"):
+        found = getattr(packed, part).state_dict()
+        for name, value in getattr(trained, part).state_dict().items():
+            assert torch.allclose(found[name].float(), value, atol=1e-3), name
+    with safe_open(tmp_path / "model" / "text_encoder" / "model.safetensors", "pt") as tensors:
+        assert all(key.startswith("text_model.") for key in tensors.keys())  # noqa: SIM118 not a dict
+    assert {path.name for path in (tmp_path / "model" / "tokenizer").iterdir()} >= {"vocab.json", "merges.txt"}
+    assert len(packed.tokenizer("red disc").input_ids) == 4
 
 
 def test_older_model_is_replaced_and_nothing_is_left_beside_it(
