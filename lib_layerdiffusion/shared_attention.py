@@ -1,0 +1,492 @@
+"""Attention shared between the frames of a layer set: the unit that stands in for an attention module, and its files.
+
+LayerDiffusion, arXiv 2402.17113, section 3.3; the weights are those of the published `layer_sd15_*` files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib_layerdiffusion.refusal import Refusal
+
+TEMPORAL_CHUNK = 32768
+"""Sequences that attend over the frames in one call; GPU kernels have limits at 65536."""
+
+CONTROL_CHANNELS = 256
+LARGEST_STRETCH = 1.5
+"""How much the shape of a control signal may change when none has the token count of the attention."""
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
+
+_BLOCKS = (
+    *(f"input_blocks.{number}.1" for number in (1, 2, 4, 5, 7, 8)),
+    *(f"output_blocks.{number}.1" for number in range(3, 12)),
+    "middle_block.1",
+)
+ATTENTION_ORDER: tuple[str, ...] = tuple(
+    f"{block}.transformer_blocks.0.{attention}" for block in _BLOCKS for attention in ("attn1", "attn2")
+)
+"""LDM names of the 32 attention modules of an SD1.5 UNet, in the order of the files."""
+
+UNITS_PREFIX = "hookers.layers."
+CONTROL_PREFIX = "kwargs_encoder."
+
+ControlSignal: TypeAlias = "Tensor | Mapping[int, Tensor]"
+"""[B or 1, 256, h, w], or such tensors by their token count h * w, as ControlEncoder makes them."""
+
+
+class LowRank(nn.Module):
+    """What is added to a frame's projection: up(down(x)); nothing as long as it isn't trained."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+        nn.init.normal_(self.down.weight, std=1 / rank)
+        nn.init.zeros_(self.up.weight)
+
+
+@dataclass(frozen=True)
+class UnitWeights:
+    """A unit's parameters in the host's dtype, ready for one call over all frames."""
+
+    low_rank: Mapping[str, tuple[Tensor, Tensor]]  # projection -> down [f, r, in], up [f, out, r]
+    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
+    control: tuple[Tensor, Tensor, Tensor, Tensor] | None  # both convs of all frames: weight, bias, weight, bias
+
+
+class AttentionSharingUnit(nn.Module):
+    """Stands in for one attention module: low-rank projections per frame, then attention between the frames.
+
+    `attention` is the host's module; it has `heads`, `to_q`, `to_k`, `to_v` and `to_out` (a linear, or a list of one
+    and a dropout). Its layers are called, never read, so quantised weights and other LoRAs on them keep working; it is
+    not a submodule. `widths`: of the hidden state and of the context; read from the module when not given.
+    A fresh unit gives what `attention` gives.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        frames: int,
+        control: bool = False,
+        rank: int = 256,
+        widths: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        hidden, context = widths or _read_widths(attention)
+        self._attention = [attention]  # in a list: not a submodule
+        self.frames = frames
+        inputs = {"to_q": hidden, "to_k": context, "to_v": context, "to_out": hidden}
+        for name in PROJECTIONS:
+            parts = nn.ModuleList(LowRank(inputs[name], hidden, rank) for _ in range(frames))
+            self.add_module(f"{name}_lora", parts)
+        for name in LINEARS:
+            self.add_module(name, nn.Linear(hidden, hidden))
+        self.temporal_n = nn.LayerNorm(hidden, eps=1e-6)
+        self.control_convs = nn.ModuleList(_make_control_convs(hidden) for _ in range(frames)) if control else None
+        _zero(self.get_submodule("temporal_o"))
+        for convs in self.control_convs or ():
+            _zero(convs.get_submodule("2"))
+        self._ready: tuple[Any, UnitWeights] | None = None
+        self._added: tuple[Tensor, Any, Tensor] | None = None
+
+    @property
+    def attention(self) -> Any:
+        """The host's attention module."""
+        return self._attention[0]
+
+    @attention.setter
+    def attention(self, attention: Any) -> None:
+        self._attention[0] = attention
+
+    def forward(
+        self,
+        h: Tensor,
+        context: Tensor | None = None,
+        *,
+        value: Tensor | None = None,
+        control_signal: ControlSignal | None = None,
+        extra_contexts: Sequence[Tensor | None] | None = None,
+        cond_mark: Tensor | None = None,
+        weight: float = 1.0,
+    ) -> Tensor:
+        """Attend; the caller adds the residual `h` to what is returned.
+
+        `h` [(b f), tokens, c], the frame running fastest, and `context` [(b f), words, d], None for self-attention
+        (`value`: another source of the values). `control_signal` needs a unit with control. `extra_contexts`, one per
+        frame or None, [1 or rows, words, d], replace the context of the frame's conditional rows: those with 0 in
+        `cond_mark` [(b f)], all without it. `weight` scales the deviation from the plain module: 0 is the plain module.
+        """
+        if weight == 0:
+            return self._attend_plain(h, context, value)
+        if len(h) % self.frames:
+            raise Refusal(
+                f"The UNet is given {len(h)} images and the layer mode makes sets of {self.frames}: "
+                f"choose a batch size that is a multiple of {self.frames}."
+            )
+        weights = self._prepare(h)
+        added = self._add_control(h, control_signal, weights)
+        source = h if added is None else h + added
+        keys = source if context is None or context is h else context
+        values = keys if value is None or value is h else value
+        if extra_contexts is not None and keys is not source:
+            keys, values = (self._replace_contexts(part, extra_contexts, cond_mark) for part in (keys, values))
+        change = self._attend_frames(source, keys, values, weights)
+        change = change if added is None else change + added
+        change = change + self._attend_between_frames(h + change, weights)
+        if weight == 1:
+            return change
+        return torch.lerp(self._attend_plain(h, context, value), change, weight)
+
+    def release(self) -> None:
+        """Let go of the copies of parameters and control signals that calls have made in the host's dtype."""
+        self._ready = self._added = None
+
+    def _attend_plain(self, h: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
+        attention = self.attention
+        context = h if context is None else context
+        value = context if value is None else value
+        hidden = attend(attention.to_q(h), attention.to_k(context), attention.to_v(value), attention.heads)
+        linear, rest = _split_output(attention.to_out)
+        return rest(linear(hidden))
+
+    def _attend_frames(self, h: Tensor, context: Tensor, value: Tensor, weights: UnitWeights) -> Tensor:
+        attention = self.attention
+        low_rank = weights.low_rank
+        q = self._project(attention.to_q, h, low_rank["to_q"])
+        k = self._project(attention.to_k, context, low_rank["to_k"])
+        v = self._project(attention.to_v, value, low_rank["to_v"])
+        linear, rest = _split_output(attention.to_out)
+        return rest(self._project(linear, attend(q, k, v, attention.heads), low_rank["to_out"]))
+
+    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+        """Call the host's layer on all rows and add each frame's low-rank product."""
+        down, up = factors
+        if self.frames == 1:
+            return linear(x) + functional.linear(functional.linear(x, down[0]), up[0])
+        by_frame = x.unflatten(0, (-1, self.frames))
+        return linear(x) + (by_frame @ down.mT @ up.mT).flatten(0, 1)
+
+    def _attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
+        """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
+        linear = weights.linear
+        x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
+        x = functional.linear(x, *linear["temporal_i"])
+        v = functional.linear(x, *linear["temporal_v"])
+        if self.frames == 1:
+            return functional.linear(v, *linear["temporal_o"])
+        q = functional.linear(x, *linear["temporal_q"])
+        k = functional.linear(x, *linear["temporal_k"])
+        q, k, v = (self._bring_frames_together(part) for part in (q, k, v))
+        chunks = zip(q.split(TEMPORAL_CHUNK), k.split(TEMPORAL_CHUNK), v.split(TEMPORAL_CHUNK), strict=True)
+        mixed = torch.cat([attend(*chunk, self.attention.heads) for chunk in chunks])
+        mixed = mixed.unflatten(0, (-1, hidden.shape[1])).transpose(1, 2).flatten(0, 1)
+        return functional.linear(mixed, *linear["temporal_o"])
+
+    def _bring_frames_together(self, x: Tensor) -> Tensor:
+        """[(b f), n, c] to [(b n), f, c]."""
+        return x.unflatten(0, (-1, self.frames)).transpose(1, 2).flatten(0, 1)
+
+    def _replace_contexts(
+        self, context: Tensor, extra_contexts: Sequence[Tensor | None], cond_mark: Tensor | None
+    ) -> Tensor:
+        """Put the extra contexts in place of the conditional rows of their frames.
+
+        Contexts of different lengths are repeated to their least common multiple, which changes no attention.
+        """
+        if len(extra_contexts) != self.frames:
+            raise Refusal(
+                f"There are {len(extra_contexts)} additional prompts for the {self.frames} images of a set: "
+                "give one for each image, or none."
+            )
+        extras = [None if extra is None else extra.to(context) for extra in extra_contexts]
+        words = math.lcm(context.shape[1], *(extra.shape[1] for extra in extras if extra is not None))
+        context = _repeat_words(context, words)
+        replaced = list(context.unflatten(0, (-1, self.frames)).unbind(1))
+        marks = torch.zeros(len(context)) if cond_mark is None else cond_mark.flatten()
+        conditional = (marks.to(context.device) == 0).unflatten(0, (-1, self.frames))
+        for frame, extra in enumerate(extras):
+            if extra is not None:
+                replaced[frame] = _replace_rows(replaced[frame], _repeat_words(extra, words), conditional[:, frame])
+        return torch.stack(replaced, dim=1).flatten(0, 1)
+
+    def _add_control(self, h: Tensor, signal: ControlSignal | None, weights: UnitWeights) -> Tensor | None:
+        """What the control signal adds to the hidden state, [(b f), n, c]; it is the same in every step."""
+        if weights.control is None:
+            return None
+        if signal is None:
+            raise Refusal("This layer mode is made for a control image and none is given: give it its image.")
+        chosen, place = _choose_signal(signal, h.shape[1]), (h.shape[1], h.dtype, h.device)
+        if self._added is not None and self._added[0] is chosen and self._added[1] == place:
+            added = self._added[2]
+        else:
+            added = self._convolve_control(_fit_signal(chosen, h.shape[1]).to(h), weights.control)
+            self._added = None if added.requires_grad else (chosen, place, added)
+        sets = len(h) // self.frames
+        if sets % len(added):
+            raise Refusal(
+                f"There are {len(added)} control images for {sets} layer sets: give one image, or one for each set."
+            )
+        return added.repeat(sets // len(added), 1, 1, 1).flatten(0, 1)
+
+    def _convolve_control(self, signal: Tensor, convs: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+        """[B, 256, h, w] to [B, f, h * w, c]."""
+        x = functional.silu(functional.conv2d(signal, *convs[:2], padding=1))
+        x = functional.conv2d(x, *convs[2:], groups=self.frames)
+        return x.flatten(2).unflatten(1, (self.frames, -1)).transpose(2, 3)
+
+    def _prepare(self, h: Tensor) -> UnitWeights:
+        """Cast and stack the parameters; the result is kept as long as no gradient has to flow through it."""
+        parameters = list(self.parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return self._stack_weights(h)
+        state = (h.dtype, h.device, tuple(_version(parameter) for parameter in parameters))
+        if self._ready is None or self._ready[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._ready = (state, self._stack_weights(h))
+        return self._ready[1]
+
+    def _stack_weights(self, h: Tensor) -> UnitWeights:
+        low_rank = {
+            name: (
+                _stack([self.get_parameter(f"{name}_lora.{frame}.down.weight").to(h) for frame in range(self.frames)]),
+                _stack([self.get_parameter(f"{name}_lora.{frame}.up.weight").to(h) for frame in range(self.frames)]),
+            )
+            for name in PROJECTIONS
+        }
+        linear = {
+            name: (self.get_parameter(f"{name}.weight").to(h), self.get_parameter(f"{name}.bias").to(h))
+            for name in (*LINEARS, "temporal_n")
+        }
+        control = None
+        if self.control_convs is not None:
+            names = ("0.weight", "0.bias", "2.weight", "2.bias")
+            first, first_bias, second, second_bias = (
+                torch.cat([self.get_parameter(f"control_convs.{frame}.{name}").to(h) for frame in range(self.frames)])
+                for name in names
+            )
+            control = (first, first_bias, second, second_bias)
+        return UnitWeights(low_rank, linear, control)
+
+
+class ControlEncoder(nn.Module):
+    """Encodes the control image to the signals at 1/8, 1/16, 1/32 and 1/64 of its size."""
+
+    def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, CONTROL_CHANNELS)) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        first = [(3, a, 1), (a, a, 1), (a, b, 2), (b, b, 1), (b, c, 2), (c, c, 1), (c, d, 2), (d, d, 1)]
+        self.blocks_0 = _make_conv_stack(first)
+        self.blocks_1 = _make_conv_stack([(d, d, 2), (d, d, 1)])
+        self.blocks_2 = _make_conv_stack([(d, d, 2), (d, d, 1)])
+        self.blocks_3 = _make_conv_stack([(d, d, 2), (d, d, 1)])
+
+    def forward(self, image: Tensor) -> dict[int, Tensor]:
+        """Encode `image` [B, 3, H, W], -1..1, to {h * w: signal [B, 256, h, w]}."""
+        signals: dict[int, Tensor] = {}
+        signal = image
+        for block in (self.blocks_0, self.blocks_1, self.blocks_2, self.blocks_3):
+            signal = block(signal)
+            signals[signal.shape[2] * signal.shape[3]] = signal
+        return signals
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of q [B, n, c] to k, v [B, m, c]."""
+    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def read_units(
+    state: Mapping[str, Tensor], attentions: Sequence[nn.Module]
+) -> tuple[list[AttentionSharingUnit], ControlEncoder | None]:
+    """Make the units of an attention-sharing file, in the order of ATTENTION_ORDER, and its control encoder if any.
+
+    Frames, rank, control and widths are read from the file; the tensors are used as they are, without a copy, and need
+    no gradient. Refuses a UNet that isn't of SD1.5's structure or width, and a file with missing, left-over or
+    misshapen tensors.
+    """
+    if not any(key.startswith(UNITS_PREFIX) for key in state):
+        raise Refusal(
+            f"This file has no {UNITS_PREFIX}* tensors, so it isn't an attention-sharing file: "
+            "take one of the layer_sd15_* files of the layer mode."
+        )
+    if len(attentions) != len(ATTENTION_ORDER):
+        raise Refusal(
+            f"The loaded UNet has {len(attentions)} attention modules and the attention-sharing file is made for the "
+            f"{len(ATTENTION_ORDER)} of Stable Diffusion 1.5: load an SD1.5 checkpoint or choose a mode of its family."
+        )
+    has_control = any(key.startswith(CONTROL_PREFIX) for key in state)
+    with torch.device("meta"):
+        units = [_shape_unit(state, index, attention, has_control) for index, attention in enumerate(attentions)]
+        control = ControlEncoder() if has_control else None
+    expected = {
+        f"{UNITS_PREFIX}{index}.{key}": value.shape
+        for index, unit in enumerate(units)
+        for key, value in unit.state_dict().items()
+    }
+    if control is not None:
+        expected |= {f"{CONTROL_PREFIX}{key}": value.shape for key, value in control.state_dict().items()}
+    _check_state(state, expected)
+    for index, unit in enumerate(units):
+        _fill(unit, state, f"{UNITS_PREFIX}{index}.")
+    if control is not None:
+        _fill(control, state, CONTROL_PREFIX)
+    return units, control
+
+
+def _shape_unit(state: Mapping[str, Tensor], index: int, attention: nn.Module, control: bool) -> AttentionSharingUnit:
+    """A unit without numbers, of the file's frames, rank and widths, which must be the attention module's."""
+    prefix = f"{UNITS_PREFIX}{index}."
+    frames = 0
+    while f"{prefix}to_q_lora.{frames}.down.weight" in state:
+        frames += 1
+    first = f"{prefix}to_q_lora.0.down.weight"
+    missing = [key for key in (first, f"{prefix}to_k_lora.0.down.weight") if key not in state]
+    if missing:
+        raise Refusal(f"The attention-sharing file lacks {missing[0]}: download it again.")
+    rank, hidden = _two_sizes(state, first)
+    _, context = _two_sizes(state, f"{prefix}to_k_lora.0.down.weight")
+    own = _known_widths(attention)
+    if any(size is not None and size != wanted for size, wanted in zip(own, (hidden, context), strict=True)):
+        raise Refusal(
+            f"The attention-sharing file is made for widths {hidden} and {context} in {ATTENTION_ORDER[index]}, "
+            f"and the loaded UNet has {own[0]} and {own[1]}: load a checkpoint of the file's family (Stable Diffusion 1.5 for "
+            "layer_sd15_*), or choose a mode of the checkpoint's."
+        )
+    return AttentionSharingUnit(attention, frames, control, rank, (hidden, context))
+
+
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
+    missing = [key for key in expected if key not in state]
+    if missing:
+        raise Refusal(f"The attention-sharing file lacks {_name_some(missing)}: download it again.")
+    extra = [key for key in state if key not in expected]
+    if extra:
+        raise Refusal(
+            f"The attention-sharing file has {_name_some(extra)}, which no layer mode knows: take the published file."
+        )
+    for key, shape in expected.items():
+        if state[key].shape != shape:
+            raise Refusal(
+                f"{key} of the attention-sharing file is {list(state[key].shape)} and should be {list(shape)}: "
+                "take the published file, and a checkpoint of its family."
+            )
+
+
+def _name_some(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - 1} more tensors" if len(keys) > 1 else ""
+    return f"{keys[0]}{more}"
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    own = {key: state[f"{prefix}{key}"] for key in module.state_dict()}
+    module.load_state_dict(own, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def _two_sizes(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
+    shape = state[key].shape
+    if len(shape) != 2 or 0 in shape:
+        raise Refusal(
+            f"{key} of the attention-sharing file is {list(shape)} and should be a matrix: download it again."
+        )
+    return shape[0], shape[1]
+
+
+def _known_widths(attention: Any) -> tuple[int | None, int | None]:
+    """Widths of hidden state and context; None where the host's layer (4 bit, GGUF) doesn't tell."""
+    hidden, context = (getattr(getattr(attention, name, None), "in_features", None) for name in ("to_q", "to_k"))
+    return hidden, context
+
+
+def _read_widths(attention: Any) -> tuple[int, int]:
+    hidden, context = _known_widths(attention)
+    if hidden is None or context is None:
+        raise ValueError("to_q and to_k don't tell their in_features: give widths")
+    return hidden, context
+
+
+def _make_control_convs(outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(CONTROL_CHANNELS, CONTROL_CHANNELS, 3, padding=1), nn.SiLU(), nn.Conv2d(CONTROL_CHANNELS, outputs, 1)
+    )
+
+
+def _make_conv_stack(convs: Iterable[tuple[int, int, int]]) -> nn.Sequential:
+    """3x3 convolutions (inputs, outputs, stride), each followed by SiLU."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in convs:
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.SiLU()]
+    return nn.Sequential(*layers)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
+    """The output projection and what follows it (a dropout)."""
+    if isinstance(to_out, nn.Sequential | nn.ModuleList):
+        first, *rest = to_out
+        return first, nn.Sequential(*rest)
+    return to_out, nn.Sequential()
+
+
+def _stack(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
+
+
+def _version(parameter: Tensor) -> tuple[int, int]:
+    """Changes when a parameter is written to or exchanged."""
+    return id(parameter), -1 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]  the only way to ask
+
+
+def _repeat_words(context: Tensor, words: int) -> Tensor:
+    return context.repeat(1, words // context.shape[1], 1)
+
+
+def _replace_rows(rows: Tensor, extra: Tensor, chosen: Tensor) -> Tensor:
+    """`rows` [b, words, d] with `extra` [1 or k, words, d], repeated, where `chosen` [b] is true."""
+    count = int(chosen.sum())
+    if count % len(extra):
+        raise Refusal(
+            f"There are {len(extra)} additional prompts of a kind for {count} images: give one, or one for each image."
+        )
+    replaced = rows.clone()
+    replaced[chosen] = extra.repeat(count // len(extra), 1, 1)
+    return replaced
+
+
+def _choose_signal(signal: ControlSignal, tokens: int) -> Tensor:
+    """The signal with the token count; without one the nearest, counted in octaves."""
+    if isinstance(signal, Tensor):
+        return signal
+    if tokens in signal:
+        return signal[tokens]
+    return signal[min(signal, key=lambda count: abs(math.log(count / tokens)))]
+
+
+def _fit_signal(signal: Tensor, tokens: int) -> Tensor:
+    """Resize a signal [B, 256, h, w] to `tokens` in the nearest shape; the same object when it has them."""
+    height, width = signal.shape[2:]
+    if height * width == tokens:
+        return signal
+    heights = [rows for rows in range(1, tokens + 1) if tokens % rows == 0]
+    stretch = {rows: abs(math.log(rows * rows / tokens * width / height)) for rows in heights}
+    rows = min(heights, key=lambda rows: stretch[rows])
+    if stretch[rows] > math.log(LARGEST_STRETCH):
+        raise Refusal(
+            f"The UNet attends to {tokens} tokens, which is no size of the control image ({height} x {width} at most "
+            "nearly): turn off token merging and tiling, and give the image the size that is sampled."
+        )
+    return functional.interpolate(signal.float(), (rows, tokens // rows), mode="bilinear", antialias=True)
