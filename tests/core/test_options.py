@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,6 +16,8 @@ from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.options import OUTPUTS, POSITIONAL, RESIZE_MODES, VIEWS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 
+# Nothing is timed, however busy the machine is.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 fractions = st.floats(0, 1)
 options = st.builds(
     LayerOptions,
@@ -34,11 +36,13 @@ options = st.builds(
 )
 
 
+@unhurried
 @given(options)
 def test_round_trip_by_name(given_options):
     assert LayerOptions.from_dict(given_options.to_dict()) == given_options
 
 
+@unhurried
 @given(options)
 def test_round_trip_through_json(given_options):
     """Everything but pixels survives JSON."""
@@ -55,6 +59,7 @@ def answer(build, values):
         return refusal
 
 
+@unhurried
 @given(st.lists(st.none() | st.booleans() | st.floats() | st.text(max_size=5), max_size=14))
 def test_any_positional_list_gives_options_or_one_sentence(values):
     got = answer(LayerOptions.from_positional, values)
@@ -64,6 +69,7 @@ def test_any_positional_list_gives_options_or_one_sentence(values):
 NAMES = [each.name for each in fields(LayerOptions)]
 
 
+@unhurried
 @given(st.dictionaries(st.sampled_from(NAMES), st.none() | st.integers() | st.text()))
 def test_any_dict_gives_options_or_one_sentence(values):
     got = answer(LayerOptions.from_dict, values)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.planning import Facts, plan
 from lib_layerdiffusion.refusal import Refusal
+
+# Nothing is timed, however busy the machine is.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 
 IMAGE = np.zeros((64, 64, 4), np.uint8)
 
@@ -49,6 +52,7 @@ def test_prompts_go_to_the_frames_in_their_order():
     assert plan(options, Facts("sd15", 512, 512)).prompts == ("cat", "room")
 
 
+@unhurried
 @given(st.integers(64, 4096), st.integers(64, 4096))
 def test_any_size_is_sampled_and_decoded_with_little_waste(width, height):
     got = plan(LayerOptions(), Facts("sd15", width, height))

@@ -112,6 +112,9 @@ class Behaviour:
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         rules: Behaviour = self.server.behaviour
+        if self.path not in (WHERE, "/storage/1"):
+            self.send_error(404)
+            return
         if self.path == WHERE and rules.redirect_to:
             self.send_response(rules.redirect_status)
             for key, value in rules.redirect_headers.items():
@@ -322,7 +325,7 @@ def test_a_checksum_other_than_the_hub_s_is_refused_and_deleted(tmp_path, header
 
 def test_a_checksum_of_a_storage_server_is_no_checksum_of_the_file(tmp_path):
     with serve(headers={"ETag": f'"{"0" * 64}"'}) as (storage, _), serve() as (endpoint, rules):
-        rules.redirect_to = f"{storage}/1"
+        rules.redirect_to = f"{storage}/storage/1"
         assert WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME).read_bytes() == BODY
 
 
