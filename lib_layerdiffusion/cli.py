@@ -243,7 +243,9 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
 def _add_composite(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("layers", nargs="+", type=Path, metavar="IMAGE", help="bottom layer first")
     parser.add_argument(
-        "--over", default="checker", help="'checker' (default), a colour like white or #3366cc, or an image"
+        "--over",
+        default="checker",
+        help="'checker' (default), a colour like white or #3366cc, or an image, which is cropped to fit",
     )
     _add_out(parser, "outputs")
 

@@ -22,7 +22,7 @@ from lib_layerdiffusion.export import png
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
-from lib_layerdiffusion.layers import Layer, LayerStack
+from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.output_folder import OutputFolder, slug
@@ -112,7 +112,8 @@ def composite(arguments: argparse.Namespace) -> int:
         named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
         raise Refusal(f"Layers must have one size, but {named}; resize them first.")
     is_path = Path(arguments.over).suffix or Path(arguments.over).is_file()
-    flat = put_over(layers, read_image(arguments.over) if is_path else arguments.over)
+    size = layers[0].image.shape[1::-1]
+    flat = put_over(layers, fit(read_image(arguments.over), size) if is_path else arguments.over)
     with OutputFolder(arguments.out) as out:
         _write(flat, out.new_path(slug("-".join(path.stem for path in arguments.layers)) + "-composite", ".png"))
     return 0

@@ -51,7 +51,11 @@ def read_latent(path: Path) -> LatentFile:
         raise Refusal(f"{path} is no readable .safetensors file; {cure}.") from error
     if latent is None or about.get("format") != FORMAT:
         raise Refusal(f"{path} holds no LayerDiffusion latent; {cure}.")
-    if latent.ndim != 4 or latent.shape[:2] != (1, 4) or not 1 <= max(latent.shape[2:]) <= LATENT_SIDE_LIMIT:
+    if (
+        latent.ndim != 4
+        or latent.shape[:2] != (1, 4)
+        or not 1 <= min(latent.shape[2:]) <= max(latent.shape[2:]) <= LATENT_SIDE_LIMIT
+    ):
         raise Refusal(f"The latent in {path} has the shape {tuple(latent.shape)} instead of (1, 4, h, w); {cure}.")
     if not torch.isfinite(latent).all():
         raise Refusal(f"The latent in {path} holds values that are no numbers (NaN or infinite); {cure}.")

@@ -140,12 +140,12 @@ def make_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
 
 
 def write_layer_files(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Write random files for the foreground mode, and for both that start from a given image."""
+    """Write random files for the foreground mode."""
     folder.mkdir()
     host = DiffusersHost(pipe)
     attentions = [pipe.unet.get_submodule(str(host.parameter_name(name))) for name in ATTENTION_ORDER]
     units = torch.nn.ModuleList(AttentionSharingUnit(attention, frames=1, rank=2) for attention in attentions)
-    state = {f"hookers.layers.{key}": value.contiguous() for key, value in units.state_dict().items()}
+    state = {f"hookers.layers.{key}": torch.randn_like(value) / 4 for key, value in units.state_dict().items()}
     save_file(state, folder / "layer_sd15_transparent_attn.safetensors")
     decoder = TransparentDecoder(widths=(8,) * 7)
     save_file(decoder.state_dict(), folder / "layer_sd15_vae_transparent_decoder.safetensors")
