@@ -30,6 +30,7 @@ from .harmlessness import adjust, measure
 
 COMPARE_SIZE = 32
 FRAME = 4  # pixels of the outer frame
+GUIDANCE = 3.0  # as the command line has it for the embedded model
 OUTSIDE, INSIDE = 0.02, 0.98
 SOFT = (0.1, 0.9)
 
@@ -168,7 +169,7 @@ def evaluate_generation(
     with layer_diffusion(pipeline, mode="foreground", weights=model / "layer_model") as ld:
         for start in range(0, len(jobs), batch):
             part = jobs[start : start + batch]
-            stacks = ld.batch([caption for caption, _ in part], [seed for _, seed in part])
+            stacks = ld.batch([caption for caption, _ in part], [seed for _, seed in part], cfg=GUIDANCE)
             for (caption, seed), stack in zip(part, stacks, strict=True):
                 rgba = stack.layers[-1].image
                 rows.append(judge(rgba, caption, seed, known))

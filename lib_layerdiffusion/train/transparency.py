@@ -52,18 +52,18 @@ class TransparencyConfig:
     batches: tuple[int, ...] = (12, 4)
     learning_rate: float = 1.5e-3
     reconstruction_weight: float = 1.0
-    identity_weight: float = 4.0
+    identity_weight: float = 1.0
     discriminator_weight: float = 0.01
     discriminator_from: float = 0.6  # share of the steps without discriminator
     soft_share: float = 0.3
     prompt_share: float = 0.3
     fade_share: float = 0.5
     offset_gain: float = 40.0  # offset in posterior deviations for an encoder's output of 1
-    warm_up: float = 0.3  # share of the steps over which identity and latent noise grow and the guide fades
-    guide_weight: float = 1.0  # at first one channel of the offset follows alpha, so that the decoder learns to read it
+    warm_up: float = 0.3  # share of the steps over which identity and latent noise grow
+    guide_weight: float = 0.5  # one channel of the offset follows alpha, so that the decoder learns to read it; 0: off
     guide_channel: int = 3  # the one that the frozen decoder heeds least
-    guide_amplitude: float = 0.4  # in sampler space
-    latent_noise: float = 0.1  # largest deviation, in sampler space, added so that sampled latents decode
+    guide_amplitude: float = 0.5  # in sampler space
+    latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
     log_every: int = 100
     grid_every: int = 400
@@ -105,20 +105,27 @@ class LatentTransparency(nn.Module):
         offset = self.config.offset_gain * self.encoder(torch.cat([batch.alpha, batch.padded], dim=1))
         return posterior.mean, posterior.mean + posterior.std * offset
 
-    def read(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """Frozen decoder's picture 0..1 and the transparent decoder's (alpha, colour) of it."""
+    def read(self, latent: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
+        """Frozen decoder's picture 0..1 and what the transparent decoder reads from one of its eight views."""
         picture = self.vae[0].decode(latent).sample * 0.5 + 0.5
-        return picture, self.decoder(picture.clamp(0, 1), latent)
+        mirrored, quarters = divmod(view, 4)
+        seen = (x.flip(-1) if mirrored else x for x in (picture.clamp(0, 1), latent))
+        output = self.decoder(*(torch.rot90(x, quarters, (-2, -1)) for x in seen))
+        output = torch.rot90(output, -quarters, (-2, -1))
+        return picture, output.flip(-1) if mirrored else output
 
     def forward(
-        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float
+        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float, view: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W]; `warmth` is the share of the warm-up done."""
+        """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W].
+
+        `warmth` is the share of the warm-up done; `view` (0..7) is the one that the transparent decoder sees.
+        """
         mean, adjusted = self.adjust(batch)
         noise = noise * warmth
         with torch.no_grad():
             wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
-        picture, output = self.read(adjusted + noise)
+        picture, output = self.read(adjusted + noise, view)
         alpha, colour = output[:, :1], output[:, 1:]
         composite = colour * alpha + backgrounds * (1 - alpha)
         target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
@@ -133,7 +140,7 @@ class LatentTransparency(nn.Module):
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
             "identity": warmth * self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
-            "guide": (1 - warmth) * self.config.guide_weight * self.guide(adjusted - mean, batch.alpha),
+            "guide": self.config.guide_weight * self.guide(adjusted - mean, batch.alpha),
         }
         return terms, torch.cat([alpha, colour * alpha], dim=1)
 
@@ -199,7 +206,8 @@ def train(config: TransparencyConfig, out: Path) -> None:
         batch = draw_batch(known, count, size, config, rng).to(accelerator.device)
         noise = draw_noise(count, size, config, vae.config.scaling_factor, rng).to(accelerator.device)
         backgrounds = draw_backgrounds(count, size, rng).to(accelerator.device)
-        terms, output = model(batch, noise, backgrounds, min(1.0, step / (config.warm_up * steps + 1e-9)))
+        warmth = min(1.0, step / (config.warm_up * steps + 1e-9))
+        terms, output = model(batch, noise, backgrounds, warmth, int(rng.integers(8)))
         if config.discriminator_weight and step >= config.discriminator_from * steps:
             real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
             fooled = F.relu(1 - judge(real)).mean() + F.relu(1 + judge(output.detach())).mean()

@@ -1,0 +1,426 @@
+"""The three reversible primitives that change a live model: side path, shared attention and posterior.
+
+No weight is touched: all work by hooks or an instance's `forward` on the modules as they are, and leaving the `with`
+block removes them, after an exception too, so the model is then what it was bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.shared_attention import AttentionSharingUnit, ControlSignal
+
+Active: TypeAlias = "Callable[[], bool] | None"
+Compute: TypeAlias = "Callable[[Tensor], Tensor]"
+
+FILE_PREFIX = "diffusion_model."
+LORA_PARTS = ("up", "down", "alpha", "mid", "dora")
+NORMS = (nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True)
+class LoraPatch:
+    """Low-rank change of a weight: alpha / rank * (up @ down), in the weight's shape; without alpha the factor is 1."""
+
+    up: Tensor  # [out, rank]
+    down: Tensor  # [rank, in], or [rank, in, kernel, kernel]
+    alpha: float | None = None
+    mid: Tensor | None = None  # [rank, rank, kernel, kernel] between them, for convolutions
+    dora: Tensor | None = None  # refused
+
+    @property
+    def scale(self) -> float:
+        return 1.0 if self.alpha is None else self.alpha / self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class DiffPatch:
+    """Full change of a parameter; of the first convolution it may have more input channels than the model."""
+
+    delta: Tensor
+
+
+Patch: TypeAlias = "LoraPatch | DiffPatch"
+Patches: TypeAlias = "Mapping[str, LoraPatch | DiffPatch]"
+
+
+def parse_patches(state: Mapping[str, Tensor]) -> dict[str, Patch]:
+    """Read `diffusion_model.<parameter>::<lora or diff>::<index>` tensors to patches by LDM parameter name.
+
+    The format of the published `layer_xl_*` files. Refusal when a key is of another kind or a part is missing.
+    """
+    parts: dict[str, dict[tuple[str, str], Tensor]] = {}
+    for key, tensor in state.items():
+        name, kind, index = key.split("::") if key.count("::") == 2 else ("", "", "")
+        known = (kind, index) == ("diff", "0") or (kind == "lora" and index in {"0", "1", "2", "3", "4"})
+        if not name.startswith(FILE_PREFIX) or not known:
+            raise Refusal(
+                f"{key!r} is no patch of a UNet ({FILE_PREFIX}...::lora::0 or ::diff::0), so this isn't a layer_xl_* "
+                "file: take the file that the layer mode names."
+            )
+        parts.setdefault(name.removeprefix(FILE_PREFIX), {})[kind, index] = tensor
+    if not parts:
+        raise Refusal("The patch file is empty: download it again.")
+    return {name: _make_patch(name, tensors) for name, tensors in parts.items()}
+
+
+def _make_patch(name: str, tensors: Mapping[tuple[str, str], Tensor]) -> Patch:
+    if ("diff", "0") in tensors:
+        if len(tensors) > 1:
+            raise Refusal(f"The patch file changes {name} both by lora and by diff: download it again.")
+        return DiffPatch(tensors["diff", "0"])
+    given = {part: tensors[key] for index, part in enumerate(LORA_PARTS) if (key := ("lora", str(index))) in tensors}
+    missing = [part for part in ("up", "down") if part not in given]
+    if missing:
+        raise Refusal(f"The patch file lacks the {missing[0]} factor of {name}: download it again.")
+    alpha = given.pop("alpha", None)
+    return LoraPatch(**given, alpha=None if alpha is None else float(alpha))  # pyright: ignore[reportArgumentType]
+
+
+@dataclass
+class SidePath:
+    """Live side paths: `matched` parameters are changed, by `strength`, which may be set at any time."""
+
+    matched: int
+    strength: float
+
+
+@contextmanager
+def side_path(
+    unet: nn.Module,
+    patches: Patches,
+    strength: float,
+    concat: Tensor | None = None,
+    active: Active = None,
+) -> Iterator[SidePath]:
+    """Let the modules of `unet` compute as if `strength` times the patches were added to their parameters.
+
+    `patches` are keyed by parameter name in this `unet`. `concat` [images, 4k, h, w], in sampler space, goes with a
+    patch that gives the first convolution 4k more input channels; the rows of the UNet's batch are a multiple of its
+    images. Where `active()` is False the model computes unchanged. Every patch must find a parameter of its shape, else
+    Refusal before anything is hooked.
+    """
+    _refuse_compiled(unet)
+    live = SidePath(len(patches), strength)
+    hooks = [_plan_hook(unet, name, patch, concat) for name, patch in _checked(unet, patches)]
+    if concat is not None and not any(widened for *_, widened in hooks):
+        raise Refusal(
+            "The patch file has no widened first convolution, so it takes no condition image: choose another mode."
+        )
+    with ExitStack() as stack:
+        for module, compute, _ in hooks:
+            handle = module.register_forward_hook(_make_hook(compute, live, active))
+            stack.callback(handle.remove)
+        yield live
+
+
+def _make_hook(compute: Compute, live: SidePath, active: Active) -> Callable[..., Tensor | None]:
+    def add(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if live.strength == 0 or (active is not None and not active()):
+            return None
+        return output + (live.strength * compute(inputs[0])).to(output.dtype)
+
+    return add
+
+
+def _checked(unet: nn.Module, patches: Patches) -> list[tuple[str, Patch]]:
+    """The patches, once every one has found its parameter; else Refusal that tells a wrong family."""
+    parameters = dict(unet.named_parameters())
+    missing = [name for name in patches if name not in parameters]
+    if missing or not patches:
+        wanted, loaded = (_guess_family(names) for names in (patches, parameters))
+        if wanted != loaded:
+            raise Refusal(
+                f"The patch file is made for {wanted} and the loaded model is {loaded}: load an {wanted} checkpoint, or "
+                "choose a layer mode of its own family."
+            )
+        raise Refusal(
+            f"{len(missing)} of the {len(patches)} parameters that the patch file changes aren't in the loaded UNet "
+            f"({', '.join(missing[:1])}): take the file that the layer mode names and a checkpoint that isn't pruned."
+        )
+    return list(patches.items())
+
+
+def _guess_family(names: Mapping[str, Any]) -> str:
+    """SDXL has transformers of ten blocks, SD1.5 of one."""
+    return "SDXL" if any(".transformer_blocks.1." in name for name in names) else "SD1.5"
+
+
+def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) -> tuple[nn.Module, Compute, bool]:
+    """Module, what its hook adds for an input, and whether the patch widens the first convolution."""
+    path, _, leaf = name.rpartition(".")
+    module = unet.get_submodule(path)
+    if isinstance(patch, LoraPatch):
+        if patch.dora is not None:
+            raise Refusal(f"The patch of {name} has a DoRA scale, which isn't supported: use a file without it.")
+        return module, _plan_lora(module, name, patch), False
+    match module, leaf:
+        case ((nn.Linear() | nn.Conv2d()), "bias"):
+            delta = _fit(patch.delta, (_count_outputs(module),), name)
+            return module, lambda x: _match(delta, x).reshape(-1, *[1] * (2 * isinstance(module, nn.Conv2d))), False
+        case nn.Linear(), "weight":
+            linear = _fit(patch.delta, (module.out_features, module.in_features), name)
+            return module, lambda x: F.linear(x, _match(linear, x)), False
+        case nn.Conv2d(), "weight":
+            return _plan_conv(module, name, patch.delta, concat)
+        case ((nn.GroupNorm() | nn.LayerNorm()), _):
+            return module, _plan_norm(module, name, leaf, patch.delta), False
+        case _:
+            raise Refusal(f"{name} belongs to a {type(module).__name__}, which can't be patched: use another file.")
+
+
+def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None) -> tuple[nn.Module, Compute, bool]:
+    own = _shape_of(conv)
+    if delta.ndim != 4 or delta.shape[1] <= own[1]:
+        fitted = _fit(delta, own, name)
+        return conv, lambda x: _convolve(conv, x, _match(fitted, x)), False
+    widened = _fit(delta, (own[0], delta.shape[1], *own[2:]), name)
+    more = delta.shape[1] - own[1]
+    if concat is None or concat.shape[1] != more:
+        given = "none" if concat is None else f"one of {concat.shape[1]}"
+        raise Refusal(
+            f"The patch file needs a condition of {more} channels and {given} is given: give the layer mode its images."
+        )
+    return conv, WidenedConv(conv, widened[:, : own[1]], widened[:, own[1] :], concat), True
+
+
+@dataclass
+class WidenedConv:
+    """Convolution of [x, concat] with the change of a widened first convolution.
+
+    The part of `concat` is the same in every step, so it is computed once for a device and dtype.
+    """
+
+    conv: nn.Conv2d
+    latent_delta: Tensor
+    concat_delta: Tensor
+    concat: Tensor
+    _constant: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        images = self.concat.shape[0]
+        if x.shape[0] % images or x.shape[-2:] != self.concat.shape[-2:]:
+            raise Refusal(
+                f"The condition has {images} images of {list(self.concat.shape[-2:])} latent pixels and the UNet is given "
+                f"{x.shape[0]} of {list(x.shape[-2:])}: give one image, or one for each image of the batch, in its size."
+            )
+        place = (x.device, x.dtype)
+        if place not in self._constant:
+            self._constant[place] = _convolve(self.conv, self.concat.to(x), self.concat_delta.to(x))
+        constant = self._constant[place].repeat(x.shape[0] // images, 1, 1, 1)
+        return _convolve(self.conv, x, _match(self.latent_delta, x)) + constant
+
+
+def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
+    rank = patch.down.shape[0]
+    shape = _shape_of(module) if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(".weight") else None
+    if shape is None:
+        raise Refusal(f"{name} can't be changed by a low-rank patch: use another file.")
+    scale = patch.scale
+    if isinstance(module, nn.Linear):
+        down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
+        return lambda x: scale * F.linear(F.linear(x, _match(down, x)), _match(up, x))
+    conv: nn.Conv2d = module  # pyright: ignore[reportAssignmentType]
+    if patch.mid is None:
+        down = _fit(patch.down, (rank, *shape[1:]), name)
+        up = _fit(patch.up, (shape[0], rank, 1, 1), name)
+        return lambda x: scale * F.conv2d(_convolve(conv, x, _match(down, x)), _match(up, x))
+    mid = patch.mid
+    down, up = _fit(patch.down, (rank, shape[1], 1, 1), name), _fit(patch.up, (shape[0], mid.shape[0], 1, 1), name)
+    middle = _fit(mid, (mid.shape[0], rank, *shape[2:]), name)
+
+    def compute(x: Tensor) -> Tensor:
+        inner = _convolve(conv, F.conv2d(x, _match(down, x)), _match(middle, x))
+        return scale * F.conv2d(inner, _match(up, x))
+
+    return compute
+
+
+def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: Tensor) -> Compute:
+    """A norm's weight multiplies the normalised input, its bias is added."""
+    width = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[-1]
+    fitted = _fit(delta, (width,), name)
+    match norm, leaf:
+        case nn.GroupNorm(), "weight":
+            return lambda x: F.group_norm(x, norm.num_groups, _match(fitted, x), None, norm.eps)
+        case nn.LayerNorm(), "weight":
+            return lambda x: F.layer_norm(x, (width,), _match(fitted, x), None, norm.eps)
+        case nn.GroupNorm(), _:
+            return lambda x: _match(fitted, x).reshape(-1, *[1] * (x.ndim - 2))
+        case _:
+            return lambda x: _match(fitted, x)
+
+
+def _shape_of(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """Shape of the weight as the layer computes; a quantised weight is stored in another."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
+
+
+def _count_outputs(module: nn.Linear | nn.Conv2d) -> int:
+    return _shape_of(module)[0]
+
+
+def _fit(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """View of `tensor` in `shape`, when they differ by axes of length 1 or by flattening of the kernel only."""
+    if tensor.numel() != torch.Size(shape).numel() or (tensor.ndim and tensor.shape[0] != shape[0]):
+        raise Refusal(
+            f"The patch of {name} is of shape {list(tensor.shape)} and the loaded model needs {list(shape)}: load a "
+            "checkpoint of the family and size that the file is made for."
+        )
+    return tensor.reshape(shape)
+
+
+def _match(tensor: Tensor, x: Tensor) -> Tensor:
+    return tensor.to(device=x.device, dtype=x.dtype)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+@dataclass
+class LiveAttention:
+    """Shared attention that is in place; every field may be set between calls of the UNet."""
+
+    matched: int
+    control_signal: ControlSignal | None = None
+    weight: float = 1.0
+    extra_contexts: list[Tensor | None] | None = None  # one per frame
+    cond_mark: Tensor | None = None  # [(b f)], 0 conditional, 1 unconditional
+    active: Active = None
+
+
+@contextmanager
+def shared_attention(
+    unet: nn.Module,
+    units: Mapping[str, AttentionSharingUnit],
+    control_signal: ControlSignal | None = None,
+    weight: float = 1.0,
+    extra_contexts: list[Tensor | None] | None = None,
+    cond_mark: Tensor | None = None,
+    active: Active = None,
+) -> Iterator[LiveAttention]:
+    """Let the units stand in for the attention modules of `unet` whose names they are keyed by.
+
+    Works on modules called as `forward(x, context, ...)` (LDM) and `forward(hidden_states, encoder_hidden_states=...)`
+    (diffusers); the modules' own layers are called, so other hooks on them keep working. The arguments are those of
+    `AttentionSharingUnit.forward`; where `active()` is False the modules compute unchanged.
+    """
+    _refuse_compiled(unet)
+    modules = dict(unet.named_modules())
+    missing = [name for name in units if name not in modules]
+    if missing:
+        raise Refusal(
+            f"The loaded UNet has no {missing[0]}, as the attention-sharing file needs: load an SD1.5 checkpoint that "
+            "isn't pruned or distilled."
+        )
+    live = LiveAttention(len(units), control_signal, weight, extra_contexts, cond_mark, active)
+    with ExitStack() as stack:
+        for name, unit in units.items():
+            stack.enter_context(_stand_in(modules[name], unit, live))
+        yield live
+
+
+@contextmanager
+def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention) -> Iterator[None]:
+    own = module.__dict__.get("forward")
+    before: Callable[..., Tensor] = module.forward
+    unit.attention = module
+    present = True
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        if not present or (live.active is not None and not live.active()):
+            return before(*args, **kwargs)
+        x, context = _read_inputs(args, kwargs)
+        return unit(
+            x,
+            context,
+            value=kwargs.get("value"),
+            control_signal=live.control_signal,
+            extra_contexts=live.extra_contexts,
+            cond_mark=live.cond_mark,
+            weight=live.weight,
+        )
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        present = False  # whoever wrapped `forward` meanwhile keeps it, and passes through to what was before
+        if module.__dict__.get("forward") is forward:
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.forward = own
+        unit.release()
+
+
+def _read_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Hidden state and context of a call in either layout."""
+    names = (("x", "hidden_states"), ("context", "encoder_hidden_states"))
+    found: list[Any] = [*args[:2], *[None] * (2 - len(args[:2]))]
+    for index, choices in enumerate(names):
+        for name in choices:
+            if found[index] is None:
+                found[index] = kwargs.get(name)
+    return found[0], found[1]
+
+
+@contextmanager
+def posterior(vae: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace the moments [B, 2C, h, w] (mean, log variance) that `vae.quant_conv` gives by `fn(moments)`."""
+    quant_conv = getattr(vae, "quant_conv", None)
+    if not isinstance(quant_conv, nn.Module):
+        raise Refusal(
+            "The loaded VAE has no quant_conv, so no offset can be put into its latents: load an SD or SDXL VAE."
+        )
+
+    def replace(_module: nn.Module, _inputs: tuple[Any, ...], moments: Tensor) -> Tensor:
+        return fn(moments)
+
+    handle = quant_conv.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass
+class TimestepWindow:
+    """Whether the UNet's present timestep lies between `start` and `stop`, both included."""
+
+    start: float
+    stop: float
+    active: bool = True
+
+
+@contextmanager
+def timestep_window(unet: nn.Module, start: float, stop: float) -> Iterator[TimestepWindow]:
+    """Follow the timestep that `unet` is called with, from `start` (noisy) down to `stop`; see `TimestepWindow`."""
+    window = TimestepWindow(start, stop)
+
+    def read(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = args[1] if len(args) > 1 else kwargs.get("timestep", kwargs.get("timesteps"))
+        timestep = float(torch.as_tensor(given).flatten()[0])
+        window.active = window.stop <= timestep <= window.start
+
+    handle = unet.register_forward_pre_hook(read, with_kwargs=True)
+    try:
+        yield window
+    finally:
+        handle.remove()
+
+
+def _refuse_compiled(unet: nn.Module) -> None:
+    if hasattr(unet, "_orig_mod"):
+        raise Refusal("The UNet is compiled, so nothing can be hooked into it: switch torch.compile off.")
