@@ -139,8 +139,8 @@ def _checked(unet: nn.Module, patches: Patches) -> list[tuple[str, Patch]]:
         wanted, loaded = (_guess_family(names) for names in (patches, parameters))
         if wanted != loaded:
             raise Refusal(
-                f"The patch file is made for {wanted} and the loaded model is {loaded}: load an {wanted} checkpoint, or "
-                "choose a layer mode of its own family."
+                f"The patch file is made for {wanted} and the loaded model is {loaded}: load an {wanted} checkpoint "
+                "or choose a layer mode of its own family."
             )
         raise Refusal(
             f"{len(missing)} of the {len(patches)} parameters that the patch file changes aren't in the loaded UNet "
@@ -209,8 +209,8 @@ class WidenedConv:
         images = self.concat.shape[0]
         if x.shape[0] % images or x.shape[-2:] != self.concat.shape[-2:]:
             raise Refusal(
-                f"The condition has {images} images of {list(self.concat.shape[-2:])} latent pixels and the UNet is given "
-                f"{x.shape[0]} of {list(x.shape[-2:])}: give one image, or one for each image of the batch, in its size."
+                f"The condition has {images} images of {list(self.concat.shape[-2:])} latent pixels and the UNet is "
+                f"given {x.shape[0]} of {list(x.shape[-2:])}: one image is needed, or one for each, of that size."
             )
         place = (x.device, x.dtype)
         if place not in self._constant:
