@@ -1,4 +1,4 @@
-"""Run by a WebUI at its start: installs nothing, since WebUIs bring every package needed, and says so if one doesn't."""
+"""Run by a WebUI at its start: installs nothing, since WebUIs have what is needed, and says so if one hasn't."""
 
 import importlib.util
 import sys

@@ -111,9 +111,11 @@ def composite(arguments: argparse.Namespace) -> int:
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
         raise Refusal(f"Layers must have one size, but {named}; resize them first.")
-    is_path = Path(arguments.over).suffix or Path(arguments.over).is_file()
-    size = layers[0].image.shape[1::-1]
-    flat = put_over(layers, fit(read_image(arguments.over), size) if is_path else arguments.over)
+    if Path(arguments.over).suffix or Path(arguments.over).is_file():
+        behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1])
+        flat = put_over([Layer(arguments.over, behind, "background"), *layers])
+    else:
+        flat = put_over(layers, arguments.over)
     with OutputFolder(arguments.out) as out:
         _write(flat, out.new_path(slug("-".join(path.stem for path in arguments.layers)) + "-composite", ".png"))
     return 0
