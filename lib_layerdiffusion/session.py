@@ -193,7 +193,7 @@ class Session:
                 "load an SD1.5 checkpoint that isn't pruned or distilled."
             )
         units, control = read_units(state, [modules[name] for name in names])
-        return SharedAttention(dict(zip(names, units, strict=True)), control)
+        return SharedAttention(dict(zip(names, units, strict=True)), control and control.float())
 
     def _place_window(self, injected: ExitStack) -> Callable[[], bool] | None:
         """Watch the UNet's timesteps when the mode is to be active for a part of the sampling only."""

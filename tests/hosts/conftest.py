@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
 
@@ -152,15 +152,32 @@ def layer_files(
     return folder
 
 
-def attention_file(unet: UNet2DConditionModel, frames: int) -> dict[str, torch.Tensor]:
-    """State dict of an attention-sharing file without control."""
+@pytest.fixture(scope="session")
+def control_files(tmp_path_factory: pytest.TempPathFactory, sd15_parts: dict[str, Any], layer_files: Path) -> Path:
+    """A folder of the two layer files with control; they are as large as the control convolutions make them."""
+    folder = tmp_path_factory.mktemp("layer_model")
+    state = {name: value.half() for name, value in attention_file(sd15_parts["unet"], 2, control=True).items()}
+    for name in ("layer_sd15_fg2bg", "layer_sd15_bg2fg"):
+        save_file(state, folder / f"{name}.safetensors")
+    decoder = "layer_sd15_vae_transparent_decoder.safetensors"
+    (folder / decoder).symlink_to(layer_files / decoder)
+    return folder
+
+
+def attention_file(unet: UNet2DConditionModel, frames: int, control: bool = False) -> dict[str, torch.Tensor]:
+    """State dict of an attention-sharing file."""
     table = name_modules(unet.config)
-    state: dict[str, torch.Tensor] = {}
-    for index, name in enumerate(ATTENTION_ORDER):
-        unit = AttentionSharingUnit(unet.get_submodule(str(translate(name, table))), frames, rank=2)
-        shapes = {f"hookers.layers.{index}.{key}": value.shape for key, value in unit.state_dict().items()}
-        state |= seeded.state_dict(shapes, frames, gain=0.5)
-    return state
+    shapes = {f"kwargs_encoder.{key}": value.shape for key, value in ControlEncoder().state_dict().items() if control}
+    with torch.device("meta"):
+        for index, name in enumerate(ATTENTION_ORDER):
+            attention = unet.get_submodule(str(translate(name, table)))
+            unit = AttentionSharingUnit(attention, frames, control, rank=2)
+            shapes |= {f"hookers.layers.{index}.{key}": value.shape for key, value in unit.state_dict().items()}
+    signal = {
+        key: shape for key, shape in shapes.items() if key.startswith("kwargs_encoder.") or "control_convs" in key
+    }
+    rest = {key: shape for key, shape in shapes.items() if key not in signal}
+    return seeded.state_dict(signal, frames, gain=2) | seeded.state_dict(rest, frames, gain=0.5)
 
 
 def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
