@@ -20,6 +20,7 @@ from lib_layerdiffusion.injection import parse_patches, shared_attention, side_p
 from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, read_units
+from lib_layerdiffusion.train import finetune
 from lib_layerdiffusion.train.dataset import Augmentation, TransparentBatch, read_sprites, step_rng
 from lib_layerdiffusion.train.finetune import (
     FinetuneConfig,
@@ -202,8 +203,9 @@ def test_form_that_the_mode_cannot_have_is_refused(form: str, mode: str, family:
 
 @pytest.mark.parametrize("mode", ["foreground", "background_to_foreground"])
 def test_training_writes_the_file_of_the_mode_and_shows_samples(
-    archive: Path, sd15_folder: Path, encoder_file: Path, tmp_path: Path, mode: str
+    archive: Path, sd15_folder: Path, encoder_file: Path, tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(finetune, "SAMPLES", 1)
     config = replace(TINY, data=archive, base=sd15_folder, encoder=encoder_file, mode=mode, grid_every=2)
     train(config, tmp_path / "run")
     row = find_mode(mode, "sd15")
