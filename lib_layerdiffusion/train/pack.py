@@ -26,6 +26,7 @@ LAYER_FILES = {
 
 # transformers 5 writes the text encoder's keys without it; it reads both, and older versions only this
 TEXT_PREFIX = "text_model."
+LOCAL_KEYS = ("_name_or_path", "training")  # of a part's config: what the folder `training` tells, and local paths
 RUNS = ("autoencoder", "base", "foreground", "transparency")
 
 
@@ -79,8 +80,10 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
                 prefix = TEXT_PREFIX if folder == "text_encoder" else ""
                 write_half(file, out / folder / file.name, read_config(runs / run), prefix)
             else:
+                settings = json.loads(file.read_text(encoding="utf-8"))
+                kept = {key: value for key, value in settings.items() if key not in LOCAL_KEYS}
                 (out / folder).mkdir(exist_ok=True)
-                shutil.copy(file, out / folder)
+                (out / folder / file.name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for name, run in LAYER_FILES.items():
         source = runs / run / "model" / f"{name}.safetensors"
         write_half(source, out / "layer_model" / source.name, read_config(runs / run))

@@ -31,6 +31,9 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
         save_file(tensors, folder / run / "model" / f"{name}.safetensors", {"note": "kept"})
     shutil.copytree(sd15_folder, folder / "base" / "model", dirs_exist_ok=True)
     train_tokenizer(["red disc", "blue disc"], folder / "base" / "tokenizer")
+    config = folder / "base" / "model" / "vae" / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": "/home/me/autoencoder"}
+    config.write_text(json.dumps(settings), encoding="utf-8")
     return folder
 
 
@@ -62,7 +65,7 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
         {"caption": "glass disc", "kind": "soft"},
     ]
     assert {path.parent.name for path in (out / "training").rglob("log.csv")} == set(RUNS)
-    assert not any("/home" in path.read_text(encoding="utf-8") for path in (out / "training").rglob("*.json"))
+    assert not any("/home" in path.read_text(encoding="utf-8") for path in out.rglob("*.json"))
     assert (out / "model_index.json").is_file()
     assert (out / "tokenizer").is_dir()
     assert (out / "scheduler").is_dir()

@@ -67,7 +67,7 @@ def test_steps_reduce_the_loss_through_both_networks_and_leave_the_autoencoder(
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     optimizer = torch.optim.Adam(raw.parameters(), 3e-3)
     values: list[float] = []
-    for _ in range(8):
+    for _ in range(6):
         loss = losses(raw, batch)
         optimizer.zero_grad()
         loss.backward()
