@@ -213,6 +213,7 @@ def train(config: AutoencoderConfig, out: Path) -> None:
     if accelerator.is_main_process:
         with run.write_model() as folder:
             vae.save_pretrained(folder)
+    accelerator.wait_for_everyone()  # whatever comes next finds the model
 
 
 @torch.no_grad()

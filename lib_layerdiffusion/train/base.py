@@ -252,6 +252,7 @@ def train(config: BaseConfig, out: Path) -> None:
     if accelerator.is_main_process:
         with run.write_model() as folder:
             assemble(raw, average, vae).save_pretrained(folder)
+    accelerator.wait_for_everyone()  # whatever comes next finds the model
 
 
 def assemble(model: BaseModel, average: Average, vae: AutoencoderKL) -> StableDiffusionPipeline:

@@ -52,6 +52,8 @@ def train_stage(stage: str, config: Path | None, overrides: list[str], out: Path
 
 def train_embedded(data: Path, runs: Path, out: Path) -> None:
     """Make the embedded model from the archive, by the configurations that lie beside this file."""
+    from accelerate import PartialState
+
     from .pack import pack
 
     for run, stage in EMBEDDED.items():
@@ -59,7 +61,8 @@ def train_embedded(data: Path, runs: Path, out: Path) -> None:
             paths = {"data": data} | {option: runs / path for option, path in MADE_BEFORE.get(run, {}).items()}
             overrides = [f"{option}={json.dumps(path.as_posix())}" for option, path in paths.items()]
             train_stage(stage, Path(__file__).with_name("embedded") / f"{run}.toml", overrides, runs / run)
-    pack(runs, data, out)
+    if PartialState().is_main_process:
+        pack(runs, data, out)
 
 
 def main(argv: list[str]) -> int:

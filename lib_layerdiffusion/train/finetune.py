@@ -319,3 +319,4 @@ def train(config: FinetuneConfig, out: Path) -> None:
     if accelerator.is_main_process:
         with run.write_model() as folder:
             write_file(raw, average, folder)
+    accelerator.wait_for_everyone()  # whatever comes next finds the model

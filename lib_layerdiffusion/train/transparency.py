@@ -230,6 +230,7 @@ def train(config: TransparencyConfig, out: Path) -> None:
         raw.load_state_dict(average.shadow)
         with run.write_model() as folder:
             write_files(raw, folder, config)
+    accelerator.wait_for_everyone()  # whatever comes next finds the model
 
 
 def draw_check(held_out: list[Sprite], config: TransparencyConfig) -> TransparentBatch:
