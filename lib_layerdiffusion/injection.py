@@ -335,7 +335,7 @@ def shared_attention(
 def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention) -> Iterator[None]:
     own = module.__dict__.get("forward")
     before: Callable[..., Tensor] = module.forward
-    unit.attention = module
+    unit.attach(module)
     present = True
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:

@@ -103,8 +103,8 @@ class AttentionSharingUnit(nn.Module):
         """The host's attention module."""
         return self._attention[0]
 
-    @attention.setter
-    def attention(self, attention: Any) -> None:
+    def attach(self, attention: Any) -> None:
+        """Stand in for another module of the same widths; assigning a module would register it as a submodule."""
         self._attention[0] = attention
 
     def forward(

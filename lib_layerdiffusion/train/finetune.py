@@ -127,8 +127,6 @@ class FinetunedUnet(nn.Module):
             names = (self.places[place] for place in ATTENTION_ORDER)
             signal = self.control(control) if self.control is not None else None
             with shared_attention(unet, dict(zip(names, self.units, strict=True)), control_signal=signal):
-                for unit in self.units:
-                    unit._modules.pop("attention", None)  # being in place doesn't make the UNet a part of the file
                 yield
         else:
             weights = (f"{name}.weight" for name in self.places.values())
