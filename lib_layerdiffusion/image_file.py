@@ -1,4 +1,4 @@
-"""Read a user's image, whatever kind of file it is, as straight RGBA bytes, or say in one sentence why it can't be read."""
+"""Read a user's image of whatever kind as straight RGBA bytes, or say in one sentence why it can't be read."""
 
 from __future__ import annotations
 

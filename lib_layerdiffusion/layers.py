@@ -1,4 +1,4 @@
-"""Layers as straight-alpha images: their colour where they are invisible, fitting them to a size, and composing them."""
+"""Layers as straight-alpha images: their colour where they are invisible, fitting to a size, and composing."""
 
 from __future__ import annotations
 
@@ -82,12 +82,13 @@ def pad_rgb(image: Bytes) -> Floats:
     level = premultiply(image)
     levels = [level]
     while min(level.shape[:2]) > 1:
-        level = _resize(level, *(int(side / PYRAMID_STEP) for side in level.shape[1::-1]), cv2.INTER_AREA)
+        height, width = (int(side / PYRAMID_STEP) for side in level.shape[:2])
+        level = _resize(level, width, height, cv2.INTER_AREA)
         levels.append(level)
     total = level.sum(axis=(0, 1), keepdims=True)
     colour = total[..., :3] / np.maximum(total[..., 3:], np.float32(1e-8))
     for level in reversed(levels):
-        colour = _resize(colour, *level.shape[1::-1], cv2.INTER_LINEAR)
+        colour = _resize(colour, level.shape[1], level.shape[0], cv2.INTER_LINEAR)
         colour = level[..., :3] + colour * (1 - level[..., 3:])
     return colour
 
@@ -176,8 +177,8 @@ def _to_bytes(image: Floats) -> Bytes:
 
 
 def _resize(image: Floats, width: int, height: int, interpolation: int) -> Floats:
-    resized = cv2.resize(image, (width, height), interpolation=interpolation)
-    return resized.reshape(height, width, image.shape[2]).astype(np.float32, copy=False)
+    resized = np.asarray(cv2.resize(image, (width, height), interpolation=interpolation), np.float32)
+    return resized.reshape(height, width, image.shape[2])  # OpenCV drops a last axis of length 1
 
 
 def _scale(image: Floats, width: int, height: int) -> Floats:

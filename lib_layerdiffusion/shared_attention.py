@@ -359,7 +359,7 @@ def _shape_unit(state: Mapping[str, Tensor], index: int, attention: nn.Module, c
     if any(size is not None and size != wanted for size, wanted in zip(own, (hidden, context), strict=True)):
         raise Refusal(
             f"The attention-sharing file is made for widths {hidden} and {context} in {ATTENTION_ORDER[index]}, "
-            f"and the loaded UNet has {own[0]} and {own[1]}: load a checkpoint of the file's family (Stable Diffusion 1.5 "
+            f"and the loaded UNet has {own[0]} and {own[1]}: load a checkpoint of the file's family (SD1.5 "
             "for layer_sd15_*), or choose a mode of the checkpoint's."
         )
     return AttentionSharingUnit(attention, frames, control, rank, (hidden, context))

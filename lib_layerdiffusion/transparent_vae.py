@@ -1,4 +1,4 @@
-"""The transparent autoencoder: an encoder from transparency to a latent offset, and a decoder from latent to alpha and colour.
+"""The transparent autoencoder: from transparency to a latent offset, and from a latent to alpha and colour.
 
 LayerDiffusion, arXiv 2402.17113, section 3.1. Parameter names and shapes are those of the published files
 `vae_transparent_encoder`, `vae_transparent_decoder` and their `layer_sd15_` counterparts, which load strictly.
@@ -6,9 +6,10 @@ LayerDiffusion, arXiv 2402.17113, section 3.1. Parameter names and shapes are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import pairwise
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ ATTENTION_LEVELS = 3  # the deepest levels have attention
 TILE_OVERLAP = 64  # pixels that neighbouring tiles share
 
 Progress = Callable[[int, int], bool | None]
-"""Called with (views done, views in all) before each batch of views and at the end; False cancels, and so does raising."""
+"""Called with (views done, views in all) after each batch of views; False cancels, and so does raising."""
 
 View = tuple[bool, int]  # (mirrored left to right, then turned by so many quarters)
 
@@ -110,7 +111,7 @@ class _Resnet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(_activate(self.norm1(x)))
         h = self.conv2(_activate(self.norm2(h)))
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return _add(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class _Attention(nn.Module):
@@ -130,7 +131,7 @@ class _Attention(nn.Module):
             for project in (self.to_q, self.to_k, self.to_v)
         )
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.to_out[0](h).transpose(1, 2).unflatten(-1, x.shape[-2:])
+        return _add(self.to_out[0](h).transpose(1, 2).unflatten(-1, x.shape[-2:]), x)
 
 
 class _Downsample(nn.Module):
@@ -154,12 +155,12 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """One level of the U-Net: its resnets, each followed by attention where the level has any, and the resampling."""
 
-    def __init__(self, resnets: Sequence[_Resnet], attentions: Sequence[_Attention], **samplers: nn.Module) -> None:
+    def __init__(self, resnets: Sequence[_Resnet], attentions: Sequence[_Attention]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions) if attentions else None
-        for name, module in samplers.items():  # `downsamplers` or `upsamplers`, as the files name them
-            self.add_module(name, nn.ModuleList([module]))
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
 
     def refine(self, x: Tensor, i: int) -> Tensor:
         """Resnet `i` and its attention."""
@@ -208,10 +209,12 @@ class TransparentDecoder(nn.Module):
         skips = [widths[0]]
         for level, width in enumerate(widths):
             resnets = [_Resnet(skips[-1], width, groups), _Resnet(width, width, groups)]
-            last = level == LEVELS - 1
-            sampler: dict[str, nn.Module] = {} if last else {"downsamplers": _Downsample(width)}
-            self.down_blocks.append(_Level(resnets, attentions(level, 2), **sampler))
-            skips += [width] * (2 if last else 3)
+            block = _Level(resnets, attentions(level, 2))
+            skips += [width] * 2
+            if level < LEVELS - 1:
+                block.downsamplers = nn.ModuleList([_Downsample(width)])
+                skips.append(width)
+            self.down_blocks.append(block)
 
         self.mid_block = _Middle(widths[-1], head_dim, groups)
 
@@ -222,15 +225,17 @@ class TransparentDecoder(nn.Module):
             for _ in range(3):
                 resnets.append(_Resnet(current + skips.pop(), widths[level], groups))
                 current = widths[level]
-            sampler = {} if level == 0 else {"upsamplers": _Upsample(current)}
-            self.up_blocks.append(_Level(resnets, attentions(level, 3), **sampler))
+            block = _Level(resnets, attentions(level, 3))
+            if level > 0:
+                block.upsamplers = nn.ModuleList([_Upsample(current)])
+            self.up_blocks.append(block)
 
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], 4, 3, padding=1)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> TransparentDecoder:
-        """Build the network that the tensors belong to, in float32; Refusal when they aren't a transparent decoder's."""
+        """Build the network that the tensors belong to, in float32; Refusal when they aren't those of a decoder."""
         names = [f"down_blocks.{level}.resnets.0.conv1.weight" for level in range(LEVELS)]
         widths = _read_widths(state, names, "transparent decoder")
         with torch.device("meta"):
@@ -240,7 +245,8 @@ class TransparentDecoder(nn.Module):
     def forward(self, pixel: Tensor, latent: Tensor) -> Tensor:
         """One pass: pixel [B, 3, H, W] 0..1 and latent [B, 4, H/8, W/8] in VAE space -> [B, 4, H, W], unclipped.
 
-        Channel 0 is alpha, 1 to 3 are straight colour. H and W are multiples of 64, else Refusal; `decode` takes any size.
+        Channel 0 is alpha, 1 to 3 are straight colour. H and W are multiples of 64, else Refusal; `decode` takes any
+        size.
         """
         _check_shapes(pixel, latent)
         if pixel.shape[-2] % STRIDE or pixel.shape[-1] % STRIDE:
@@ -250,20 +256,20 @@ class TransparentDecoder(nn.Module):
             )
         h = self.conv_in(pixel)
         skips = [h]
-        for level, block in enumerate(self.down_blocks):
+        for level, block in enumerate(cast("Iterable[_Level]", self.down_blocks)):
             if level == LATENT_LEVEL:
                 h = h + self.latent_conv_in(latent)
-            for i in range(2):
+            for i in range(len(block.resnets)):
                 h = block.refine(h, i)
                 skips.append(h)
-            if level < LEVELS - 1:
+            if block.downsamplers is not None:
                 h = block.downsamplers[0](h)
                 skips.append(h)
         h = self.mid_block(h)
-        for level, block in enumerate(self.up_blocks):
-            for i in range(3):
+        for block in cast("Iterable[_Level]", self.up_blocks):
+            for i in range(len(block.resnets)):
                 h = block.refine(torch.cat([h, skips.pop()], dim=1), i)
-            if level < LEVELS - 1:
+            if block.upsamplers is not None:
                 h = block.upsamplers[0](h)
         return self.conv_out(_activate(self.conv_norm_out(h)))
 
@@ -352,7 +358,8 @@ class TransparentDecoder(nn.Module):
 class TransparentEncoder(nn.Module):
     """From alpha and padded colour to a raw latent offset (arXiv 2402.17113, section 3.1).
 
-    The adjusted latent is mean + std * (factor * forward(x)), in VAE space, of the VAE's posterior of the image on mid-grey.
+    The adjusted latent, in VAE space, is mean + std * (factor * forward(x)), where mean and std are the VAE's posterior
+    of the image composited on mid-grey.
     """
 
     factor: float = 300.0
@@ -360,7 +367,7 @@ class TransparentEncoder(nn.Module):
     def __init__(self, widths: Sequence[int] = (32, 64, 128, 256)) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(4, widths[0], 3, padding=1), nn.SiLU()]
-        for width, wider in zip(widths, widths[1:], strict=False):
+        for width, wider in pairwise(widths):
             layers += [nn.Conv2d(width, width, 3, padding=1), nn.SiLU()]
             layers += [nn.Conv2d(width, wider, 3, padding=1, stride=2), nn.SiLU()]
         last = nn.Conv2d(widths[-1], 4, 3, padding=1)
@@ -371,7 +378,7 @@ class TransparentEncoder(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> TransparentEncoder:
-        """Build the network that the tensors belong to, in float32; Refusal when they aren't a transparent encoder's."""
+        """Build the network that the tensors belong to, in float32; Refusal when they aren't those of an encoder."""
         widths = _read_widths(state, [f"blocks.{i}.weight" for i in (0, 4, 8, 12)], "transparent encoder")
         with torch.device("meta"):
             encoder = cls(widths)
@@ -390,6 +397,11 @@ class TransparentEncoder(nn.Module):
 def _activate(x: Tensor) -> Tensor:
     """SiLU, in place where no gradient needs the input."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def _add(x: Tensor, residual: Tensor) -> Tensor:
+    """The sum, in place of `x` where no gradient needs it."""
+    return x + residual if torch.is_grad_enabled() else x.add_(residual)
 
 
 def _read_widths(state: Mapping[str, Tensor], names: Sequence[str], network: str) -> list[int]:
@@ -454,7 +466,7 @@ def _split(rows: int, columns: int, max_pixels: int | None) -> list[_Tile]:
 
 
 def _spread(size: int, side: int) -> list[_Span]:
-    """As few spans of length `side` as overlap by TILE_OVERLAP or more, evenly over 0..size, starting on the latent's grid."""
+    """As few spans of length `side` as overlap by TILE_OVERLAP or more, evenly over 0..size, on the latent's grid."""
     last = size - side
     count = 1 + -(-last // (side - TILE_OVERLAP)) if last else 1
     starts = [last * i // max(1, count - 1) // LATENT_STRIDE * LATENT_STRIDE for i in range(count)]
@@ -487,9 +499,9 @@ def _batch_views(views: Sequence[View], pixel: Tensor, size: int | None) -> Iter
 
 
 def _lower_median(values: Sequence[Tensor]) -> Tensor:
-    """Per element, the lower of the two middle values of 2, 4 or 8 tensors, as torch.median has it; 1 is returned as is.
+    """Per element, the lower of the two middle values of 2, 4 or 8 tensors, as torch.median has it; of 1, itself.
 
-    By minimum and maximum only: several times faster than a median along a stacked dimension, and on every device.
+    By minimum and maximum only: faster than a median along a stacked dimension, and the same on every device.
     """
     if len(values) == 1:
         return values[0]
