@@ -86,10 +86,10 @@ def pad_rgb(image: Bytes) -> Floats:
         level = _resize(level, width, height, cv2.INTER_AREA)
         levels.append(level)
     total = level.sum(axis=(0, 1), keepdims=True)
-    colour = total[..., :3] / np.maximum(total[..., 3:], np.float32(1e-8))
+    colour: Floats = np.asarray(total[..., :3] / np.maximum(total[..., 3:], np.float32(1e-8)), np.float32)
     for level in reversed(levels):
         colour = _resize(colour, level.shape[1], level.shape[0], cv2.INTER_LINEAR)
-        colour = level[..., :3] + colour * (1 - level[..., 3:])
+        colour = np.asarray(level[..., :3] + colour * (1 - level[..., 3:]), np.float32)
     return colour
 
 
@@ -168,7 +168,7 @@ def _check_rgba(image: Image, name: str) -> None:
 
 def _to_float(image: Image) -> Floats:
     if image.dtype == np.uint8:
-        return image.astype(np.float32) / np.float32(255)
+        return np.asarray(image.astype(np.float32) / np.float32(255), np.float32)
     return image.astype(np.float32, copy=False)
 
 
