@@ -230,7 +230,7 @@ def _paint_background(background: Image | str | tuple[int, int, int] | None, siz
     match background:
         case None:
             return np.zeros((height, width, 4), np.float32)
-        case "checker":
+        case str() if background == "checker":  # an array can't be compared with a text
             return checkerboard(size, cell=max(1, min(64, min(size) // 8)))
         case str():
             background = _read_colour(background)

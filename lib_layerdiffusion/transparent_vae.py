@@ -319,6 +319,9 @@ class TransparentDecoder(nn.Module):
         pixel = _mirror_to(pixel, rows, columns)
         latent = _mirror_to(latent, rows // LATENT_STRIDE, columns // LATENT_STRIDE)
 
+        if weight.device.type == "cpu":  # its convolutions are faster when a pixel's channels lie side by side
+            self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
         tiles = _split(rows, columns, max_pixels)
         report = _Report(progress, views * len(tiles))
         if len(tiles) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,9 @@ class AutoencoderConfig:
     kl_weight: float = 1e-4
     guide_weight: float = 0.2  # the first three latent channels follow the image's own colours at first
     guide_until: float = 0.4
+    start: Path | None = None  # an earlier autoencoder; its decoder alone goes on, so the latents stay what they are
+    room_channel: int = 3
+    room: float = 0.0  # largest shift of that channel, in sampler space, that the decoder learns to disregard
     ema: float = 0.995
     log_every: int = 100
     grid_every: int = 400
@@ -123,6 +127,17 @@ def draw_pictures(
     return torch.from_numpy(np.ascontiguousarray(batch, np.float32)) * 2 - 1
 
 
+def draw_shift(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
+    """Random fields [count, 1, size, size] between +-largest: smooth, or in patches with sharp borders."""
+    fields: list[np.ndarray] = []
+    for _ in range(count):
+        cells = int(rng.integers(1, 6))
+        grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+        how = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_NEAREST
+        fields.append(cv2.resize(grid, (size, size), interpolation=how).reshape(1, size, size))
+    return torch.from_numpy(np.stack(fields)) * largest
+
+
 def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the horizontal and vertical first differences."""
     difference = image - target
@@ -135,11 +150,18 @@ class AutoencoderLoss(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = build_autoencoder(config)
+        self.vae = build_autoencoder(config) if config.start is None else read_autoencoder(config.start)
+        if config.start is not None:
+            self.vae.encoder.requires_grad_(False)
+            self.vae.quant_conv.requires_grad_(False)
 
-    def forward(self, pictures: Tensor, guide: float) -> dict[str, Tensor]:
+    def forward(self, pictures: Tensor, guide: float, shift: Tensor) -> dict[str, Tensor]:
+        """Weighted terms for pictures [B, 3, H, W], -1..1; `shift` [B, 1, H/8, W/8] as `draw_shift` makes it."""
         posterior: DiagonalGaussianDistribution = self.vae.encode(pictures).latent_dist
-        output = self.vae.decode(posterior.sample()).sample
+        channel = self.config.room_channel
+        around = (0, 0, 0, 0, channel, posterior.mean.shape[1] - 1 - channel)
+        latent = posterior.sample() + F.pad(shift / SCALING_FACTOR, around)
+        output = self.vae.decode(latent).sample
         colours = 2 * F.avg_pool2d(pictures, 8)
         return {
             "l1": (output - pictures).abs().mean(),
@@ -180,7 +202,10 @@ def train(config: AutoencoderConfig, out: Path) -> None:
     vae = raw.vae
     average = Average(vae, config.ema)
     optimizer = torch.optim.AdamW(
-        raw.parameters(), config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+        [p for p in raw.parameters() if p.requires_grad],
+        config.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
     )
     steps = sum(config.size_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, steps))
@@ -196,7 +221,8 @@ def train(config: AutoencoderConfig, out: Path) -> None:
         count, size = config.batches[stage], config.sizes[stage]
         pictures = torch.cat([draw_pictures(part, count // 2, size, config, rng) for part in (known, prompts)])
         guide = config.guide_weight * max(0.0, 1 - step / (config.guide_until * steps))
-        terms = model(pictures.to(accelerator.device), guide)
+        shift = draw_shift(len(pictures), size // 8, config.room, rng)
+        terms = model(pictures.to(accelerator.device), guide, shift.to(accelerator.device))
         accelerator.backward(torch.stack(list(terms.values())).sum())
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -209,7 +235,10 @@ def train(config: AutoencoderConfig, out: Path) -> None:
             if run.is_due(config.log_every):
                 run.log(psnr=quality)
     vae.load_state_dict(average.shadow)
-    normalise_latents(vae, draw_pictures(known, 128, config.sizes[-1], config, step_rng(0, 1)).to(accelerator.device))
+    if config.start is None:
+        normalise_latents(
+            vae, draw_pictures(known, 128, config.sizes[-1], config, step_rng(0, 1)).to(accelerator.device)
+        )
     if accelerator.is_main_process:
         with run.write_model() as folder:
             vae.save_pretrained(folder)

@@ -18,10 +18,22 @@ STAGES = {  # command, which is also the module -> configuration class
     "finetune": "FinetuneConfig",
 }
 TOOLS = ("sprites", "pack", "evaluate")  # modules of this package with a main(argv)
-EMBEDDED = {"autoencoder": "autoencoder", "transparency": "transparency", "base": "base", "foreground": "finetune"}
+EMBEDDED = {  # run, which is also the configuration -> stage
+    "autoencoder": "autoencoder",
+    "autoencoder_room": "autoencoder",
+    "transparency_start": "transparency",
+    "transparency": "transparency",
+    "base": "base",
+    "foreground": "finetune",
+}
 # which options of a stage name what another run made
 MADE_BEFORE = {
-    "transparency": {"autoencoder": "autoencoder/model"},
+    "autoencoder_room": {"start": "autoencoder/model"},
+    "transparency_start": {"autoencoder": "autoencoder/model"},
+    "transparency": {
+        "autoencoder": "autoencoder_room/model",
+        "start_decoder": "transparency_start/model/layer_sd15_vae_transparent_decoder.safetensors",
+    },
     "base": {"autoencoder": "autoencoder/model"},
     "foreground": {
         "base": "base/model",

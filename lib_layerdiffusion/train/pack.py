@@ -16,7 +16,7 @@ from .dataset import find_prompts, read_sprites
 PARTS = {  # folder of the pipeline -> run that made it
     "unet": "base",
     "text_encoder": "base",
-    "vae": "autoencoder",
+    "vae": "autoencoder_room",
 }
 LAYER_FILES = {
     "layer_sd15_transparent_attn": "foreground",
@@ -27,7 +27,7 @@ LAYER_FILES = {
 # transformers 5 writes the text encoder's keys without it; it reads both, and older versions only this
 TEXT_PREFIX = "text_model."
 LOCAL_KEYS = ("_name_or_path", "training")  # of a part's config: what the folder `training` tells, and local paths
-RUNS = ("autoencoder", "base", "foreground", "transparency")
+RUNS = ("autoencoder", "autoencoder_room", "base", "foreground", "transparency_start", "transparency")
 
 
 def read_config(run: Path) -> str:
@@ -75,7 +75,8 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
     shutil.copytree(base / "scheduler", out / "scheduler")
     shutil.copytree(runs / "base" / "tokenizer", out / "tokenizer")  # in the form that every transformers reads
     for folder, run in PARTS.items():
-        for file in sorted((base / folder).iterdir()):
+        source = base / folder if run == "base" else runs / run / "model"
+        for file in sorted(source.iterdir()):
             if file.suffix == ".safetensors":
                 prefix = TEXT_PREFIX if folder == "text_encoder" else ""
                 write_half(file, out / folder / file.name, read_config(runs / run), prefix)
@@ -85,8 +86,8 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
                 (out / folder).mkdir(exist_ok=True)
                 (out / folder / file.name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for name, run in LAYER_FILES.items():
-        source = runs / run / "model" / f"{name}.safetensors"
-        write_half(source, out / "layer_model" / source.name, read_config(runs / run))
+        made = runs / run / "model" / f"{name}.safetensors"
+        write_half(made, out / "layer_model" / made.name, read_config(runs / run))
     for run in RUNS:
         (out / "training" / run).mkdir(parents=True)
         (out / "training" / run / "config.json").write_text(read_config(runs / run) + "\n", encoding="utf-8")
@@ -99,7 +100,7 @@ def _fill(out: Path, runs: Path, data: Path) -> None:
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train pack`."""
     parser = argparse.ArgumentParser(prog="layerdiffusion train pack", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the four runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="the training archive")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write; an existing one is replaced")
     given = parser.parse_args(argv)

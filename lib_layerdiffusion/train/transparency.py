@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
+from ..weights import WeightStore
 from .autoencoder import gradient_loss, psnr, read_autoencoder
 from .config import as_metadata, check_stages
 from .dataset import (
@@ -36,6 +37,14 @@ from .dataset import (
     step_rng,
 )
 from .run import Average, Run, cosine, open_accelerator
+
+ENCODER, DECODER = "layer_sd15_vae_transparent_encoder", "layer_sd15_vae_transparent_decoder"
+
+COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
+LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
+
+
+TERMS = ("reconstruction", "identity", "coarse", "guide", "discriminator")
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,13 @@ class TransparencyConfig:
     fade_share: float = 0.5
     offset_gain: float = 40.0  # offset in posterior deviations for an encoder's output of 1
     warm_up: float = 0.3  # share of the steps over which identity and latent noise grow
+    coarse_weight: float = 1.0  # alpha read from the decoder's deeper levels, so that they carry it; 0: off
     guide_weight: float = 0.5  # one channel of the offset follows alpha, so that the decoder learns to read it; 0: off
     guide_channel: int = 3  # the one that the frozen decoder heeds least
-    guide_amplitude: float = 0.5  # in sampler space
+    guide_amplitude: float = 0.8  # in sampler space
+    guide_erase: float = 0.7  # share of the channel's own content that the offset takes away, lest it drown alpha
+    start_decoder: Path | None = None  # file of an earlier training to go on from
+    encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
     log_every: int = 100
@@ -95,8 +108,13 @@ class LatentTransparency(nn.Module):
         self.encoder = TransparentEncoder(config.encoder_widths)
         self.decoder = TransparentDecoder(config.decoder_widths)
         # the published networks start at zero on both sides of the offset; from scratch it is then not found
-        nn.init.normal_(self.decoder.latent_conv_in.weight, std=0.05)
+        nn.init.normal_(self.decoder.latent_conv_in.weight, std=LATENT_START)
         nn.init.normal_(self.encoder.blocks[-1].weight, std=0.2)
+        self.coarse_heads = nn.ModuleList(nn.Conv2d(config.decoder_widths[level], 1, 1) for level in COARSE_LEVELS)
+        self.coarse: list[Tensor] = []  # features of the last pass that the heads read
+        for level in COARSE_LEVELS:
+            block = self.decoder.up_blocks[len(config.decoder_widths) - 1 - level]
+            block.upsamplers[0].register_forward_hook(lambda _module, _given, output: self.coarse.append(output))
         self.vae = [vae.requires_grad_(False).eval()]  # in a list: neither a submodule nor in the state dict
 
     def adjust(self, batch: TransparentBatch) -> tuple[Tensor, Tensor]:
@@ -110,18 +128,39 @@ class LatentTransparency(nn.Module):
         picture = self.vae[0].decode(latent).sample * 0.5 + 0.5
         mirrored, quarters = divmod(view, 4)
         seen = (x.flip(-1) if mirrored else x for x in (picture.clamp(0, 1), latent))
+        self.coarse.clear()
         output = self.decoder(*(torch.rot90(x, quarters, (-2, -1)) for x in seen))
-        output = torch.rot90(output, -quarters, (-2, -1))
-        return picture, output.flip(-1) if mirrored else output
+        return picture, self.turn_back(output, view)
+
+    @staticmethod
+    def turn_back(x: Tensor, view: int) -> Tensor:
+        mirrored, quarters = divmod(view, 4)
+        x = torch.rot90(x, -quarters, (-2, -1))
+        return x.flip(-1) if mirrored else x
+
+    def coarse_loss(self, alpha: Tensor, view: int) -> Tensor:
+        """Mean absolute error of alpha as small linear heads read it from the decoder's deeper levels.
+
+        Alpha comes in at an eighth of the size; without this the shallow levels, which see only the picture, win.
+        """
+        errors: list[Tensor] = []
+        for head, features in zip(self.coarse_heads, self.coarse, strict=True):
+            made = self.turn_back(head(features), view)
+            errors.append((made - F.avg_pool2d(alpha, alpha.shape[-1] // made.shape[-1])).abs().mean())
+        return torch.stack(errors).sum()
 
     def forward(
-        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float, view: int
+        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float, view: int | None
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W].
 
-        `warmth` is the share of the warm-up done; `view` (0..7) is the one that the transparent decoder sees.
+        `warmth` is the share of the warm-up done; `view` (0..7) is the one that the transparent decoder sees. With None
+        the encoder is alone: the guide is the only term, and nothing is decoded.
         """
         mean, adjusted = self.adjust(batch)
+        guide = self.config.guide_weight * self.guide(mean, adjusted, batch.alpha)
+        if view is None:
+            return {"guide": guide}, adjusted
         noise = noise * warmth
         with torch.no_grad():
             wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
@@ -140,15 +179,28 @@ class LatentTransparency(nn.Module):
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
             "identity": warmth * self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
-            "guide": self.config.guide_weight * self.guide(adjusted - mean, batch.alpha),
+            "coarse": self.config.coarse_weight * self.coarse_loss(batch.alpha, view),
+            "guide": guide,
         }
         return terms, torch.cat([alpha, colour * alpha], dim=1)
 
-    def guide(self, shift: Tensor, alpha: Tensor) -> Tensor:
-        """Distance of one channel of the shift, in sampler space, to +-amplitude for transparent and opaque."""
+    def guide(self, mean: Tensor, adjusted: Tensor, alpha: Tensor) -> Tensor:
+        """Distance of one adjusted channel, in sampler space, to +-amplitude for transparent and opaque.
+
+        What the channel held before stays by the share that isn't erased.
+        """
+        own, present = (
+            x[:, self.config.guide_channel : self.config.guide_channel + 1] * self.vae[0].config.scaling_factor
+            for x in (mean, adjusted)
+        )
         wanted = self.config.guide_amplitude * (1 - 2 * F.avg_pool2d(alpha, 8))
-        scaled = shift[:, self.config.guide_channel : self.config.guide_channel + 1] * self.vae[0].config.scaling_factor
-        return (scaled - wanted).abs().mean()
+        return (present - wanted - (1 - self.config.guide_erase) * own).abs().mean()
+
+    def go_on_from(self, decoder: Path) -> None:
+        """Load the decoder that an earlier training wrote, except for the layer that reads the latent."""
+        state = dict(WeightStore([]).load(decoder))
+        state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()  # its encoder was another one
+        self.decoder.load_state_dict(state)
 
 
 def draw_batch(
@@ -181,11 +233,14 @@ def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float
 
 def train(config: TransparencyConfig, out: Path) -> None:
     """Train both networks, then write their files with the published keys to `out/model`."""
-    accelerator = open_accelerator()
+    accelerator = open_accelerator(unused_parameters=config.encoder_steps > 0)
     torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
     vae = read_autoencoder(config.autoencoder).to(accelerator.device)
-    raw = LatentTransparency(config, vae).to(accelerator.device)
+    raw = LatentTransparency(config, vae)
+    if config.start_decoder is not None:
+        raw.go_on_from(config.start_decoder)
+    raw.to(accelerator.device)
     judge = PatchDiscriminator()
     average = Average(raw, config.ema)
     steps = sum(config.size_steps)
@@ -206,8 +261,9 @@ def train(config: TransparencyConfig, out: Path) -> None:
         batch = draw_batch(known, count, size, config, rng).to(accelerator.device)
         noise = draw_noise(count, size, config, vae.config.scaling_factor, rng).to(accelerator.device)
         backgrounds = draw_backgrounds(count, size, rng).to(accelerator.device)
-        warmth = min(1.0, step / (config.warm_up * steps + 1e-9))
-        terms, output = model(batch, noise, backgrounds, warmth, int(rng.integers(8)))
+        view = int(rng.integers(8)) if step >= config.encoder_steps else None
+        warmth = min(1.0, (step - config.encoder_steps) / (config.warm_up * steps + 1e-9))
+        terms, output = model(batch, noise, backgrounds, warmth, view)
         if config.discriminator_weight and step >= config.discriminator_from * steps:
             real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
             fooled = F.relu(1 - judge(real)).mean() + F.relu(1 + judge(output.detach())).mean()
@@ -221,7 +277,12 @@ def train(config: TransparencyConfig, out: Path) -> None:
         optimizer.zero_grad()
         judge_optimizer.zero_grad()
         average.update(raw)
-        run.log(**{name: terms.get(name, 0.0) for name in ("reconstruction", "identity", "guide", "discriminator")})
+        run.log(
+            **{
+                name: terms.get(name, 0.0)
+                for name in ("reconstruction", "identity", "coarse", "guide", "discriminator")
+            }
+        )
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):
@@ -273,5 +334,5 @@ def write_files(raw: LatentTransparency, folder: Path, config: TransparencyConfi
     for part in ("weight", "bias"):
         encoder[f"blocks.{last}.{part}"] *= config.offset_gain / TransparentEncoder.factor
     decoder = {name: value.detach().cpu().contiguous() for name, value in raw.decoder.state_dict().items()}
-    save_file(encoder, folder / "layer_sd15_vae_transparent_encoder.safetensors", as_metadata(config))
-    save_file(decoder, folder / "layer_sd15_vae_transparent_decoder.safetensors", as_metadata(config))
+    save_file(encoder, folder / f"{ENCODER}.safetensors", as_metadata(config))
+    save_file(decoder, folder / f"{DECODER}.safetensors", as_metadata(config))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.autoencoder import (
     SCALING_FACTOR,
+    AutoencoderLoss,
     build_autoencoder,
+    draw_shift,
     normalise_latents,
     psnr,
     read_autoencoder,
@@ -56,6 +59,40 @@ def test_normalised_latents_decode_to_the_same_picture() -> None:
     assert scaled.std(dim=(0, 2, 3)).tolist() == pytest.approx([1] * 4, abs=1e-3)
     assert torch.allclose(after.std * scale[:, None, None], before.std, rtol=1e-3)
     assert torch.allclose(vae.decode(after.mean).sample, decoded, atol=1e-4)
+
+
+def test_shifts_are_fields_within_the_room() -> None:
+    shift = draw_shift(50, 8, 2.0, np.random.default_rng(0))
+    assert shift.shape == (50, 1, 8, 8)
+    assert 1.5 < shift.abs().max() <= 2
+    assert shift.mean(dim=(1, 2, 3)).std() > 0.1  # a field has a level of its own, not noise around 0
+    assert abs(float(shift.mean())) < 0.3
+
+
+def test_room_is_made_by_the_decoder_alone(archive: Path, tmp_path: Path) -> None:
+    config = replace(TINY_VAE, data=archive, size_steps=(1,), log_every=1, grid_every=0)
+    train(config, tmp_path / "first")
+    train(replace(config, start=tmp_path / "first" / "model", room=2.0), tmp_path / "second")
+    first, second = (read_autoencoder(tmp_path / run / "model") for run in ("first", "second"))
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    latent = first.encode(pictures).latent_dist.mean
+    assert second.encode(pictures).latent_dist.mean.equal(latent)
+    assert not torch.allclose(second.decode(latent).sample, first.decode(latent).sample, atol=1e-5)
+
+
+@torch.no_grad()
+def test_shift_reaches_its_channel_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = AutoencoderLoss(replace(TINY_VAE, room_channel=2))
+    seen: list[torch.Tensor] = []
+    decode = loss.vae.decode
+    monkeypatch.setattr(loss.vae, "decode", lambda latent: (seen.append(latent), decode(latent))[1])
+    pictures = torch.rand(2, 3, 64, 64) * 2 - 1
+    for amount in (0.0, 1.0):
+        torch.manual_seed(0)
+        loss(pictures, 0.0, torch.full((2, 1, 8, 8), amount))
+    difference = (seen[1] - seen[0]) * SCALING_FACTOR
+    assert torch.allclose(difference[:, 2], torch.ones(()), atol=1e-4)
+    assert not difference[:, [0, 1, 3]].any()
 
 
 def test_psnr_is_per_picture() -> None:

@@ -82,6 +82,8 @@ def test_metadata_makes_the_same_configuration() -> None:
     ("name", "cls"),
     [
         ("autoencoder", autoencoder.AutoencoderConfig),
+        ("autoencoder_room", autoencoder.AutoencoderConfig),
+        ("transparency_start", transparency.TransparencyConfig),
         ("transparency", transparency.TransparencyConfig),
         ("base", base.BaseConfig),
         ("foreground", finetune.FinetuneConfig),

@@ -31,7 +31,8 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
         save_file(tensors, folder / run / "model" / f"{name}.safetensors", {"note": "kept"})
     shutil.copytree(sd15_folder, folder / "base" / "model", dirs_exist_ok=True)
     train_tokenizer(["red disc", "blue disc"], folder / "base" / "tokenizer")
-    config = folder / "base" / "model" / "vae" / "config.json"
+    shutil.copytree(sd15_folder / "vae", folder / "autoencoder_room" / "model", dirs_exist_ok=True)
+    config = folder / "autoencoder_room" / "model" / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": "/home/me/autoencoder"}
     config.write_text(json.dumps(settings), encoding="utf-8")
     return folder
@@ -42,7 +43,7 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
     size = pack(runs, archive, out)
     files = [file for file in out.rglob("*") if file.is_file()]
     assert size == sum(file.stat().st_size for file in files)
-    wanted = {"unet": "base", "text_encoder": "base", "vae": "autoencoder", **LAYER_FILES}
+    wanted = {"unet": "base", "text_encoder": "base", "vae": "autoencoder_room", **LAYER_FILES}
     found: dict[str, str] = {}
     for file in files:
         if file.suffix == ".safetensors":

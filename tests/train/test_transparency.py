@@ -90,13 +90,54 @@ def test_weights_scale_their_terms(raw: LatentTransparency, batch: TransparentBa
         assert torch.allclose(terms(raw, batch)[term], 3 * once)
 
 
-def test_guide_wants_alpha_in_one_channel(raw: LatentTransparency, batch: TransparentBatch) -> None:
+def test_guide_wants_alpha_in_place_of_one_channels_content(raw: LatentTransparency, batch: TransparentBatch) -> None:
     config = raw.config
-    shift = torch.randn(2, 4, 8, 8)
-    rows = F.avg_pool2d(batch.alpha, 8)[:, 0]
-    shift[:, config.guide_channel] = config.guide_amplitude * (1 - 2 * rows) / raw.vae[0].config.scaling_factor
-    assert raw.guide(shift, batch.alpha) < 1e-6
-    assert raw.guide(-shift, batch.alpha) > 0.1
+    mean, adjusted = torch.randn(2, 2, 4, 8, 8)
+    kept = (1 - config.guide_erase) * mean[:, config.guide_channel]
+    rows = config.guide_amplitude * (1 - 2 * F.avg_pool2d(batch.alpha, 8)[:, 0]) / raw.vae[0].config.scaling_factor
+    adjusted[:, config.guide_channel] = kept + rows
+    assert raw.guide(mean, adjusted, batch.alpha) < 1e-6
+    adjusted[:, config.guide_channel] = kept - rows
+    assert raw.guide(mean, adjusted, batch.alpha) > 0.1
+
+
+def test_coarse_loss_is_the_error_of_the_heads_in_the_image_s_own_orientation(
+    raw: LatentTransparency, batch: TransparentBatch
+) -> None:
+    with torch.no_grad():
+        raw.read(torch.randn(2, 4, 8, 8))
+        assert [features.shape[-1] for features in raw.coarse] == [16, 32]
+        pooled = [F.avg_pool2d(batch.alpha, 64 // features.shape[-1]) for features in raw.coarse]
+        for head in raw.coarse_heads:
+            torch.nn.init.zeros_(head.weight)
+            torch.nn.init.constant_(head.weight[:, 0], 1.0)
+            torch.nn.init.zeros_(head.bias)
+        for view in range(8):
+            mirrored, quarters = divmod(view, 4)
+            raw.coarse = [
+                torch.rot90(small.flip(-1) if mirrored else small, quarters, (-2, -1)).expand(-1, 8, -1, -1)
+                for small in pooled
+            ]
+            assert raw.coarse_loss(batch.alpha, view) < 1e-6
+            assert raw.coarse_loss(1 - batch.alpha, view) > 0.1
+
+
+def test_training_goes_on_from_a_decoder(raw: LatentTransparency, vae_folder: Path, tmp_path: Path) -> None:
+    write_files(raw, tmp_path, TINY_TRANSPARENCY)
+    other = LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
+    fresh = other.decoder.latent_conv_in.weight.clone()
+    other.go_on_from(tmp_path / DECODER)
+    theirs = other.decoder.state_dict()
+    different = {name for name, value in raw.decoder.state_dict().items() if not value.equal(theirs[name])}
+    assert different == {"latent_conv_in.weight"}
+    assert other.decoder.latent_conv_in.weight.equal(fresh)
+
+
+def test_encoder_alone_has_the_guide_as_its_only_term(raw: LatentTransparency, batch: TransparentBatch) -> None:
+    noise, backgrounds = torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3)
+    alone, _ = raw(batch, noise, backgrounds, warmth=0.0, view=None)
+    assert list(alone) == ["guide"]
+    assert alone["guide"].equal(terms(raw, batch)["guide"])
 
 
 def test_identity_grows_with_the_warm_up(raw: LatentTransparency, batch: TransparentBatch) -> None:
@@ -148,7 +189,7 @@ class Stopped(Exception):
 def test_interrupted_training_ends_with_the_same_bits(
     archive: Path, vae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(TINY_TRANSPARENCY, data=archive, autoencoder=vae_folder, discriminator_from=0.5)
+    config = replace(TINY_TRANSPARENCY, data=archive, autoencoder=vae_folder, encoder_steps=1, discriminator_from=0.5)
     transparency.train(config, tmp_path / "whole")
     keep = Run.checkpoint
 
