@@ -54,13 +54,17 @@ class LowRank(nn.Module):
         nn.init.zeros_(self.up.weight)
 
 
+ControlWeights: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"
+"""Weight and bias of the first, then of the second convolution, of all frames."""
+
+
 @dataclass(frozen=True)
 class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
     low_rank: Mapping[str, tuple[Tensor, Tensor]]  # projection -> down [f, r, in], up [f, out, r]
     linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
-    control: tuple[Tensor, Tensor, Tensor, Tensor] | None  # both convs of all frames: weight, bias, weight, bias
+    control: ControlWeights | None
 
 
 class AttentionSharingUnit(nn.Module):
@@ -96,7 +100,7 @@ class AttentionSharingUnit(nn.Module):
         for convs in self.control_convs or ():
             _zero(convs.get_submodule("2"))
         self._ready: tuple[Any, UnitWeights] | None = None
-        self._added: tuple[Tensor, Any, Tensor] | None = None
+        self._added: tuple[Tensor, ControlWeights, int, Tensor] | None = None
 
     @property
     def attention(self) -> Any:
@@ -110,7 +114,7 @@ class AttentionSharingUnit(nn.Module):
     def forward(
         self,
         h: Tensor,
-        context: Tensor | None = None,
+        context: Tensor | Sequence[Any] | None = None,
         *,
         value: Tensor | None = None,
         control_signal: ControlSignal | None = None,
@@ -121,10 +125,25 @@ class AttentionSharingUnit(nn.Module):
         """Attend; the caller adds the residual `h` to what is returned.
 
         `h` [(b f), tokens, c], the frame running fastest, and `context` [(b f), words, d], None for self-attention
-        (`value`: another source of the values). `control_signal` needs a unit with control. `extra_contexts`, one per
-        frame or None, [1 or rows, words, d], replace the context of the frame's conditional rows: those with 0 in
-        `cond_mark` [(b f)], all without it. `weight` scales the deviation from the plain module: 0 is the plain module.
+        (`value`: another source of the values). A sequence for a context is that of an IP-Adapter: the text, then what
+        only the host's own attention knows, whose effect is kept. `control_signal` needs a unit with control.
+        `extra_contexts`, one per frame or None, [1 or rows, words, d], replace the context of the frame's conditional
+        rows: those with 0 in `cond_mark` [(b f)], all without it. `weight` scales the deviation from the plain module:
+        0 is the plain module.
         """
+        if isinstance(context, Sequence):
+            text: Tensor = context[0]
+            shared = self(
+                h,
+                text,
+                value=value,
+                control_signal=control_signal,
+                extra_contexts=extra_contexts,
+                cond_mark=cond_mark,
+                weight=weight,
+            )
+            own = type(self.attention).forward(self.attention, h, context)  # the instance's `forward` may be this unit
+            return own + (shared - self._attend_plain(h, text, value))
         if weight == 0:
             return self._attend_plain(h, context, value)
         if len(h) % self.frames:
@@ -224,12 +243,12 @@ class AttentionSharingUnit(nn.Module):
             return None
         if signal is None:
             raise Refusal("This layer mode is made for a control image and none is given: give it its image.")
-        chosen, place = _choose_signal(signal, h.shape[1]), (h.shape[1], h.dtype, h.device)
-        if self._added is not None and self._added[0] is chosen and self._added[1] == place:
-            added = self._added[2]
+        chosen, tokens, kept = _choose_signal(signal, h.shape[1]), h.shape[1], self._added
+        if kept is not None and kept[0] is chosen and kept[1] is weights.control and kept[2] == tokens:
+            added = kept[3]
         else:
-            added = self._convolve_control(_fit_signal(chosen, h.shape[1]).to(h), weights.control)
-            self._added = None if added.requires_grad else (chosen, place, added)
+            added = self._convolve_control(_fit_signal(chosen, tokens).to(h), weights.control)
+            self._added = None if added.requires_grad else (chosen, weights.control, tokens, added)
         sets = len(h) // self.frames
         if sets % len(added):
             raise Refusal(
@@ -237,7 +256,7 @@ class AttentionSharingUnit(nn.Module):
             )
         return added.repeat(sets // len(added), 1, 1, 1).flatten(0, 1)
 
-    def _convolve_control(self, signal: Tensor, convs: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    def _convolve_control(self, signal: Tensor, convs: ControlWeights) -> Tensor:
         """[B, 256, h, w] to [B, f, h * w, c]."""
         x = functional.silu(functional.conv2d(signal, *convs[:2], padding=1))
         x = functional.conv2d(x, *convs[2:], groups=self.frames)

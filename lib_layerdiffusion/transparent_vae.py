@@ -22,6 +22,7 @@ STRIDE = 2 ** (LEVELS - 1)  # a side of the image that forward() takes is a mult
 LATENT_STRIDE = 8
 LATENT_LEVEL = 3  # the level whose resolution is that of the latent
 ATTENTION_LEVELS = 3  # the deepest levels have attention
+GROUPS = 4  # of the normalisation; widths are multiples of it
 TILE_OVERLAP = 64  # pixels that neighbouring tiles share
 
 Progress = Callable[[int, int], bool | None]
@@ -188,7 +189,7 @@ class TransparentDecoder(nn.Module):
         self,
         widths: Sequence[int] = (32, 32, 64, 128, 256, 512, 512),
         head_dim: int = 8,
-        groups: int = 4,
+        groups: int = GROUPS,
     ) -> None:
         super().__init__()
         if len(widths) != LEVELS:
@@ -237,7 +238,7 @@ class TransparentDecoder(nn.Module):
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> TransparentDecoder:
         """Build the network that the tensors belong to, in float32; Refusal when they aren't those of a decoder."""
         names = [f"down_blocks.{level}.resnets.0.conv1.weight" for level in range(LEVELS)]
-        widths = _read_widths(state, names, "transparent decoder")
+        widths = _read_widths(state, names, "transparent decoder", GROUPS)
         with torch.device("meta"):
             decoder = cls(widths)
         return _load(decoder, state, "transparent decoder")
@@ -407,13 +408,21 @@ def _add(x: Tensor, residual: Tensor) -> Tensor:
     return x + residual if torch.is_grad_enabled() else x.add_(residual)
 
 
-def _read_widths(state: Mapping[str, Tensor], names: Sequence[str], network: str) -> list[int]:
+def _read_widths(state: Mapping[str, Tensor], names: Sequence[str], network: str, groups: int = 1) -> list[int]:
+    """Output widths of the convolutions `names`, multiples of `groups`; Refusal when the tensors can't be such."""
     missing = [name for name in names if name not in state]
     if missing:
         raise Refusal(
             f"These weights aren't a {network}'s, since {missing[0]} isn't among their {len(state)} tensors: "
             f"give the file that the layer mode names as its {network}."
         )
+    for name in names:
+        shape = list(state[name].shape)
+        if len(shape) != 4 or 0 in shape or shape[0] % groups:
+            raise Refusal(
+                f"These weights aren't a {network}'s, since {name} is {shape}: "
+                f"download the file again, or give the one that the layer mode names as its {network}."
+            )
     return [state[name].shape[0] for name in names]
 
 
