@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]
 MAX_PIXELS = 2**26  # 8192 x 8192, beyond what any layer mode can use; larger headers are refused before any decoding
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error)
+# What Pillow's readers raise; TypeError is a TIFF page without dimensions.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
 
 def read_image(image: str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]) -> Bytes:
@@ -34,7 +35,10 @@ def read_image(image: str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]) -
         case np.ndarray():
             return _read_array(image)
         case PIL.Image.Image():
-            return _convert(image, "the image")
+            try:
+                return _convert(image, "The image")
+            except DAMAGED as error:
+                raise Refusal(f"The image can't be read ({_quote(error)}): open it again.") from error
         case _:
             return _read_file(Path(image))
 
@@ -83,10 +87,18 @@ def _convert(image: PIL.Image.Image, name: str) -> Bytes:
         raise _too_large(f"{name} ({image.width}x{image.height})")
     if getattr(image, "n_frames", 1) > 1:
         logger.warning("%s has several frames; the first is taken", name)
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except DAMAGED as error:
+        logger.warning("%s has unreadable EXIF data (%s); it is taken as it lies", name, _quote(error))
     if image.mode.startswith(("I", "F")):
-        return _read_array(_reduce_depth(np.asarray(image), name))
-    if image.mode == "CMYK":
+        values = np.asarray(image)
+        rgba = _read_array(_reduce_depth(values, name))
+        if isinstance(clear := image.info.get("transparency"), int):  # a PNG's one invisible grey
+            rgba[values == clear, 3] = 0
+        return rgba
+    if image.mode in ("CMYK", "LAB"):  # Pillow has no way, or none that makes alpha, straight to RGBA
         image = image.convert("RGB")
     return np.array(image.convert("RGBA"))
 

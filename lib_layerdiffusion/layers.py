@@ -19,6 +19,7 @@ Role = Literal["foreground", "background", "blend"]
 Size = tuple[int, int]  # width, height
 
 PYRAMID_STEP = 1.2
+ENLARGED_AT_MOST = 2**24  # pixels; of an image that a crop would enlarge beyond that, less is enlarged
 CHECKER = (0.45, 0.55)
 FIT_MODES = {
     "stretch": ("stretch", "resize", "just resize"),
@@ -138,9 +139,7 @@ def put_over(top: Image, bottom: Image) -> Floats:
     return np.concatenate([colour + (bottom[..., :3] - colour) * share, total], axis=-1)
 
 
-def composite(
-    layers: LayerStack | Sequence[Layer], background: Image | str | tuple[int, int, int] | None = None
-) -> Bytes:
+def composite(layers: LayerStack | Sequence[Layer], background: Image | str | Sequence[int] | None = None) -> Bytes:
     """Put the layers over each other, bottom first, and over a background.
 
     background: an image [H, W, 3 or 4] of the stack's size, "checker", a colour as (r, g, b) 0..255 or as text
@@ -153,10 +152,10 @@ def composite(
     canvas = _paint_background(background, stack.size)
     for layer in stack.layers:
         x, y = layer.offset
-        rows = slice(max(0, y), max(0, min(height, y + layer.image.shape[0])))
-        columns = slice(max(0, x), max(0, min(width, x + layer.image.shape[1])))
-        visible = layer.image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-        if visible.size:
+        rows = slice(max(0, y), min(height, y + layer.image.shape[0]))
+        columns = slice(max(0, x), min(width, x + layer.image.shape[1]))
+        if rows.start < rows.stop and columns.start < columns.stop:  # else it lies outside
+            visible = layer.image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
             canvas[rows, columns] = put_over(visible, canvas[rows, columns])
     return _to_bytes(canvas)
 
@@ -169,6 +168,8 @@ def _check_rgba(image: Image, name: str) -> None:
 def _to_float(image: Image) -> Floats:
     if image.dtype == np.uint8:
         return np.asarray(image.astype(np.float32) / np.float32(255), np.float32)
+    if image.dtype.kind != "f":
+        raise Refusal(f"An image has to be uint8 or float 0..1, not {image.dtype}: convert it.")
     return image.astype(np.float32, copy=False)
 
 
@@ -193,6 +194,8 @@ def _fit_pixels(image: Floats, size: Size, mode: str) -> Floats:
         return _scale(image, width, height)
     ratios = width / image.shape[1], height / image.shape[0]
     ratio = max(ratios) if mode == "crop" else min(ratios)
+    if mode == "crop" and image.shape[0] * image.shape[1] * ratio**2 > ENLARGED_AT_MOST:
+        image = _cut_excess(image, width / ratio, height / ratio)
     wide, high = (max(1, round(side * ratio)) for side in image.shape[1::-1])
     scaled = _scale(image, wide, high)
     if mode == "crop":
@@ -204,6 +207,14 @@ def _fit_pixels(image: Floats, size: Size, mode: str) -> Floats:
     top, left = (height - high) // 2, (width - wide) // 2
     canvas[top : top + high, left : left + wide] = scaled
     return canvas
+
+
+def _cut_excess(image: Floats, width: float, height: float) -> Floats:
+    """Cut off evenly what lies far outside the window to crop, lest a strip of 3x5000 be enlarged as a whole."""
+    top, left = (
+        max(0, int(side - 4 * window - 16) // 2) for side, window in zip(image.shape[:2], (height, width), strict=True)
+    )
+    return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
 def _name_fit_mode(mode: str) -> str:
@@ -224,25 +235,36 @@ def _measure(layers: Sequence[Layer]) -> Size:
     )
 
 
-def _paint_background(background: Image | str | tuple[int, int, int] | None, size: Size) -> Floats:
+def _paint_background(background: Image | str | Sequence[int] | None, size: Size) -> Floats:
     """A canvas [H, W, 3 or 4] that may be written to."""
     width, height = size
     match background:
         case None:
             return np.zeros((height, width, 4), np.float32)
-        case str() if background == "checker":  # an array can't be compared with a text
+        case np.ndarray():  # before the texts, to which an array can't be compared
+            return _copy_background(background, size)
+        case "checker":
             return checkerboard(size, cell=max(1, min(64, min(size) // 8)))
         case str():
-            background = _read_colour(background)
+            colour = _read_colour(background)
         case _:
-            pass
-    if isinstance(background, tuple):
-        canvas = np.empty((height, width, 3), np.float32)
-        canvas[:] = np.array(background, np.float32) / 255
-        return canvas
-    if background.ndim != 3 or background.shape[2] not in (3, 4) or background.shape[1::-1] != (width, height):
+            colour = tuple(background)
+    if len(colour) != 3:
+        raise Refusal(f"A background colour has three values, not {len(colour)}: give red, green and blue, 0 to 255.")
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = np.array(colour, np.float32) / 255
+    return canvas
+
+
+def _copy_background(background: Image, size: Size) -> Floats:
+    width, height = size
+    if background.ndim != 3 or background.shape[2] not in (3, 4):
         raise Refusal(
-            f"The background is {'x'.join(map(str, background.shape[1::-1]))} and the layers are {width}x{height}: "
+            f"A background has the shape [H, W, 3 or 4], not {list(background.shape)}: give an RGB or RGBA image."
+        )
+    if background.shape[1::-1] != (width, height):
+        raise Refusal(
+            f"The background is {background.shape[1]}x{background.shape[0]} and the layers are {width}x{height}: "
             "fit it to their size."
         )
     return _to_float(background).copy()

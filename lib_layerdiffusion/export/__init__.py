@@ -20,7 +20,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Refusal when it can't be written, with the reason and the cure.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")  # 50 characters can be 200 bytes
     try:
         with part.open("xb") as file:
             yield file
