@@ -22,6 +22,7 @@ EMBEDDED = {  # run, which is also the configuration -> stage
     "autoencoder": "autoencoder",
     "autoencoder_room": "autoencoder",
     "transparency_start": "transparency",
+    "transparency_room": "transparency",
     "transparency": "transparency",
     "base": "base",
     "foreground": "finetune",
@@ -30,9 +31,14 @@ EMBEDDED = {  # run, which is also the configuration -> stage
 MADE_BEFORE = {
     "autoencoder_room": {"start": "autoencoder/model"},
     "transparency_start": {"autoencoder": "autoencoder/model"},
-    "transparency": {
+    "transparency_room": {
         "autoencoder": "autoencoder_room/model",
         "start_decoder": "transparency_start/model/layer_sd15_vae_transparent_decoder.safetensors",
+    },
+    "transparency": {
+        "autoencoder": "autoencoder_room/model",
+        "start_encoder": "transparency_room/model/layer_sd15_vae_transparent_encoder.safetensors",
+        "start_decoder": "transparency_room/model/layer_sd15_vae_transparent_decoder.safetensors",
     },
     "base": {"autoencoder": "autoencoder/model"},
     "foreground": {

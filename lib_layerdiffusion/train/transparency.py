@@ -74,7 +74,8 @@ class TransparencyConfig:
     guide_channel: int = 3  # the one that the frozen decoder heeds least
     guide_amplitude: float = 0.8  # in sampler space
     guide_erase: float = 0.7  # share of the channel's own content that the offset takes away, lest it drown alpha
-    start_decoder: Path | None = None  # file of an earlier training to go on from
+    start_encoder: Path | None = None  # files of an earlier training to go on from; without its encoder, the layer of
+    start_decoder: Path | None = None  # the decoder that reads the latent starts anew
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
@@ -196,11 +197,22 @@ class LatentTransparency(nn.Module):
         wanted = self.config.guide_amplitude * (1 - 2 * F.avg_pool2d(alpha, 8))
         return (present - wanted - (1 - self.config.guide_erase) * own).abs().mean()
 
-    def go_on_from(self, decoder: Path) -> None:
-        """Load the decoder that an earlier training wrote, except for the layer that reads the latent."""
-        state = dict(WeightStore([]).load(decoder))
-        state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()  # its encoder was another one
-        self.decoder.load_state_dict(state)
+    def go_on_from(self, encoder: Path | None, decoder: Path | None) -> None:
+        """Load the files that an earlier training wrote; only with its encoder the layer that reads the latent."""
+        store = WeightStore([])
+        if encoder is not None:
+            state = dict(store.load(encoder))
+            last = max(int(name.split(".")[1]) for name in state)
+            for part in ("weight", "bias"):
+                state[f"blocks.{last}.{part}"] = (
+                    state[f"blocks.{last}.{part}"] * TransparentEncoder.factor / self.config.offset_gain
+                )
+            self.encoder.load_state_dict(state)
+        if decoder is not None:
+            state = dict(store.load(decoder))
+            if encoder is None:
+                state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()
+            self.decoder.load_state_dict(state)
 
 
 def draw_batch(
@@ -238,8 +250,7 @@ def train(config: TransparencyConfig, out: Path) -> None:
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
     vae = read_autoencoder(config.autoencoder).to(accelerator.device)
     raw = LatentTransparency(config, vae)
-    if config.start_decoder is not None:
-        raw.go_on_from(config.start_decoder)
+    raw.go_on_from(config.start_encoder, config.start_decoder)
     raw.to(accelerator.device)
     judge = PatchDiscriminator()
     average = Average(raw, config.ema)

@@ -51,12 +51,22 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkey
     runs, data, out = tmp_path / "runs", tmp_path / "it's.zip", tmp_path / "model"
     (runs / "autoencoder" / "model").mkdir(parents=True)  # this one is finished
     assert cli.main(["train", "embedded", "--data", str(data), "--runs", str(runs), "--out", str(out)]) == 0
-    assert list(calls) == ["autoencoder_room", "transparency_start", "transparency", "base", "foreground"]
+    assert list(calls) == [
+        "autoencoder_room",
+        "transparency_start",
+        "transparency_room",
+        "transparency",
+        "base",
+        "foreground",
+    ]
     assert {config.data for config in calls.values()} == {data}
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency"].autoencoder == runs / "autoencoder_room" / "model"
     assert calls["transparency_start"].start_decoder is None
-    assert calls["transparency"].start_decoder.parent == runs / "transparency_start" / "model"
+    assert calls["transparency_room"].start_encoder is None
+    assert calls["transparency_room"].start_decoder.parent == runs / "transparency_start" / "model"
+    assert calls["transparency"].start_encoder.parent == runs / "transparency_room" / "model"
+    assert calls["transparency"].start_decoder.parent == runs / "transparency_room" / "model"
     assert calls["foreground"].base == runs / "base" / "model"
     encoder = runs / "transparency" / "model" / "layer_sd15_vae_transparent_encoder.safetensors"
     assert calls["foreground"].encoder == encoder

@@ -126,11 +126,24 @@ def test_training_goes_on_from_a_decoder(raw: LatentTransparency, vae_folder: Pa
     write_files(raw, tmp_path, TINY_TRANSPARENCY)
     other = LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
     fresh = other.decoder.latent_conv_in.weight.clone()
-    other.go_on_from(tmp_path / DECODER)
+    other.go_on_from(None, tmp_path / DECODER)
     theirs = other.decoder.state_dict()
     different = {name for name, value in raw.decoder.state_dict().items() if not value.equal(theirs[name])}
     assert different == {"latent_conv_in.weight"}
     assert other.decoder.latent_conv_in.weight.equal(fresh)
+
+
+def test_training_goes_on_from_both(
+    raw: LatentTransparency, batch: TransparentBatch, vae_folder: Path, tmp_path: Path
+) -> None:
+    write_files(raw, tmp_path, TINY_TRANSPARENCY)
+    other = LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
+    other.go_on_from(tmp_path / ENCODER, tmp_path / DECODER)
+    with torch.no_grad():
+        for one, its in zip(raw.adjust(batch), other.adjust(batch), strict=True):
+            assert torch.allclose(one, its, atol=1e-5)
+    theirs = other.decoder.state_dict()
+    assert all(value.equal(theirs[name]) for name, value in raw.decoder.state_dict().items())
 
 
 def test_encoder_alone_has_the_guide_as_its_only_term(raw: LatentTransparency, batch: TransparentBatch) -> None:
