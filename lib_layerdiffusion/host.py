@@ -34,6 +34,11 @@ class Host(Protocol):
         ...
 
     @property
+    def unet_channels(self) -> int:
+        """Input channels of the UNet's first convolution: 4, or 9 for an inpainting checkpoint."""
+        ...
+
+    @property
     def vae(self) -> nn.Module:
         """The live first-stage model; its `quant_conv` yields the posterior's moments."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,7 @@ class Session:
         self._conditions: Mapping[Role, Image] = {}
         self._latents: Tensor | None = None  # VAE space
         self._networks: dict[str, Any] = {}
+        self._prepared: Any = None  # what the conditions come to for the UNet, made once
         self._injected = ExitStack()
 
     def __enter__(self) -> Session:
@@ -65,7 +66,7 @@ class Session:
         `conditions`: RGBA uint8 [H, W, 4] of the plan's `size` for each input of the mode.
         """
         self._injected.close()
-        self._plan, self._latents = plan, None
+        self._plan, self._latents, self._prepared = plan, None, None
         self._conditions = {role: self._extend(image) for role, image in (conditions or {}).items()}
         self._networks = {file: network for file, network in self._networks.items() if file in plan.files}
         for file in plan.files:
@@ -84,15 +85,19 @@ class Session:
             active = self._place_window(injected)
             network = self._networks[plan.mode.file]
             if isinstance(network, SharedAttention):
-                signal = self._control_signal(network.control)
+                if self._prepared is None:
+                    self._prepared = self._control_signal(network.control)
                 injected.enter_context(
                     injection.shared_attention(
-                        unet, network.units, control_signal=signal, weight=plan.weight, active=active
+                        unet, network.units, control_signal=self._prepared, weight=plan.weight, active=active
                     )
                 )
             else:
-                concat = self._concat_latents()
-                injected.enter_context(injection.side_path(unet, network, plan.weight, concat=concat, active=active))
+                if self._prepared is None:
+                    self._prepared = self._concat_latents()
+                injected.enter_context(
+                    injection.side_path(unet, network, plan.weight, concat=self._prepared, active=active)
+                )
             yield
 
     @contextmanager
@@ -102,24 +107,58 @@ class Session:
         Inside the block the posterior of that one image is mean + std * offset (LayerDiffusion, arXiv 2402.17113,
         section 3.1). Yields what the VAE has to be given: [1, 3, H, W], -1..1, composited on mid-grey.
         """
+        rgba = self._extend(rgba)
+        offset = self._offset(rgba)
+        with injection.posterior(self.host.vae, lambda moments: _adjust(moments, offset)):
+            yield _on_grey(rgba)
+
+    @contextmanager
+    def encoding_batch(self, images: Callable[[], Sequence[Image]]) -> Iterator[None]:
+        """Give the host's own encoding of a batch its transparency: that of sample i is that of image i modulo N.
+
+        `images` is asked for N images, uint8 [H, W, 4] of the plan's `size`, when the first is encoded. Of a mode with
+        several frames only the transparent one's samples are changed. Refusal when the host encodes in another size
+        (in tiles) or by another network than its VAE.
+        """
+        offsets: list[Tensor] = []
+        frames, own = len(self.plan.frames), self.plan.mode.transparent_frame
+        done = 0
+
+        def adjust(moments: Tensor) -> Tensor:
+            nonlocal done
+            if not offsets:
+                offsets.extend(self._offset(self._extend(image)) for image in images())
+            first, done = done, done + len(moments)
+            if moments.shape[2:] != offsets[0].shape[2:]:
+                raise Refusal(
+                    "The VAE encodes in another size than that of the image, so its transparency can't be encoded: "
+                    "switch off tiled encoding (Tiled VAE), or make the image smaller."
+                )
+            rows = [
+                _adjust(row, offsets[index % len(offsets)]) if index % frames == own else row
+                for index, row in enumerate(moments.split(1), start=first)
+            ]
+            return torch.cat(rows)
+
+        with injection.posterior(self.host.vae, adjust):
+            yield
+        if not done:
+            raise Refusal(
+                "The image wasn't encoded by the VAE itself, so its transparency would be lost: "
+                'set the VAE encoding method to "Full".'
+            )
+
+    def _offset(self, rgba: Image) -> Tensor:
+        """The encoder's offset for an image of the plan's sampled size: [1, 4, H/8, W/8], in posterior deviations."""
         encoder = self._networks.get(self.plan.mode.encoder or "")
         if not isinstance(encoder, TransparentEncoder):
             raise Refusal(
                 f"Layer mode {self.plan.mode.name!r} can't start from a transparent image: choose another mode."
             )
-        rgba = self._extend(rgba)
         alpha = rgba[..., 3:].astype(np.float32) / 255
         image = np.concatenate([alpha, pad_rgb(rgba)], axis=2)
         with self.host.on_device(encoder) as device, torch.inference_mode():
-            offset = encoder.factor * encoder(_to_tensor(image).to(device))
-
-        def adjust(moments: Tensor) -> Tensor:
-            mean, log_variance = moments.chunk(2, dim=1)
-            std = (0.5 * log_variance.clamp(-30, 20)).exp()
-            return torch.cat([mean + std * offset.to(mean), torch.full_like(mean, -30.0)], dim=1)
-
-        with injection.posterior(self.host.vae, adjust):
-            yield _on_grey(rgba)
+            return encoder.factor * encoder(_to_tensor(image).to(device))
 
     def collect(self, latents: Tensor) -> None:
         """Take the sampled latents [images, 4, h, w] in sampler space."""
@@ -130,10 +169,12 @@ class Session:
             )
         self._latents = latents.detach().float().cpu() / self.host.scaling_factor
 
-    def decode(self, pixels: Tensor | None = None, progress: Progress | None = None) -> list[LayerStack]:
+    def decode(
+        self, pixels: Tensor | None = None, progress: Progress | None = None, views: int | None = None
+    ) -> list[LayerStack]:
         """Decode the collected latents to one stack per set.
 
-        `pixels` [images, 3, H, W], 0..1: what the host decoded already, if it did.
+        `pixels` [images, 3, H, W], 0..1: what the host decoded already, if it did. `views`: the plan's by default.
         """
         plan, latents = self.plan, self._latents
         if latents is None:
@@ -143,12 +184,16 @@ class Session:
         frames = len(plan.frames)
         if plan.mode.transparent_frame is not None:
             own = slice(plan.mode.transparent_frame, None, frames)
-            images[own] = self.decode_transparent(latents[own], pixels[own], progress)
+            images[own] = self.decode_transparent(latents[own], pixels[own], progress, views)
         sets = [images[first : first + frames] for first in range(0, len(images), frames)]
         return [self._stack(dict(zip(plan.frames, each, strict=True))) for each in sets]
 
     def decode_transparent(
-        self, latents: Tensor, pixels: Tensor | None = None, progress: Progress | None = None
+        self,
+        latents: Tensor,
+        pixels: Tensor | None = None,
+        progress: Progress | None = None,
+        views: int | None = None,
     ) -> list[Image]:
         """Decode VAE-space latents [B, 4, h, w] (and their pixels [B, 3, 8h, 8w], 0..1) to RGBA at the plan's size."""
         decoder = self._networks.get(self.plan.mode.decoder or "")
@@ -162,14 +207,14 @@ class Session:
             for index, (pixel, latent) in enumerate(zip(pixels.split(1), latents.split(1), strict=True)):
                 report = _part(progress, index, len(latents))
                 pixel, latent = pixel.float().to(device), latent.float().to(device)
-                decoded = decoder.decode(pixel, latent, views=self.plan.views, progress=report)
+                decoded = decoder.decode(pixel, latent, views=views or self.plan.views, progress=report)
                 images.append(_to_image(decoded[0, [1, 2, 3, 0]].cpu(), self.plan.size))
         return images
 
     def close(self) -> None:
         """Undo every change to the host's model and let go of latents and networks."""
         self._injected.close()
-        self._plan, self._latents = None, None
+        self._plan, self._latents, self._prepared = None, None, None
         self._conditions, self._networks = {}, {}
 
     def _load(self, file: str) -> Any:
@@ -235,6 +280,13 @@ class SharedAttention:
 
     units: Mapping[str, AttentionSharingUnit]
     control: ControlEncoder | None
+
+
+def _adjust(moments: Tensor, offset: Tensor) -> Tensor:
+    """Moments [1, 8, h, w] of mean + std * offset, without deviation."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    std = (0.5 * log_variance.clamp(-30, 20)).exp()
+    return torch.cat([mean + std * offset.to(mean), torch.full_like(mean, -30.0)], dim=1)
 
 
 def _on_grey(rgba: Image) -> Tensor:

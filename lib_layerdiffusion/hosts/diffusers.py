@@ -57,6 +57,7 @@ class DiffusersHost:
         self.name = type(pipe).__name__
         self.family: Family = read_family(pipe)
         self.unet: nn.Module = pipe.unet
+        self.unet_channels = int(pipe.unet.config.in_channels)
         self.vae: nn.Module = pipe.vae
         self.scaling_factor = float(pipe.vae.config.scaling_factor)
         self._names = name_modules(pipe.unet.config)

@@ -19,7 +19,7 @@ from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.planning import Facts, Plan, plan
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.session import Session
-from lib_layerdiffusion.transparent_vae import Cancelled, TransparentDecoder
+from lib_layerdiffusion.transparent_vae import Cancelled, TransparentDecoder, TransparentEncoder
 from lib_layerdiffusion.weights import WeightStore
 from tests import seeded
 
@@ -45,6 +45,7 @@ class SmallHost:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.unet = SmallUnet()
+        self.unet_channels = 4
         self.vae = nn.ModuleDict({"quant_conv": nn.Conv2d(8, 8, 1)})
         self.held: list[nn.Module] = []
 
@@ -82,6 +83,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> WeightStore:
         save_file(seeded.state_dict({key: (4, channels, 3, 3)}, 1), folder / f"{name}.safetensors")
     decoder = seeded.fill(TransparentDecoder(widths=(8,) * 7), 1, gain=2)
     save_file(decoder.state_dict(), folder / "vae_transparent_decoder.safetensors")
+    encoder = seeded.fill(TransparentEncoder(widths=(8, 8, 8, 8)), 2, gain=2)
+    save_file(encoder.state_dict(), folder / "vae_transparent_encoder.safetensors")
     return WeightStore([folder])
 
 
@@ -241,6 +244,63 @@ def test_progress_covers_all_images_and_cancels(host: SmallHost, store: WeightSt
         assert (seen[-1], {total for _, total in seen}) == ((4, 4), {4})
         with pytest.raises(Cancelled):
             session.decode(progress=lambda done, total: done < 3)
+
+
+def encode(host: SmallHost, moments: Tensor) -> Tensor:
+    """What the host's VAE makes of a batch without drawing: mean and log variance after quant_conv."""
+    return host.vae["quant_conv"](moments)
+
+
+def open_for_encoding(session: Session, size: tuple[int, int] = (64, 64)) -> None:
+    given = LayerOptions(mode="foreground_conv")
+    session.open(plan(given, Facts("sdxl", *size, batch=2, transparent_input=True)))
+
+
+def draw_rgba(seed: int, size: tuple[int, int] = (64, 64)) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (*size[::-1], 4), np.uint8)
+
+
+@torch.inference_mode()
+def test_each_image_of_a_batch_is_encoded_with_its_own_transparency(host: SmallHost, store: WeightStore) -> None:
+    images, moments = [draw_rgba(1), draw_rgba(2)], torch.randn(4, 8, 8, 8)
+    plain = encode(host, moments)
+    with Session(host, store) as session:
+        open_for_encoding(session)
+        wanted = []
+        for image, row in zip(images, moments.split(1), strict=False):
+            with session.encoding(image):
+                wanted.append(encode(host, row))
+        with session.encoding_batch(lambda: images):
+            singly = [encode(host, row) for row in moments.split(1)]  # as Forge does
+        with session.encoding_batch(lambda: images):
+            at_once = encode(host, moments)  # as AUTOMATIC1111 does
+    assert torch.allclose(torch.cat(singly), at_once, atol=1e-6)
+    assert torch.allclose(at_once[:2], torch.cat(wanted), atol=1e-6)
+    assert not torch.allclose(at_once[0, :4], at_once[2, :4])  # same offset, another latent
+    offset = (at_once[:, :4] - plain[:, :4]) / (0.5 * plain[:, 4:]).exp()
+    assert torch.allclose(offset[:2], offset[2:], rtol=1e-3, atol=1e-3)  # repeated for the second set
+    assert not torch.allclose(offset[0], offset[1])
+    assert torch.equal(encode(host, moments), plain)
+
+
+@torch.inference_mode()
+def test_images_that_cannot_carry_transparency_are_refused(host: SmallHost, store: WeightStore) -> None:
+    with Session(host, store) as session:
+        open_for_encoding(session)
+        with pytest.raises(Refusal, match="Tiled VAE"), session.encoding_batch(lambda: [draw_rgba(1)]):
+            encode(host, torch.randn(1, 8, 4, 4))
+        with pytest.raises(Refusal, match='"Full"'), session.encoding_batch(lambda: [draw_rgba(1)]):
+            pass  # a small approximation encoded, and not the VAE
+    assert all(not module._forward_hooks for module in host.vae.modules())
+
+
+def test_fewer_views_can_be_asked_for(host: SmallHost, store: WeightStore) -> None:
+    seen: list[tuple[int, int]] = []
+    with Session(host, store) as session:
+        session.open(make_plan(views=8))
+        session.collect(torch.randn(1, 4, 8, 8))
+        session.decode(progress=lambda done, total: seen.append((done, total)), views=1)
+    assert seen[-1] == (1, 1)
 
 
 def test_wrong_order_and_unserved_requests(host: SmallHost, store: WeightStore, tmp_path: Path) -> None:
