@@ -24,6 +24,7 @@ EMBEDDED = {  # run, which is also the configuration -> stage
     "transparency_start": "transparency",
     "transparency_room": "transparency",
     "transparency": "transparency",
+    "transparency_decoder": "transparency",
     "base": "base",
     "foreground": "finetune",
 }
@@ -39,6 +40,11 @@ MADE_BEFORE = {
         "autoencoder": "autoencoder_room/model",
         "start_encoder": "transparency_room/model/layer_sd15_vae_transparent_encoder.safetensors",
         "start_decoder": "transparency_room/model/layer_sd15_vae_transparent_decoder.safetensors",
+    },
+    "transparency_decoder": {
+        "autoencoder": "autoencoder_room/model",
+        "start_encoder": "transparency/model/layer_sd15_vae_transparent_encoder.safetensors",
+        "start_decoder": "transparency/model/layer_sd15_vae_transparent_decoder.safetensors",
     },
     "base": {"autoencoder": "autoencoder/model"},
     "foreground": {

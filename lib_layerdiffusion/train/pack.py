@@ -20,14 +20,23 @@ PARTS = {  # folder of the pipeline -> run that made it
 }
 LAYER_FILES = {
     "layer_sd15_transparent_attn": "foreground",
-    "layer_sd15_vae_transparent_decoder": "transparency",
+    "layer_sd15_vae_transparent_decoder": "transparency_decoder",
     "layer_sd15_vae_transparent_encoder": "transparency",
 }
 
 # transformers 5 writes the text encoder's keys without it; it reads both, and older versions only this
 TEXT_PREFIX = "text_model."
 LOCAL_KEYS = ("_name_or_path", "training")  # of a part's config: what the folder `training` tells, and local paths
-RUNS = ("autoencoder", "autoencoder_room", "base", "foreground", "transparency_start", "transparency")
+RUNS = (
+    "autoencoder",
+    "autoencoder_room",
+    "base",
+    "foreground",
+    "transparency_start",
+    "transparency_room",
+    "transparency",
+    "transparency_decoder",
+)
 
 
 def read_config(run: Path) -> str:

@@ -77,6 +77,7 @@ class TransparencyConfig:
     start_encoder: Path | None = None  # files of an earlier training to go on from; without its encoder, the layer of
     start_decoder: Path | None = None  # the decoder that reads the latent starts anew
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
+    decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
     log_every: int = 100
@@ -111,6 +112,7 @@ class LatentTransparency(nn.Module):
         # the published networks start at zero on both sides of the offset; from scratch it is then not found
         nn.init.normal_(self.decoder.latent_conv_in.weight, std=LATENT_START)
         nn.init.normal_(self.encoder.blocks[-1].weight, std=0.2)
+        self.encoder.requires_grad_(not config.decoder_only)
         self.coarse_heads = nn.ModuleList(nn.Conv2d(config.decoder_widths[level], 1, 1) for level in COARSE_LEVELS)
         self.coarse: list[Tensor] = []  # features of the last pass that the heads read
         for level in COARSE_LEVELS:
@@ -163,8 +165,6 @@ class LatentTransparency(nn.Module):
         if view is None:
             return {"guide": guide}, adjusted
         noise = noise * warmth
-        with torch.no_grad():
-            wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
         picture, output = self.read(adjusted + noise, view)
         alpha, colour = output[:, :1], output[:, 1:]
         composite = colour * alpha + backgrounds * (1 - alpha)
@@ -179,10 +179,13 @@ class LatentTransparency(nn.Module):
         )
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
-            "identity": warmth * self.config.identity_weight * (picture - wanted).pow(2).mean() * 10,
             "coarse": self.config.coarse_weight * self.coarse_loss(batch.alpha, view),
-            "guide": guide,
         }
+        if not self.config.decoder_only:
+            with torch.no_grad():
+                wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
+            identity = (picture - wanted).pow(2).mean() * 10
+            terms |= {"identity": warmth * self.config.identity_weight * identity, "guide": guide}
         return terms, torch.cat([alpha, colour * alpha], dim=1)
 
     def guide(self, mean: Tensor, adjusted: Tensor, alpha: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkey
         "transparency_start",
         "transparency_room",
         "transparency",
+        "transparency_decoder",
         "base",
         "foreground",
     ]
@@ -67,6 +68,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkey
     assert calls["transparency_room"].start_decoder.parent == runs / "transparency_start" / "model"
     assert calls["transparency"].start_encoder.parent == runs / "transparency_room" / "model"
     assert calls["transparency"].start_decoder.parent == runs / "transparency_room" / "model"
+    assert calls["transparency_decoder"].decoder_only
+    assert calls["transparency_decoder"].start_decoder.parent == runs / "transparency" / "model"
     assert calls["foreground"].base == runs / "base" / "model"
     encoder = runs / "transparency" / "model" / "layer_sd15_vae_transparent_encoder.safetensors"
     assert calls["foreground"].encoder == encoder

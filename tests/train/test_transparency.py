@@ -146,6 +146,20 @@ def test_training_goes_on_from_both(
     assert all(value.equal(theirs[name]) for name, value in raw.decoder.state_dict().items())
 
 
+def test_the_decoder_alone_learns_when_the_encoder_is_to_stay(
+    raw: LatentTransparency, batch: TransparentBatch, vae_folder: Path
+) -> None:
+    config = replace(TINY_TRANSPARENCY, decoder_only=True)
+    alone = LatentTransparency(config, AutoencoderKL.from_pretrained(vae_folder))
+    alone.load_state_dict(raw.state_dict())
+    both, one = terms(raw, batch), terms(alone, batch)
+    assert both.keys() - one.keys() == {"identity", "guide"}
+    assert one["reconstruction"].equal(both["reconstruction"])
+    torch.stack(list(one.values())).sum().backward()
+    assert all(value.grad is None for value in alone.encoder.parameters())
+    assert alone.decoder.latent_conv_in.weight.grad is not None
+
+
 def test_encoder_alone_has_the_guide_as_its_only_term(raw: LatentTransparency, batch: TransparentBatch) -> None:
     noise, backgrounds = torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3)
     alone, _ = raw(batch, noise, backgrounds, warmth=0.0, view=None)
