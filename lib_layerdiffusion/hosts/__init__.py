@@ -1,1 +1,38 @@
 """One file per world that LayerDiffusion works in; each adapts it to the Host protocol and imports no other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from ..host import Host
+from ..refusal import Refusal
+
+SUPPORTED = "Forge main"
+
+
+def detect() -> Callable[[Any], Host]:
+    """The adapter for the WebUI that runs here, to be called with its loaded model (`p.sd_model`).
+
+    Decided by what is there, not by version numbers; names are for messages only. Refusal when there is none.
+    """
+    shared = sys.modules.get("modules.shared")
+    if shared is None:
+        raise Refusal("No WebUI runs here: use `lib_layerdiffusion.layer_diffusion` with a diffusers pipeline instead.")
+    if own := getattr(shared, "layerdiffusion_host", None):  # the page that ships with this project
+        return own
+    if _has("backend.patcher.base"):
+        from .forge import ForgeHost
+
+        return ForgeHost
+    raise Refusal(f"LayerDiffusion doesn't know this WebUI yet: it works in {SUPPORTED}.")
+
+
+def _has(module: str) -> bool:
+    """Whether the WebUI has a module; names like `backend` are generic, so a part of it is asked for."""
+    try:
+        return module in sys.modules or find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

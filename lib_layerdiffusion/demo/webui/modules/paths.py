@@ -1,0 +1,5 @@
+"""Folders; `stand_in.start` sets them."""
+
+script_path = ""
+data_path = ""
+models_path = ""

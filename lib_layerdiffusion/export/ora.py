@@ -1,0 +1,52 @@
+"""OpenRaster: a zip of PNGs with a list of the layers, which Krita, GIMP and MyPaint read."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from typing import BinaryIO
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from ..layers import Bytes, LayerStack, composite
+from . import whole_file
+
+THUMBNAIL = 256  # largest side, by the format's specification
+MIMETYPE = "image/openraster"
+
+
+def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
+    """Write the stack; the file appears whole or not at all. Refusal when it can't be written."""
+    with whole_file(path) as file:
+        write_to(stack, file)
+
+
+def write_to(stack: LayerStack, file: BinaryIO) -> None:
+    """Write the stack to an open file, in version 0.0.3 of the format."""
+    width, height = stack.size
+    image = ElementTree.Element("image", version="0.0.3", w=str(width), h=str(height))
+    listed = ElementTree.SubElement(image, "stack")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mimetype", MIMETYPE, zipfile.ZIP_STORED)  # first and stored, so that the type is seen
+        for index, layer in reversed(list(enumerate(stack.layers))):  # listed from the top
+            source = f"data/layer{index}.png"
+            x, y = layer.offset
+            attributes = {"composite-op": "svg:src-over", "name": layer.name, "src": source, "x": str(x), "y": str(y)}
+            ElementTree.SubElement(listed, "layer", attributes)
+            archive.writestr(source, _to_png(layer.image), zipfile.ZIP_STORED)
+        merged = composite(stack)
+        archive.writestr("mergedimage.png", _to_png(merged), zipfile.ZIP_STORED)
+        archive.writestr("Thumbnails/thumbnail.png", _to_png(merged, THUMBNAIL), zipfile.ZIP_STORED)
+        archive.writestr("stack.xml", ElementTree.tostring(image, "UTF-8", xml_declaration=True))
+
+
+def _to_png(pixels: Bytes, largest: int | None = None) -> bytes:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if largest:
+        image.thumbnail((largest, largest))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,41 @@
+"""Photoshop documents, by psd-tools where that is installed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from ..layers import LayerStack
+from ..refusal import Refusal
+from . import whole_file
+
+
+def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
+    """Write the stack; the file appears whole or not at all. Refusal without psd-tools, or when it can't be written."""
+    document = _build(stack)
+    with whole_file(path) as file:
+        document.save(file)
+
+
+def write_to(stack: LayerStack, file: BinaryIO) -> None:
+    """Write the stack to an open file."""
+    _build(stack).save(file)
+
+
+def _build(stack: LayerStack) -> Any:
+    try:
+        from psd_tools import PSDImage
+    except ImportError:
+        raise Refusal(
+            "A PSD needs the package psd-tools: pip install psd-tools into this Python environment, or take ORA."
+        ) from None
+    document: Any = PSDImage.new("RGBA", stack.size)  # with "RGB", alpha would become a layer mask
+    for layer in stack.layers:
+        x, y = layer.offset
+        made = document.create_pixel_layer(Image.fromarray(layer.image), name="layer", top=y, left=x)
+        made.name = layer.name  # names in other scripts can only be set afterwards
+    info = document._record.layer_and_mask_information.layer_info
+    info.layer_count = -abs(info.layer_count)  # negative: the merged picture has alpha
+    return document

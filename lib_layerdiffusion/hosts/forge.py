@@ -1,0 +1,75 @@
+"""Forge main (and reForge's newforge branch): the `backend` package with `forge_objects` on the loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_layerdiffusion import injection
+from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.refusal import Refusal
+
+LAST_TIMESTEP = 999
+
+
+class ForgeHost:
+    """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
+
+    name = "Forge"
+
+    def __init__(self, model: Any) -> None:
+        if getattr(model, "forge_objects", None) is None:
+            raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
+        self._objects = model.forge_objects
+        self.family: Family = read_family(model)
+        self.unet: nn.Module = self._objects.unet.model.diffusion_model
+        self.vae: nn.Module = self._objects.vae.first_stage_model
+        first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
+        self.unet_channels = int(first_conv.weight.shape[1])
+        to_sampler_space: Any = self.vae.process_in
+        zero, one = to_sampler_space(torch.tensor([0.0, 1.0])).tolist()
+        self.scaling_factor = one - zero
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return ldm_name
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        return (1.0 - fraction) * LAST_TIMESTEP
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
+        with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, _without_deviation):
+            return self._objects.vae.encode((pixels * 0.5 + 0.5).movedim(1, -1))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._objects.vae.decode(latents).movedim(-1, 1)
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+        """Hold `network` on Forge's compute device, after making room; in the processor's memory afterwards."""
+        from backend import memory_management  # pyright: ignore[reportMissingImports]
+
+        device = torch.device(memory_management.get_torch_device())
+        size = sum(p.numel() * p.element_size() for p in network.parameters())
+        memory_management.free_memory(2 * size, device)
+        network.to(device)
+        try:
+            yield device
+        finally:
+            network.to("cpu")
+
+
+def read_family(model: Any) -> Family:
+    """The base-model family of a loaded model; for others its own name, which planning refuses."""
+    if getattr(model, "is_sdxl", False):
+        return "sdxl"
+    return "sd15" if getattr(model, "is_sd1", False) else type(model).__name__  # pyright: ignore[reportReturnType]
+
+
+def _without_deviation(moments: Tensor) -> Tensor:
+    mean, _ = moments.chunk(2, dim=1)
+    return torch.cat([mean, torch.full_like(mean, -30.0)], dim=1)

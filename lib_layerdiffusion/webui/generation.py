@@ -1,0 +1,423 @@
+"""A generation in a WebUI: what each of its hooks does for the Session. All state of it is here, on `p`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from modules import extra_networks, shared
+from PIL import Image
+from torch import Tensor
+
+from ..layers import fit
+from ..modes import MODES, Role
+from ..options import LayerOptions
+from ..planning import SIZE_STEP, Facts, Plan
+from ..planning import plan as make_plan
+from ..refusal import Refusal
+from ..session import Session
+from ..transparent_vae import Cancelled
+from . import downloads, infotext, job_options, results
+from .arguments import is_enabled, read_options
+from .image_codes import read_image_code
+from .replacing import Replaced, replace_method
+
+if TYPE_CHECKING:
+    from .extension import Extension
+
+logger = logging.getLogger(__name__)
+
+ATTRIBUTE = "layerdiffusion"  # of `p`
+AXES = "layerdiffusion_axes"  # of `p`: options that an X/Y/Z plot lays over the others
+RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
+
+
+def present(p: Any) -> Any:
+    """The generation on `p`, or something with the same steps that does nothing."""
+    return getattr(p, ATTRIBUTE, None) or IDLE
+
+
+class Idle:
+    """Stands in where no layers are wanted."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args: None
+
+
+IDLE = Idle()
+
+
+def step(method: Callable[..., None]) -> Callable[..., None]:
+    """Make a method a step of the generation: its failure ends that, since WebUIs swallow what hooks raise."""
+
+    @functools.wraps(method)
+    def run(self: Generation, *args: Any) -> None:
+        if self.failure is None:
+            try:
+                method(self, *args)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the user gets to know and nothing stays patched
+                self.fail(error, *args)
+
+    return run
+
+
+class Generation:
+    """What one request asks for and how far it is; its methods are called by the hooks in their order."""
+
+    def __init__(self, extension: Extension, p: Any) -> None:
+        self.extension = extension
+        self.p = p
+        self.failure: Refusal | None = None
+        self.options = LayerOptions()
+        self.session: Session | None = None
+        self.latents: Any = None  # of the last sampling pass, sampler space
+        self.starts: list[results.Pixels] = []  # RGBA images that image to image starts from
+        self.batch: results.Batch | None = None
+        self.sets: list[results.LayerSet] = []
+        self._sampler: Any = None
+        self._replaced: list[Replaced] = []
+        self._before: dict[str, Any] = {}  # attributes of `p` as they were
+        self._options_before: dict[str, Any] = {}  # of the WebUI
+
+    @classmethod
+    def begin(cls, extension: Extension, p: Any, args: Sequence[Any]) -> None:
+        """Start on a request, if it wants layers; `before_process`, which is before the checkpoint is loaded."""
+        earlier = getattr(p, ATTRIBUTE, None)
+        if earlier is not None and earlier.p is p:
+            earlier.close()
+        setattr(p, ATTRIBUTE, None)
+        axes = getattr(p, AXES, None) or {}
+        inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of our picture
+        if inside_another or not (is_enabled(args) or axes):
+            return
+        generation = cls(extension, p)
+        setattr(p, ATTRIBUTE, generation)
+        generation.read(args, axes)
+
+    @step
+    def read(self, args: Sequence[Any], axes: Mapping[str, Any]) -> None:
+        """Read the options and make room in the batch for the frames of each set."""
+        p = self.p
+        options = read_options(args, from_api=bool(getattr(p, "is_api", False)))
+        self.options = replace(options, enabled=True, **axes)
+        self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "init_images")
+        self._keep("override_settings", "do_not_save_grid", "extra_generation_params")
+        self._options_before = job_options.hold(p)
+        p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
+        p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
+        self.asked = (p.width, p.height)
+        p.width, p.height = (-(-side // SIZE_STEP) * SIZE_STEP for side in self.asked)
+        if (p.width, p.height) != self.asked:
+            p.extra_generation_params["Size"] = "{}x{}".format(*self.asked)
+        frames = next(len(mode.frames) for mode in MODES if mode.name == self.options.mode)
+        if self.options.batch_counts == "sets" and frames > 1:
+            p.batch_size *= frames
+            for name in ("prompt", "negative_prompt", "seed"):
+                setattr(p, name, _spread(getattr(p, name), frames))
+        if getattr(p, "init_images", None) and len(p.init_images) > 1:
+            p.init_images = _spread(list(p.init_images), frames)
+
+    @step
+    def prepare(self) -> None:
+        """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
+        p = self.p
+        self.session = Session(self.extension.host(p.sd_model), self.extension.store())
+        self._refuse_merging()
+        self.starts = self._read_starts()
+        plan = self._plan(*self.asked)
+        downloads.fetch(self.session.store, plan.files)
+        self._open(plan)
+        frames = plan.frames
+        if len(frames) > 1:
+            p.extra_generation_params["layerdiffusion_layer"] = lambda index=0, **_: frames[index % len(frames)]
+        if self.starts:
+            self._start_from_transparency(plan)
+
+    @step
+    def say_prompts(self) -> None:
+        """Give each frame of a set the set's prompt with its own additional one before it; `process_batch`."""
+        p, plan = self.p, self.plan
+        frames = len(plan.frames)
+        extras = [_strip_networks(extra) for extra in plan.prompts]
+        for name, added in (("prompts", extras), ("hr_prompts", extras), ("negative_prompts", None)):
+            texts = getattr(p, name, None)
+            if texts and len(texts) % frames == 0:
+                of_set = [texts[index - index % frames] for index in range(len(texts))]
+                setattr(p, name, [_join(added, index % frames, text) for index, text in enumerate(of_set)])
+
+    @step
+    def wrap_sampler(self, x: Tensor) -> None:
+        """Inject around the coming call of the sampler; `process_before_every_sampling`, at times twice for a pass."""
+        p, host = self.p, self.extension.host(self.p.sd_model)
+        width, height = 8 * x.shape[3], 8 * x.shape[2]
+        plan = self.plan if (width, height) == (self.plan.width, self.plan.height) else self._plan(width, height)
+        if host.unet is not self.live.host.unet:  # another checkpoint for this pass
+            self.live.close()
+            self.session = Session(host, self.extension.store())
+            self._open(replace(plan, files=make_plan(self.options, self._facts(width, height)).files))
+        elif plan is not self.plan:
+            self._open(plan)
+        if p.sampler is not self._sampler:
+            self._sampler = p.sampler
+            for name in ("sample", "sample_img2img"):
+                self._replaced.append(replace_method(p.sampler, name, self._inject))
+
+    def _inject(self, sample: Callable[..., Any]) -> Callable[..., Any]:
+        def inject_and_sample(*args: Any, **kwargs: Any) -> Any:
+            if self.failure is not None:
+                return sample(*args, **kwargs)
+            with self.live.sampling():
+                self.latents = sample(*args, **kwargs)
+            return self.latents
+
+        return inject_and_sample
+
+    @step
+    def take_samples(self, samples: Any) -> None:
+        """Take the batch's latents where the WebUI still has them (masks are blended in); `post_sample`."""
+        if not getattr(samples, "already_decoded", False):
+            self.latents = samples
+
+    @step
+    def decode(self, pp: Any) -> None:
+        """Decode the batch's transparency from the WebUI's own pixels; `postprocess_batch_list`."""
+        pixels = torch.stack([image[:3].float().cpu() for image in pp.images])
+        self.live.collect(self.latents)
+        size = tuple(8 * side for side in self.latents.shape[2:])
+        fitting = pixels if pixels.shape[2:] == size else F.interpolate(pixels, size, mode="area")
+        shared.state.textinfo = "Decoding transparency"
+        stopped = shared.state.interrupted
+        try:
+            views = 1 if stopped else None
+            decoded = self.live.decode(fitting, lambda *_: stopped or not shared.state.interrupted, views=views)
+        except Cancelled:
+            decoded = self.live.decode(fitting, views=1)
+        shared.state.textinfo = None
+        self.batch = results.Batch(self.plan, decoded, pixels)
+        for sentence in self.batch.judge() if self.extension.setting("alpha_check") else ():
+            self._comment(sentence)
+
+    @step
+    def finish_image(self, pp: Any) -> None:
+        """Make the transparent image from what the WebUI and others made of its picture; before it is saved."""
+        if self.batch is None:
+            return
+        index = self.p.batch_index
+        if self.starts and getattr(self.p, "mask_for_overlay", None) is not None:
+            start = self.starts[index % len(self.starts)]
+            mask, box = self.p.mask_for_overlay, getattr(self.p, "paste_to", None)
+            pp.image = self.batch.finish_masked(index, pp.image, start, mask, box)
+        else:
+            pp.image = self.batch.finish(index, pp.image)
+        role = self.plan.frames[index % len(self.plan.frames)]
+        if index % len(self.plan.frames) == 0:
+            self.sets.append(results.LayerSet(self.plan, self._conditions(self.plan.size)))
+        self.sets[-1].images[role] = pp.image
+
+    def finish(self, processed: Any) -> None:
+        """Add previews and files, and leave everything as it was; `postprocess`, the last hook."""
+        try:
+            if self.failure is None and self.sets:
+                results.deliver(self.sets, self.options, processed)
+                if getattr(self.p, "is_api", False) and not _runs_in_script(self.p):
+                    results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
+                self.report("ok")
+        except Exception as error:  # the images are made and saved, so they are not thrown away
+            self._comment(f"LayerDiffusion made the layers, but not all previews and files: {error}")
+            logger.warning("Previews and files failed", exc_info=not isinstance(error, Refusal))
+            self.report(str(error))
+        finally:
+            self.close()
+
+    # -- the end, good or bad
+
+    def fail(self, error: Exception, *places: Any) -> None:
+        """End the generation: say why in the log, and make the WebUI's next step raise it, for page and API."""
+        refusal = error if isinstance(error, Refusal) else _wrap(error)
+        refusal.status_code = 422 if refusal is error else 500  # pyright: ignore[reportAttributeAccessIssue]
+        refusal.detail = str(refusal)  # pyright: ignore[reportAttributeAccessIssue] - both are what the API answers
+        self.failure = refusal
+        self.report(str(refusal))
+        p = self.p
+        self.close()
+        if self.extension.setting("go_on"):
+            logger.warning("%s The generation goes on without layers.", refusal)
+            self._comment(str(refusal))
+            return
+        logger.error("%s", refusal, exc_info=None if refusal is error else error)
+        for owner, name in ((p, "init"), (p, "sample"), (p.sampler, "sample"), (p.sampler, "sample_img2img")):
+            if hasattr(owner, name):
+                setattr(owner, name, functools.partial(_raise, refusal))
+        for place in places:
+            for name in ("images", "image"):
+                if hasattr(place, name):
+                    setattr(place, name, Unavailable(refusal))
+
+    def close(self) -> None:
+        """Undo all that this generation changed, in the model and on `p`."""
+        if self.session is not None:
+            self.session.close()
+        while self._replaced:
+            self._replaced.pop().restore()
+        for name, value in self._before.items():
+            setattr(self.p, name, value)
+        job_options.release(self._options_before)
+        self._before.clear()
+        self._options_before.clear()
+
+    def report(self, outcome: str) -> None:
+        """Keep the outcome for the status line and `doctor`."""
+        host = self.session.host.name if self.session else ""
+        plan = f"{self.options.mode}, weight {self.options.weight:g}"
+        self.extension.report(host, plan, outcome)
+
+    # -- parts of the steps
+
+    @property
+    def live(self) -> Session:
+        if self.session is None:
+            raise RuntimeError("the WebUI left out the hook `process`")
+        return self.session
+
+    @property
+    def plan(self) -> Plan:
+        return self.live.plan
+
+    def _facts(self, width: int, height: int) -> Facts:
+        p, host = self.p, self.live.host
+        return Facts(
+            family=host.family,
+            width=width,
+            height=height,
+            batch=p.batch_size // (self._frames() if self.options.batch_counts == "sets" else 1),
+            steps=p.steps,
+            unet_channels=host.unet_channels,
+            combined_prompts=any(re.search(r"\bAND\b", prompt) for prompt in p.all_prompts),
+            transparent_input=bool(self.starts),
+        )
+
+    def _frames(self) -> int:
+        return next(len(mode.frames) for mode in MODES if mode.name == self.options.mode)
+
+    def _plan(self, width: int, height: int) -> Plan:
+        return make_plan(self.options, self._facts(width, height))
+
+    def _open(self, plan: Plan) -> None:
+        self.live.open(plan, {role: self._conditions(plan.size)[role] for role in plan.mode.inputs})
+
+    def _conditions(self, size: tuple[int, int]) -> dict[Role, results.Pixels]:
+        """The images that were given, RGBA of that size."""
+        roles: tuple[Role, ...] = ("foreground", "background", "blend")
+        given: dict[Role, results.Pixels] = {}
+        for role in roles:
+            if (image := self.options.image(role)) is not None:
+                given[role] = fit(read_image_code(image, f"{role}_image"), size, self.options.resize_mode)
+        return given
+
+    def _refuse_merging(self) -> None:
+        """Token merging pairs other tokens in each image, so frames and controls that go by position can't work."""
+        ratio = self.p.get_token_merging_ratio() if hasattr(self.p, "get_token_merging_ratio") else 0
+        mode = next(mode for mode in MODES if mode.name == self.options.mode)
+        if ratio and mode.kind == "attention_sharing" and (len(mode.frames) > 1 or mode.inputs):
+            raise Refusal(
+                f"Layer mode {mode.name!r} can't be used with token merging: set the token merging ratio to 0."
+            )
+
+    def _read_starts(self) -> list[results.Pixels]:
+        """The RGBA images of image to image, if one has transparency that the mode can start from."""
+        given = [image for image in getattr(self.p, "init_images", None) or [] if image is not None]
+        mode = next(mode for mode in MODES if mode.name == self.options.mode)
+        if mode.encoder is None or not any("A" in image.getbands() for image in given):
+            return []
+        images = [read_image_code(image, "init_images") for image in given]
+        return images if any(image[..., 3].min() < 255 for image in images) else []
+
+    def _start_from_transparency(self, plan: Plan) -> None:
+        """Let the WebUI's own encoding of the init images carry their transparency."""
+        p = self.p
+        only_masked = getattr(p, "image_mask", None) is not None and p.inpaint_full_res
+        if not only_masked:
+            mode = RESIZE_MODES[p.resize_mode]
+            self.starts = [fit(image, (plan.width, plan.height), mode) for image in self.starts]
+        p.init_images = [Image.fromarray(results.on_grey(image)) for image in self.starts]
+
+        def encoded_now() -> list[results.Pixels]:
+            if not only_masked or not p.paste_to:
+                return self.starts
+            x, y, width, height = p.paste_to
+            crops = (image[y : y + height, x : x + width] for image in self.starts)
+            return [fit(crop, (plan.width, plan.height), "stretch") for crop in crops]
+
+        def wrap(init: Callable[..., Any]) -> Callable[..., Any]:
+            def encode_transparency(*args: Any, **kwargs: Any) -> Any:
+                try:
+                    with self.live.encoding_batch(encoded_now):
+                        return init(*args, **kwargs)
+                except Refusal as refusal:
+                    self.fail(refusal)
+                    raise
+
+            return encode_transparency
+
+        self._replaced.append(replace_method(p, "init", wrap))
+
+    def _keep(self, *names: str) -> None:
+        self._before |= {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
+
+    def _comment(self, sentence: str) -> None:
+        """Show a sentence below the pictures."""
+        logger.warning("%s", sentence)
+        if hasattr(self.p, "comment"):
+            self.p.comment(sentence)
+
+
+class Unavailable:
+    """Stands where a WebUI expects images, and raises as soon as it looks at them."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self.__dict__["refusal"] = refusal
+
+    def __iter__(self) -> Any:
+        raise self.refusal
+
+    def __len__(self) -> int:
+        raise self.refusal
+
+    def __getattr__(self, name: str) -> Any:
+        raise self.__dict__["refusal"]
+
+
+def _runs_in_script(p: Any) -> bool:
+    """Whether one of the WebUI's scripts (such as a plot) asked for the images and wants them as images."""
+    return bool(getattr(p, "script_args", None) and p.script_args[0])
+
+
+def _raise(refusal: Refusal, *_args: Any, **_kwargs: Any) -> None:
+    raise refusal
+
+
+def _wrap(error: Exception) -> Refusal:
+    return Refusal(
+        f"LayerDiffusion failed ({type(error).__name__}: {error}): see the log, switch it off to generate an ordinary "
+        "image, and please report it."
+    )
+
+
+def _spread(value: Any, frames: int) -> Any:
+    """Each entry of a list once for every frame; anything else as it is."""
+    return [each for each in value for _ in range(frames)] if isinstance(value, list) else value
+
+
+def _strip_networks(text: str) -> str:
+    """A prompt without <lora:...> tags, which are read from the main prompt only."""
+    return extra_networks.parse_prompt(text)[0].strip() if text else ""
+
+
+def _join(extras: Sequence[str] | None, frame: int, text: str) -> str:
+    return f"{extras[frame]}, {text}" if extras and extras[frame] else text

@@ -1,0 +1,70 @@
+"""Reads the images that come in by page or API: encoded texts, Pillow images, arrays, and what editors wrap them in."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from ..image_file import MAX_PIXELS, read_image
+from ..refusal import Refusal
+
+Pixels = NDArray[np.uint8]
+
+MAX_CHARACTERS = 2**28  # of an encoded text
+WRAPPED = ("image", "composite", "background")  # where the editors of the two gradio generations put the picture
+CURE = "send a PNG, JPEG or WebP in base64, with or without data:image/...;base64, before it"
+
+
+def read_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Straight RGBA uint8 [H, W, 4] from an array, a Pillow image, a base64 text, a data URL or an editor's object.
+
+    A text is never taken for a path, lest a client read the server's files. Refusal names the argument and the cure.
+    """
+    match value:
+        case str():
+            return _decode(value, name, max_pixels)
+        case Mapping():
+            inner = next((value[key] for key in WRAPPED if value.get(key) is not None), None)
+            if inner is None or isinstance(inner, Mapping):
+                raise Refusal(f"{name} is an object without an image: {CURE}.")
+            return read_image_code(inner, name, max_pixels)
+        case np.ndarray() | PIL.Image.Image():
+            height, width = value.shape[:2] if isinstance(value, np.ndarray) else value.size[::-1]
+            _check_size(width * height, name, max_pixels)
+            return read_image(value)
+        case _:
+            raise Refusal(f"{name} can't be a {type(value).__name__}: {CURE}.")
+
+
+def _decode(text: str, name: str, max_pixels: int) -> Pixels:
+    if len(text) > MAX_CHARACTERS:
+        raise Refusal(f"{name} has {len(text)} characters, more than the {MAX_CHARACTERS} that are read: scale it down.")
+    encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
+    try:
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(f"{name} is no base64 ({text[:20]!r}...): {CURE}.") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the size is checked below
+            image = PIL.Image.open(io.BytesIO(content))
+    except PIL.Image.DecompressionBombError:
+        raise Refusal(f"{name} has more than the {max_pixels} pixels that are read: scale it down.") from None
+    except (OSError, SyntaxError, ValueError):
+        raise Refusal(f"{name} is not an image that can be read: {CURE}.") from None
+    with image:
+        _check_size(image.width * image.height, name, max_pixels)
+        return read_image(image)
+
+
+def _check_size(pixels: int, name: str, max_pixels: int) -> None:
+    if pixels > max_pixels:
+        raise Refusal(f"{name} has {pixels} pixels, more than the {max_pixels} that are read: scale it down.")

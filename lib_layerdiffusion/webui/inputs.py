@@ -1,0 +1,22 @@
+"""Which of the panel's images and prompts a layer mode has a use for; the others are hidden and have no effect."""
+
+from __future__ import annotations
+
+from ..modes import MODES, name_mode
+
+ROLES = ("foreground", "background", "blend")
+IMAGES: tuple[str, ...] = tuple(f"{role}_image" for role in ROLES)
+PROMPTS: tuple[str, ...] = tuple(f"{role}_prompt" for role in ROLES)
+OPTIONAL: tuple[str, ...] = (*IMAGES, *PROMPTS, "resize_mode")
+
+
+def wanted(mode_name: str) -> frozenset[str]:
+    """Names of the options among `OPTIONAL` that a mode (by name or alias) needs; Refusal if there is no such mode.
+
+    A mode that makes a single image has the main prompt for it and needs no other.
+    """
+    name = name_mode(mode_name)
+    mode = next(mode for mode in MODES if mode.name == name)
+    images = [f"{role}_image" for role in mode.inputs]
+    prompts = [f"{role}_prompt" for role in mode.frames if len(mode.frames) > 1]
+    return frozenset([*images, *prompts, *(["resize_mode"] if images else [])])

@@ -1,0 +1,27 @@
+"""The WebUI's options that have to be otherwise while layers are made, and are as before afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import shared
+
+# Other formats drop alpha. Stealth infotext overwrites it: Forge's default writes into the alpha channel, after having
+# made it opaque.
+HELD = {"samples_format": "png", "stealth_pnginfo_option": "None"}
+
+
+def hold(p: Any) -> dict[str, Any]:
+    """Lay ours over a job's `override_settings`; returns what `release` is to put back."""
+    options = shared.opts
+    known = {name: value for name, value in HELD.items() if name in options.data_labels}
+    before = {name: options.data.get(name, options.get_default(name)) for name in known}
+    if not p.override_settings_restore_afterwards:
+        before |= {name: p.override_settings[name] for name in known if name in p.override_settings}
+    p.override_settings = {**p.override_settings, **known}
+    return before
+
+
+def release(before: dict[str, Any]) -> None:
+    """Put the options back: WebUIs do so only for a job that restores, and only for what was once set."""
+    shared.opts.data.update(before)

@@ -1,0 +1,237 @@
+"""What a generation hands back: transparent images that follow the WebUI's pictures, previews, files, API answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ..export import ora, psd
+from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
+from ..modes import Role
+from ..options import LayerOptions
+from ..planning import Plan
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+OPAQUE, EMPTY = 250, 5  # alpha from which on, and up to which, a pixel counts as that
+SHARE = 0.995  # of the pixels, for a whole image to count as that
+WRITERS = {"psd": psd.write, "ora": ora.write}
+
+
+class Batch:
+    """The decoded layers of one batch, by the image's place in it."""
+
+    def __init__(self, plan: Plan, stacks: Sequence[LayerStack], pixels: Tensor) -> None:
+        self.plan = plan
+        self._seen = [_as_saved(image) for image in pixels]
+        self._layers: list[Pixels] = []
+        for stack in stacks:
+            by_role = {layer.role: layer.image for layer in stack.layers}
+            self._layers += [by_role[role] for role in plan.frames]
+
+    def judge(self) -> Iterator[str]:
+        """Say of each transparent image that isn't one what the likely cause and its cure are."""
+        for index, image in enumerate(self._layers):
+            if not self._is_transparent(index):
+                continue
+            if (image[..., 3] >= OPAQUE).mean() > SHARE:
+                yield (
+                    "The transparent image is practically opaque: prompt for one object without surroundings, and use "
+                    "a checkpoint of the layer file's family, weight 1, start at 0, stop at 1 and 20 steps or more "
+                    "(some checkpoints, such as Illustrious, don't draw the neutral grey surroundings it needs)."
+                )
+            elif (image[..., 3] <= EMPTY).mean() > SHARE:
+                yield (
+                    "The transparent image is practically empty: name an object in the prompt, lower the weight to 1 "
+                    "and use CFG 3 or more."
+                )
+
+    def finish(self, index: int, picture: Image.Image) -> Image.Image:
+        """The layer of an image of the batch with what others changed in the WebUI's picture since it was decoded."""
+        layer = self._layers[index]
+        if not self._is_transparent(index):
+            return picture.crop((0, 0, *self.plan.size)) if picture.size == self._sampled(index) else picture
+        return Image.fromarray(self._follow(index, picture, layer))
+
+    def finish_masked(
+        self, index: int, picture: Image.Image, start: Pixels, mask: Image.Image, box: tuple[int, int, int, int] | None
+    ) -> Image.Image:
+        """The layer painted into the image that it started from, where the mask is white."""
+        if not self._is_transparent(index):
+            return picture
+        layer = self._layers[index]
+        if box:  # "only masked": the layer is what the box holds
+            x, y, width, height = box
+            placed = np.zeros_like(start)
+            placed[y : y + height, x : x + width] = fit(layer, (width, height), "stretch")[
+                : start.shape[0] - y, : start.shape[1] - x
+            ]
+        else:
+            placed = fit(layer, (start.shape[1], start.shape[0]), "stretch")
+        share = np.asarray(mask.convert("L").resize(start.shape[1::-1]), np.float32)[..., None] / 255
+        mixed = premultiply(placed) * share + premultiply(start) * (1 - share)
+        return Image.fromarray(np.round(unpremultiply(mixed) * 255).astype(np.uint8))
+
+    def _follow(self, index: int, picture: Image.Image, layer: Pixels) -> Pixels:
+        now = np.asarray(picture.convert("RGB"))
+        seen = self._seen[index]
+        if now.shape == seen.shape and np.array_equal(now, seen):
+            return layer
+        if now.shape == seen.shape:
+            width, height = self.plan.size
+            now, seen = now[:height, :width], seen[:height, :width]
+        size = now.shape[1::-1]
+        layer, seen = fit(layer, size, "stretch"), fit(seen, size, "stretch")
+        colour = layer[..., :3].astype(np.int16) + now - seen
+        return np.dstack([colour.clip(0, 255).astype(np.uint8), layer[..., 3]])
+
+    def _is_transparent(self, index: int) -> bool:
+        return index % len(self.plan.frames) == self.plan.mode.transparent_frame
+
+    def _sampled(self, index: int) -> tuple[int, int]:
+        return self._seen[index].shape[1], self._seen[index].shape[0]
+
+
+@dataclass
+class LayerSet:
+    """The finished images of one set, by role."""
+
+    plan: Plan
+    given: Mapping[Role, Pixels]  # images that the mode started from
+    images: dict[Role, Image.Image] = field(default_factory=dict)
+
+    def stack(self, infotext: str) -> LayerStack:
+        """Background, whether made or given, below foreground; of a mode with neither, its blend."""
+        size = next(iter(self.images.values())).size
+        made = {role: np.asarray(image.convert("RGBA")) for role, image in self.images.items()}
+        given = {role: fit(image, size, "stretch") for role, image in self.given.items()}
+        roles: list[Role] = [role for role in ("background", "foreground") if role in made or role in given]
+        layers = [Layer(role, made.get(role, given.get(role)), role) for role in roles or ["blend"]]  # pyright: ignore[reportArgumentType]
+        return LayerStack(tuple(layers), size, infotext)
+
+
+def on_grey(rgba: Pixels) -> Pixels:
+    """Composite on mid-grey, the surroundings that the layer files know: uint8 [H, W, 3]."""
+    return composite([Layer("start", rgba, "foreground")], (128, 128, 128))[..., :3]
+
+
+def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> None:
+    """Put the wanted outputs into the WebUI's answer: layers first, previews after them, files beside the layers."""
+    _attach_again(sets, processed)
+    texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
+    previews: list[tuple[Image.Image, str]] = []
+    for each in sets:
+        first = next(iter(each.images.values()))
+        text = texts.get(id(first), processed.info)
+        stack = each.stack(text)
+        previews += [(image, _label(text, name)) for name, image in _make_previews(each, stack, options.outputs)]
+        _write_files(stack, options.outputs, first)
+    _leave_out(sets, options.outputs, processed)
+    extra = getattr(processed, "extra_images", None)
+    for image, text in previews:
+        image.info["parameters"] = text
+        (processed.images if extra is None else extra).append(image)
+    if extra is None:
+        missing = len(processed.images) - len(previews) - len(processed.infotexts)
+        processed.infotexts += [processed.info] * max(0, missing) + [text for _, text in previews]
+
+
+def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
+    """Where another extension put an opaque picture in the place of a transparent one, give it that one's alpha."""
+    ours = [image for each in sets for image in each.images.values()]
+    first = processed.index_of_first_image
+    if len(processed.images) - first < len(ours):
+        return
+    theirs = processed.images[first : first + len(ours)]
+    places = {id(image): index for index, image in enumerate(processed.images)}
+    for each in sets:
+        for role, image in each.images.items():
+            if id(image) in places or image.mode != "RGBA":
+                continue
+            index = first + next(at for at, own in enumerate(ours) if own is image)
+            other = theirs[index - first]
+            if isinstance(other, Image.Image) and other.mode != "RGBA":
+                alpha = image.getchannel("A").resize(other.size, Image.Resampling.LANCZOS)
+                attached = other.convert("RGB")
+                attached.putalpha(alpha)
+                attached.info = dict(other.info)
+                processed.images[index] = each.images[role] = attached
+
+
+def _make_previews(each: LayerSet, stack: LayerStack, outputs: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
+    transparent = next((image for image in each.images.values() if image.mode == "RGBA"), None)
+    if transparent is not None and each.plan.mode.transparent_frame is not None:
+        layer = [Layer("foreground", np.asarray(transparent), "foreground")]
+        if "checker" in outputs:
+            yield "checker", Image.fromarray(composite(layer, "checker"))
+        if "alpha" in outputs:
+            yield "alpha", transparent.getchannel("A").convert("RGB")
+    if "recomposite" in outputs and len(stack.layers) > 1:
+        yield "recomposite", Image.fromarray(composite(stack)).convert("RGB")
+
+
+def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) -> None:
+    """Layered files beside the saved image, under its name."""
+    path = getattr(saved, "already_saved_as", None)
+    for name, write in WRITERS.items():
+        if name in outputs and path:
+            write(stack, Path(path).with_suffix(f".{name}"))
+        elif name in outputs:
+            logger.warning("No .%s file was written, since the images of this generation aren't saved.", name)
+
+
+def _leave_out(sets: Sequence[LayerSet], outputs: Sequence[str], processed: Any) -> None:
+    """Take layers that nobody wants to see out of the answer, but never all."""
+    unwanted = {
+        id(image)
+        for each in sets
+        for role, image in each.images.items()
+        if ("rgba" if role == "foreground" else role) not in outputs
+    }
+    kept = [index for index, image in enumerate(processed.images) if id(image) not in unwanted]
+    if kept and len(kept) < len(processed.images):
+        texts = processed.infotexts
+        processed.infotexts = [texts[index] for index in kept if index < len(texts)]
+        processed.images = [processed.images[index] for index in kept]
+
+
+def keep_alpha_in_answer(processed: Any, file_format: str | None) -> None:
+    """API answers are encoded after the job, in the user's format again: what has alpha becomes a PNG's text here."""
+    if file_format in (None, "png"):
+        return
+    processed.images = [
+        encode_png(image) if isinstance(image, Image.Image) and image.mode == "RGBA" else image
+        for image in processed.images
+    ]
+
+
+def _label(text: str, name: str) -> str:
+    return f"{text}, layerdiffusion_preview: {name}"
+
+
+def _as_saved(pixels: Tensor) -> Pixels:
+    """[3, H, W], 0..1 to uint8 [H, W, 3] by cutting off, as WebUIs do."""
+    return (255.0 * pixels.permute(1, 2, 0).numpy()).astype(np.uint8)
+
+
+def encode_png(image: Image.Image) -> str:
+    """Base64 text of a PNG with the image's infotext."""
+    info = PngInfo()
+    if text := image.info.get("parameters"):
+        info.add_text("parameters", text)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,67 @@
+"""The extension's section on the WebUI's settings page: one table, from which the options are made and looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "layerdiffusion_"
+SECTION = ("layerdiffusion", "LayerDiffusion")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting; the type of its default decides between a checkbox and a text box."""
+
+    name: str  # without prefix
+    default: bool | str
+    label: str
+    help: str
+    private: bool = False  # not to be changed by API clients, since it names a folder or a server
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("folder", "", "Folder of the weight files", "empty: models/layer_model of this WebUI", private=True),
+    Setting(
+        "offline",
+        False,
+        "Never download weight files",
+        "a missing file then stops the generation with a sentence that says which file goes where",
+        private=True,
+    ),
+    Setting(
+        "endpoint",
+        "",
+        "Mirror to download weight files from",
+        "an address that begins with https://; empty: the HF_ENDPOINT variable, or the hub itself",
+        private=True,
+    ),
+    Setting(
+        "go_on",
+        False,
+        "Go on with an ordinary image when layers can't be made",
+        "otherwise the generation stops and says why",
+    ),
+    Setting(
+        "alpha_check",
+        True,
+        "Say when a transparent image comes out opaque or empty",
+        "with the likely cause and cure, below the pictures",
+    ),
+)
+
+
+def defaults() -> dict[str, Any]:
+    """The settings at rest, by name without prefix."""
+    return {setting.name: setting.default for setting in SETTINGS}
+
+
+def add() -> None:
+    """Put the section on the settings page; called by the WebUI when it builds that."""
+    from modules import shared
+
+    for setting in SETTINGS:
+        option = shared.OptionInfo(setting.default, setting.label, section=SECTION, restrict_api=setting.private).info(
+            setting.help
+        )
+        shared.opts.add_option(PREFIX + setting.name, option)

@@ -1,0 +1,98 @@
+"""The panel's status line: checkpoint, weight files or the size of their download, and how the last run ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..modes import FAMILIES, MODES, Mode, name_mode
+from ..refusal import Refusal
+from ..weight_file import describe_bytes
+from ..weights import WeightStore
+
+if TYPE_CHECKING:
+    from .extension import Extension
+
+logger = logging.getLogger(__name__)
+
+Line = tuple[str, str, str]  # class, heading, text
+
+# Headings and fixed texts stand in elements of their own, since WebUIs translate text by element.
+HINT = "Checkpoint, weight files and the last run's outcome are shown here once the panel is open."
+CHECKPOINT, MODE, LAST_RUN = "Checkpoint", "Layer mode", "Last run"
+FILES, PRESENT, DOWNLOAD = "Weight files", "present", "Download before the first run"
+TEXTS = (HINT, CHECKPOINT, MODE, LAST_RUN, FILES, PRESENT, DOWNLOAD)
+
+
+def hint() -> str:
+    """What stands there before anything is looked up, as HTML."""
+    return _to_html([("note", "", HINT)])
+
+
+def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> str:
+    """The state of things for a mode, as HTML; never raises."""
+    try:
+        return _to_html(list(_describe(extension, mode_name, is_img2img)))
+    except Exception as error:  # a status line must not break the page
+        logger.warning("The status can't be shown", exc_info=not isinstance(error, Refusal))
+        return _to_html([("bad", "", str(error) or type(error).__name__)])
+
+
+def find_family(extension: Extension) -> str | None:
+    """The loaded checkpoint's family; None when that can't be told."""
+    try:
+        return extension.host().family
+    except Refusal:
+        return None
+
+
+def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterator[Line]:
+    rows = [mode for mode in MODES if mode.name == name_mode(mode_name)]
+    try:
+        host = extension.host()
+    except Refusal as refusal:  # such as that no checkpoint is loaded yet: what is needed depends on its family
+        yield "note", CHECKPOINT, str(refusal)
+    else:
+        yield "good", CHECKPOINT, f"{FAMILIES.get(host.family, host.family)} ({host.name})"
+        others = " or ".join(FAMILIES[mode.family] for mode in rows)
+        label = rows[0].label
+        rows = [mode for mode in rows if mode.family == host.family]
+        if not rows:
+            yield "bad", MODE, f"{label} needs an {others} checkpoint."
+    for mode in rows:
+        yield from _describe_files(extension.store(), mode, is_img2img, FAMILIES[mode.family] if len(rows) > 1 else "")
+    yield from _describe_last_run(extension)
+
+
+def _describe_files(store: WeightStore, mode: Mode, is_img2img: bool, label: str) -> Iterator[Line]:
+    names = [name for name in (mode.file, mode.decoder, mode.encoder if is_img2img else None) if name]
+    found = store.check(names)
+    prefix = f"{label}: " if label else ""
+    missing = [row for row in found if row.state == "missing"]
+    if all(row.state == "found" for row in found):
+        yield "good", FILES, f"{prefix}{PRESENT}"
+    elif missing and not store.offline and store.download_to:
+        each = ", ".join(f"{row.name} {describe_bytes(row.size)}" for row in missing)
+        yield "note", DOWNLOAD, f"{prefix}{describe_bytes(sum(row.size for row in missing))} ({each})"
+        missing = []
+    for row in found:
+        if row.state == "damaged" or row in missing:
+            yield "bad", FILES, f"{prefix}{row.cure}"
+
+
+def _describe_last_run(extension: Extension) -> Iterator[Line]:
+    last = extension.last_run
+    if last is not None:
+        kind = "good" if last.outcome.startswith("ok") else "bad"
+        yield kind, LAST_RUN, f"{last.when:%H:%M}, {last.plan}: {last.outcome}"
+
+
+def _to_html(lines: list[Line]) -> str:
+    rows = (
+        f'<div class="layerdiffusion-{kind}">{f"<b>{escape(heading)}</b> " if heading else ""}'
+        f"<span>{escape(text)}</span></div>"
+        for kind, heading, text in lines
+    )
+    return f'<div class="layerdiffusion-status">{"".join(rows)}</div>'

@@ -1,0 +1,163 @@
+"""Infotext: the exact round trip through the WebUIs' parser, the reference extension's keys, and what can't be read."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lib_layerdiffusion.modes import MODES
+from lib_layerdiffusion.options import OUTPUTS, RESIZE_MODES, VIEWS, LayerOptions
+from lib_layerdiffusion.webui import infotext
+from lib_layerdiffusion.webui.arguments import PAGE_ORDER
+from tests.webui.panel_host import parse_infotext, write_infotext
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
+# What parsers stumble over: quotes, separators, brackets, sizes, line ends, surrounding white space.
+texts = st.one_of(
+    st.text(),
+    st.text(alphabet='",:\\\n\r\t[]x19 \u3000a'),
+    st.from_regex(r"[0-9]+x[0-9]+", fullmatch=True),
+    st.sampled_from(
+        ["layerdiffusion_foreground_prompt", "layerdiffusion_blend_prompt", '["a"]', "[cat:dog:0.5]", "\ud800"]
+    ),
+)
+options = st.builds(
+    LayerOptions,
+    mode=st.sampled_from([mode.name for mode in MODES]),
+    weight=st.floats(0, 2),
+    start_at=st.floats(0, 1),
+    stop_at=st.floats(0, 1),
+    views=st.sampled_from(VIEWS),
+    resize_mode=st.sampled_from(list(RESIZE_MODES)),
+    foreground_prompt=texts,
+    background_prompt=texts,
+    blend_prompt=texts,
+    outputs=st.lists(st.sampled_from(OUTPUTS), min_size=1).map(tuple),
+)
+
+
+def through_host(written: dict[str, str]) -> dict[str, str]:
+    return parse_infotext(write_infotext(written))
+
+
+@unhurried
+@given(options)
+def test_options_come_back_exactly(given_options):
+    params = through_host(infotext.describe(given_options))
+    read = infotext.read(params)
+    assert LayerOptions.from_dict(read) == given_options
+    assert tuple(read) == infotext.PAGE_OPTIONS
+    assert params["Version"] == "f2.0", "what follows in the text is still there"
+
+
+def test_only_what_differs_is_written():
+    assert infotext.describe(LayerOptions()) == {"layerdiffusion_mode": "foreground"}
+    written = infotext.describe(LayerOptions(mode="together", weight=0.7, blend_prompt="a, b", outputs=("psd", "rgba")))
+    assert written == {
+        "layerdiffusion_mode": "together",
+        "layerdiffusion_weight": "0.7",
+        "layerdiffusion_blend_prompt": "a, b",
+        "layerdiffusion_outputs": "psd+rgba",
+    }
+
+
+def test_nothing_is_written_when_disabled():
+    assert infotext.describe(LayerOptions(enabled=False, weight=0.5, foreground_prompt="a")) == {}
+
+
+def test_of_an_image_only_that_it_was_given_is_written():
+    given_options = LayerOptions(mode="foreground_to_background", foreground_image=np.zeros((2, 2, 4), np.uint8))
+    params = through_host(infotext.describe(given_options))
+    assert params["layerdiffusion_foreground_image"] == "True"
+    assert infotext.gives_image(params, "foreground")
+    assert not infotext.gives_image(params, "background")
+    assert infotext.read(params)["foreground_image"] is None
+
+
+def test_what_is_absent_is_at_its_default():
+    read = infotext.read(parse_infotext(write_infotext({})))
+    defaults = LayerOptions(enabled=False)
+    assert LayerOptions.from_dict(read) == defaults
+    assert read["enabled"] is False
+    assert read["foreground_prompt"] == "", "no None, which a paste takes for no change"
+    assert {type(read[name]) for name in ("weight", "start_at", "stop_at")} == {float}
+
+
+REFERENCE = {
+    "layerdiffusion_enabled": "True",
+    "layerdiffusion_method": "(SD1.5) From Background to Foreground (need batch size 2)",
+    "layerdiffusion_weight": "0.8",
+    "layerdiffusion_ending_step": "0.6",
+    "layerdiffusion_fg_image": "False",
+    "layerdiffusion_bg_image": "True",
+    "layerdiffusion_blend_image": "False",
+    "layerdiffusion_resize_mode": "Resize and Fill",
+    "layerdiffusion_fg_additional_prompt": "a cat, sitting",
+    "layerdiffusion_bg_additional_prompt": "",
+    "layerdiffusion_blend_additional_prompt": "a park",
+}
+
+
+def test_the_reference_extensions_keys_are_read():
+    params = through_host(REFERENCE)
+    read = infotext.read(params)
+    assert LayerOptions.from_dict(read) == LayerOptions(
+        mode="background_to_foreground",
+        weight=0.8,
+        stop_at=0.6,
+        resize_mode="fill",
+        foreground_prompt="a cat, sitting",
+        blend_prompt="a park",
+    )
+    assert infotext.gives_image(params, "background")
+    assert not infotext.gives_image(params, "foreground")
+    assert not infotext.gives_image(params, "blend")
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.alias)
+def test_every_method_of_the_reference_is_read(mode):
+    params = through_host({"layerdiffusion_enabled": "True", "layerdiffusion_method": mode.alias})
+    read = infotext.read(params)
+    assert (read["enabled"], read["mode"]) == (True, mode.name)
+
+
+@pytest.mark.parametrize(("said", "enabled"), [("False", False), ("True", True), ("nonsense", False)])
+def test_the_text_false_is_no_truth(said, enabled):
+    params = through_host(REFERENCE | {"layerdiffusion_enabled": said})
+    assert infotext.read(params)["enabled"] is enabled
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "name"),
+    [
+        ("weight", "7", "weight"),
+        ("weight", "nan", "weight"),
+        ("weight", "heavy", "weight"),
+        ("stop_at", "inf", "stop_at"),
+        ("views", "3", "views"),
+        ("views", "many", "views"),
+        ("resize_mode", "Stretch and Hope", "resize_mode"),
+        ("outputs", "rgba+gif", "outputs"),
+        ("foreground_prompt", '["broken', "foreground_prompt"),
+        ("foreground_prompt", '["a"', "foreground_prompt"),
+    ],
+)
+def test_unreadable_values_are_at_their_default(key, text, name):
+    params = {"layerdiffusion_mode": "together", "layerdiffusion_" + key: text}
+    read = infotext.read(params)
+    assert LayerOptions.from_dict(read) == LayerOptions(mode="together")
+    assert name in read
+
+
+def test_a_mode_of_another_time_enables_nothing():
+    read = infotext.read({"layerdiffusion_mode": "four_layers", "layerdiffusion_weight": "0.5"})
+    assert (read["enabled"], read["mode"], read["weight"]) == (False, "foreground", 0.5)
+
+
+def test_every_option_of_the_page_is_in_the_infotext():
+    assert set(infotext.PAGE_OPTIONS) == set(PAGE_ORDER) - {"output_origin"}
+    assert set(infotext.PAGE_OPTIONS) == {each.name for each in fields(LayerOptions)} - {"batch_counts"}

@@ -1,0 +1,362 @@
+"""The panel on whichever gradio is there: order, ids, what is visible, its events, and pasting."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+gr = pytest.importorskip("gradio")
+
+from lib_layerdiffusion.modes import MODE_NAMES, MODES  # noqa: E402
+from lib_layerdiffusion.options import LayerOptions  # noqa: E402
+from lib_layerdiffusion.webui import gradio_compat, infotext, panel, settings, status  # noqa: E402
+from lib_layerdiffusion.webui.arguments import PAGE_ORDER, read_options  # noqa: E402
+from lib_layerdiffusion.webui.inputs import IMAGES, OPTIONAL, PROMPTS, wanted  # noqa: E402
+from tests.webui import panel_host  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+GRADIO_3 = gradio_compat.major() == 3
+ACCORDIONS = {
+    "class": panel_host.accordion_of_gradio_3 if GRADIO_3 else None,
+    "function": None if GRADIO_3 else panel_host.accordion_of_gradio_4,
+    "none": lambda: None,
+}
+
+
+def elem_id(name: str) -> str:
+    return f"script_txt2img_layerdiffuse_{name}"
+
+
+def build(extension, accordion=None, is_img2img=False):
+    """The panel in a page of its own."""
+    accordion = accordion or (panel_host.accordion_of_gradio_3 if GRADIO_3 else panel_host.accordion_of_gradio_4)
+    with panel_host.installed(panel_host.make_modules(accordion())), gr.Blocks(analytics_enabled=False) as demo:
+        made = panel.build(is_img2img, elem_id, extension)
+    return SimpleNamespace(
+        demo=demo,
+        panel=made,
+        named=dict(zip(PAGE_ORDER, made.controls, strict=True)),
+        by_id={block.elem_id: block for block in demo.blocks.values() if getattr(block, "elem_id", None)},
+    )
+
+
+@pytest.fixture
+def extension(tmp_path):
+    return panel_host.make_extension(tmp_path)
+
+
+@pytest.fixture
+def page(extension):
+    return build(extension)
+
+
+def events(page):
+    """(component and event, function, output components) of every event with a function."""
+    functions = page.demo.fns if isinstance(page.demo.fns, dict) else dict(enumerate(page.demo.fns))
+    for index, function in functions.items():
+        if function.fn is None:
+            continue
+        if GRADIO_3:
+            dependency = page.demo.dependencies[index]
+            targets = [
+                each if isinstance(each, tuple | list) else (each, dependency["trigger"])
+                for each in dependency["targets"]
+            ]
+            outputs = [page.demo.blocks[each] for each in dependency["outputs"]]
+        else:
+            targets, outputs = function.targets, function.outputs
+        for block, name in targets:
+            yield index, (page.demo.blocks[block].elem_id.removeprefix(elem_id("")), name), function.fn, outputs
+
+
+def fire(page, event, mode) -> dict:
+    """What an event puts where, through gradio's own pre- and postprocessing: JSON by elem_id."""
+    index, outputs = next((index, outputs) for index, key, _, outputs in events(page) if key == event)
+    sent = page.named["mode"].postprocess(mode)
+    state = {} if GRADIO_3 else gr.blocks.SessionState(page.demo) if hasattr(gr.blocks, "SessionState") else None
+    answer = asyncio.run(page.demo.process_api(index, [sent], state=state))
+    json.dumps(answer["data"])
+    return {block.elem_id.removeprefix(elem_id("")): sent for block, sent in zip(outputs, answer["data"], strict=True)}
+
+
+# -- what there is
+
+
+@pytest.mark.parametrize("kind", [kind for kind, make in ACCORDIONS.items() if make])
+def test_controls_are_in_the_pages_order_whatever_accordion_there_is(extension, kind):
+    page = build(extension, ACCORDIONS[kind])
+    assert [control.elem_id.removeprefix(elem_id("")).removesuffix("-checkbox") for control in page.panel.controls] == [
+        *PAGE_ORDER
+    ]
+    assert isinstance(page.named["enabled"], gr.Checkbox)
+    assert elem_id("enabled") in page.by_id
+
+
+def test_the_accordions_title_is_the_switch(page):
+    accordion = page.by_id[elem_id("enabled")]
+    assert isinstance(accordion, gr.Accordion)
+    assert (accordion.label, accordion.open) == ("LayerDiffusion", False)
+    assert page.named["enabled"].value is False
+
+
+def test_advanced_controls_are_in_a_closed_group(page):
+    group = page.by_id[elem_id("advanced")]
+    assert group.open is False
+    inside, left = set(), list(group.children)
+    while left:
+        block = left.pop()
+        left += getattr(block, "children", [])
+        inside |= {getattr(block, "elem_id", None)}
+    advanced = {"start_at", "resize_mode", "views", "outputs"}
+    assert inside >= {elem_id(name) for name in advanced}
+    assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin"}}
+
+
+def test_building_looks_nothing_up_and_twice_is_fine(extension):
+    with gr.Blocks(analytics_enabled=False), panel_host.installed(panel_host.make_modules()):
+        panel.build(False, lambda name: f"a_{name}", extension)
+        panel.build(True, lambda name: f"b_{name}", extension)
+    assert extension.asked == [], "a WebUI may load a checkpoint when it is asked for its model"
+
+
+def test_widgets_follow_the_options_descriptions(page):
+    for option in fields(LayerOptions):
+        control = page.named.get(option.name)
+        if control is None or option.name == "enabled":
+            continue
+        assert control.label == option.metadata["label"]
+        if option.metadata["kind"] == "number":
+            limits = {name: option.metadata[name] for name in ("minimum", "maximum", "step")}
+            assert {name: getattr(control, name) for name in limits} == limits
+        if option.metadata["kind"] != "image":
+            default = list(option.default) if isinstance(option.default, tuple) else option.default
+            assert control.value == default
+            assert type(control.value) is type(default), "an API's short list is filled up with it"
+
+
+def test_values_at_rest_are_the_default_options(page):
+    values = [control.value for control in page.panel.controls]
+    assert read_options(values, from_api=False) == LayerOptions(enabled=False)
+
+
+def test_images_keep_their_alpha(page):
+    for name in IMAGES:
+        assert (page.named[name].type, page.named[name].image_mode) == ("pil", "RGBA")
+
+
+# -- labels on the page, values in Python
+
+
+def test_modes_are_offered_in_plain_words_and_handed_on_by_name(page):
+    mode = page.named["mode"]
+    config = mode.get_config()
+    shown = [choice[0] if isinstance(choice, list | tuple) else choice for choice in config["choices"]]
+    assert shown[0] == "Transparent foreground"
+    assert all(name not in shown for name in MODE_NAMES)
+    for (label, name), on_page in zip(panel.list_modes(), shown, strict=True):
+        assert label == on_page
+        assert mode.preprocess(label if GRADIO_3 else name) == name
+    assert config["value"] == (shown[0] if GRADIO_3 else "foreground")
+
+
+def test_outputs_are_handed_on_by_name(page):
+    outputs = page.named["outputs"]
+    on_page = outputs.postprocess(["ora", "rgba"])
+    assert on_page == (["OpenRaster file (.ora)", "Transparent image"] if GRADIO_3 else ["ora", "rgba"])
+    assert outputs.preprocess(on_page) == ["ora", "rgba"]
+
+
+def test_every_choice_of_an_option_is_offered(page):
+    assert {name for _, name in panel.list_modes()} == set(MODE_NAMES)
+    for pairs, name in (
+        (panel.VIEW_LABELS, "views"),
+        (panel.RESIZE_LABELS, "resize_mode"),
+        (panel.OUTPUT_LABELS, "outputs"),
+    ):
+        choices = next(each for each in fields(LayerOptions) if each.name == name).metadata["choices"]
+        assert {value for _, value in pairs} == set(choices)
+
+
+def test_labelled_choices_are_not_saved_among_the_webuis_defaults(page):
+    saved = {name for name in PAGE_ORDER if not getattr(page.named[name], "do_not_save_to_config", False)}
+    assert not saved & {"mode", "views", "resize_mode", "outputs"}
+    assert {"weight", "stop_at"} <= saved
+
+
+def test_the_familys_modes_come_first_and_expert_ones_last():
+    ordinary = ["foreground", "together", "foreground_to_background", "background_to_foreground"]
+    assert [name for _, name in panel.list_modes("sd15")][:4] == ordinary
+    sdxl = [name for _, name in panel.list_modes("sdxl")]
+    assert sdxl == ["foreground", *panel.EXPERT_MODES, *ordinary[1:]]
+    assert set(panel.list_modes("sdxl")) == set(panel.list_modes()), "the labels stay"
+    assert {name for label, name in panel.list_modes() if label.startswith("Advanced: ")} == set(panel.EXPERT_MODES)
+    assert {mode.name for mode in MODES if mode.family == "sd15"} == set(ordinary)
+
+
+# -- events
+
+
+def test_only_inputs_of_the_mode_are_visible_at_first(page):
+    visible = {name for name in OPTIONAL if page.named[name].visible}
+    assert visible == wanted("foreground")
+    assert not page.named["output_origin"].visible
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+def test_picking_a_mode_shows_its_inputs_and_status(page, mode):
+    answer = fire(page, ("mode", "change"), mode)
+    assert {name for name in OPTIONAL if answer[name]["visible"]} == wanted(mode)
+    assert set(answer) == {"status", *OPTIONAL}
+    assert "Checkpoint" in answer["status"]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("foreground_blend_to_background", 0.5), ("together", 1.0)])
+def test_picking_a_mode_fills_in_when_to_stop(page, mode, expected):
+    assert fire(page, ("mode", "input"), mode) == {"stop_at": expected}
+
+
+def test_a_pasted_mode_does_not_change_when_to_stop(page):
+    """WebUIs paste by an update, which sets off `change` but not `input`."""
+    touching = {key for _, key, _, outputs in events(page) if page.named["stop_at"] in outputs}
+    assert touching == {("mode", "input")}
+
+
+@pytest.mark.parametrize("event", [("refresh", "click"), ("enabled-checkbox", "change")])
+def test_opening_and_refreshing_look_again(page, extension, event):
+    extension.family = "sdxl"
+    answer = fire(page, event, "together")
+    assert "SDXL (Forge)" in answer["status"]
+    assert "needs an SD1.5 checkpoint" in answer["status"]
+    offered = answer["mode"]["choices"]
+    assert [each if GRADIO_3 else each[0] for each in offered] == [label for label, _ in panel.list_modes("sdxl")]
+    assert answer["mode"]["value"] == page.named["mode"].postprocess("together"), "the chosen mode stays"
+    assert answer["background_prompt"]["visible"] is True
+
+
+def test_image_to_image_asks_for_the_encoder(extension):
+    page = build(extension, is_img2img=True)
+    assert "encoder" in fire(page, ("mode", "change"), "foreground")["status"]
+
+
+def test_events_change_nothing_when_something_breaks(page, extension, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("gone")
+
+    monkeypatch.setattr(panel, "wanted", broken)
+    monkeypatch.setattr(panel, "list_modes", broken)
+    monkeypatch.setattr(panel, "MODES", ())
+    for _, key, function, outputs in events(page):
+        answer = function("foreground")
+        answer = answer if isinstance(answer, list) else [answer]
+        assert answer == [gr.update()] * len(outputs), key
+    assert "gone" in caplog.text
+
+
+def test_events_do_not_wait_for_a_generation(page):
+    checked = 0
+    for index, *_ in events(page):
+        queued = page.demo.dependencies[index]["queue"] if GRADIO_3 else page.demo.fns[index].queue
+        assert queued is False
+        checked += 1
+    assert checked == 4
+
+
+# -- infotext
+
+
+def paste(page, text) -> dict:
+    """What a WebUI sets by pasting a text: a plain value takes the type of the control's, None changes nothing."""
+    params = panel_host.parse_infotext(text)
+    values = {}
+    for component, function in page.panel.infotext_fields:
+        name = next(name for name, control in page.named.items() if control is component)
+        found = function(params)
+        assert found is not None
+        if isinstance(found, dict):
+            values |= {name: found["value"]} if "value" in found else {}
+        else:
+            values[name] = float(found) if type(component.value) is int else type(component.value)(found)
+    return values
+
+
+def test_pasting_sets_every_control_of_the_page(page):
+    options = LayerOptions(
+        mode="together", weight=0.5, stop_at=0.8, views=2, blend_prompt="a, b: c", outputs=("psd", "rgba")
+    )
+    pasted = paste(page, panel_host.write_infotext(infotext.describe(options)))
+    assert LayerOptions.from_dict(pasted) == options
+    assert set(pasted) == set(PAGE_ORDER) - {"output_origin"}
+
+
+def test_pasting_another_text_resets_everything(page):
+    pasted = paste(page, panel_host.write_infotext({}))
+    assert LayerOptions.from_dict(pasted) == LayerOptions(enabled=False)
+    assert pasted["enabled"] is False
+    assert {pasted[name] for name in IMAGES} == {None}, "images are cleared"
+    assert {pasted[name] for name in PROMPTS} == {""}
+
+
+def test_pasting_leaves_an_image_that_the_text_says_was_given(page):
+    options = LayerOptions(mode="foreground_to_background", foreground_image=Image.new("RGBA", (8, 8)))
+    pasted = paste(page, panel_host.write_infotext(infotext.describe(options)))
+    assert "foreground_image" not in pasted
+    assert pasted["background_image"] is None
+
+
+def test_only_images_are_pasted_by_an_update(page):
+    """The WebUIs' API reads plain values, and skips controls without a value at rest."""
+    params = panel_host.parse_infotext(panel_host.write_infotext({"layerdiffusion_mode": "together"}))
+    for component, function in page.panel.infotext_fields:
+        assert isinstance(function(params), dict) == (component.value is None)
+
+
+def test_paste_field_names_are_the_infotexts_keys(page):
+    assert "layerdiffusion_mode" in page.panel.paste_field_names
+    assert len(page.panel.paste_field_names) == len(page.panel.infotext_fields)
+
+
+# -- a picture goes through unharmed
+
+
+def test_a_picture_reaches_python_with_its_transparency(page, tmp_path):
+    rgba = np.zeros((6, 4, 4), np.uint8)
+    rgba[..., 0], rgba[2:, :, 3] = 200, 128
+    path = tmp_path / "layer.png"
+    Image.fromarray(rgba).save(path)
+    control = page.named["foreground_image"]
+    if GRADIO_3:
+        sent = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    else:
+        sent = gr.data_classes.FileData(path=str(path), orig_name=path.name)
+    image = control.preprocess(sent)
+    assert np.array_equal(np.asarray(image)[..., 3], rgba[..., 3])
+
+
+# -- localizations
+
+
+def texts_of(page) -> set[str]:
+    found = {panel.REFRESH, *status.TEXTS}
+    for block in page.demo.blocks.values():
+        if getattr(block, "elem_id", None) == elem_id("output_origin"):
+            continue
+        found |= {getattr(block, name, None) for name in ("label", "info", "placeholder")}
+        found |= {each[0] if isinstance(each, tuple) else each for each in getattr(block, "choices", None) or []}
+    for setting in settings.SETTINGS:
+        found |= {setting.label, f"({setting.help})"}
+    return {text for text in found if text and not text.isdigit()} - {"LayerDiffusion", "HTML"}
+
+
+@pytest.mark.parametrize("language", ["zh_CN", "zh_TW", "ja_JP", "ko_KR"])
+def test_every_text_is_translated_and_no_translation_is_stale(page, language):
+    translated = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf8"))
+    assert set(translated) == texts_of(page)
+    assert all(text.strip() and text != english for english, text in translated.items())
