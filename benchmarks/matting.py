@@ -36,10 +36,16 @@ BACKGROUNDS = {"plain or gradient": make_background, "photo-like": make_photo_ba
 
 
 def draw_trimap(alpha: Alpha) -> Alpha:
-    """A generous trimap, made from the true alpha: 0 outside, 1 where opaque, 0.5 in between, widened by two pixels."""
+    """A generous trimap, made from the true alpha: 0 outside, 1 where opaque, 0.5 in between, widened by two pixels.
+
+    Of an image without an opaque pixel the most opaque ones count as that, since matting needs some foreground.
+    """
     unknown = ((alpha > 0.02) & (alpha < 0.98)).astype(np.uint8)
     unknown = cv2.dilate(unknown, np.ones((5, 5), np.uint8))
-    return np.where(unknown > 0, 0.5, alpha > 0.5).astype(np.float32)
+    trimap = np.where(unknown > 0, 0.5, alpha > 0.5).astype(np.float32)
+    if not (trimap == 1).any():
+        trimap[alpha == alpha.max()] = 1
+    return trimap
 
 
 def cut_with_grabcut(image: NDArray[np.float32], trimap: Alpha) -> Alpha:
