@@ -6,13 +6,17 @@ else
   BIN := bin
 endif
 DEMO := .venv-demo
+WEBUI := .venv-webui
 TEST := .venv-test
 
-.PHONY: demo test lint format clean
+.PHONY: demo webui test lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/installed
 	$(DEMO)/$(BIN)/python -m lib_layerdiffusion demo
+
+webui: $(WEBUI)/installed
+	$(WEBUI)/$(BIN)/python -m lib_layerdiffusion webui
 
 test: $(TEST)/installed
 	$(TEST)/$(BIN)/python -m pytest
@@ -35,6 +39,12 @@ $(DEMO)/installed: pyproject.toml constraints.txt
 	$(DEMO)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	@touch $@
 
+$(WEBUI)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and 'Python 3.10 to 3.13 is needed: make webui PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv $(WEBUI)
+	$(WEBUI)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[webui]"
+	@touch $@
+
 $(TEST)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and 'Python 3.10 to 3.13 is needed: make test PYTHON=/path/to/python3.11')"
 	$(PYTHON) -m venv $(TEST)
@@ -46,4 +56,4 @@ $(TEST)/lint-installed: $(TEST)/installed
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) $(TEST) demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(DEMO) $(WEBUI) $(TEST) demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -17,7 +17,17 @@ from lib_layerdiffusion.refusal import Refusal
 
 EXIT_OK, EXIT_FAULT, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 LARGEST_SEED = 2**32 - 1
-OPTIONAL_PACKAGES = {"diffusers", "transformers", "tqdm", "accelerate", "tomli", "psd_tools", "huggingface_hub"}
+OPTIONAL_PACKAGES = {
+    "diffusers",
+    "transformers",
+    "tqdm",
+    "accelerate",
+    "tomli",
+    "psd_tools",
+    "huggingface_hub",
+    "gradio",
+    "uvicorn",
+}
 
 
 def run() -> NoReturn:
@@ -60,6 +70,8 @@ def _dispatch(words: list[str]) -> int:
             return _delegate("lib_layerdiffusion.train", rest)
         case ["harmlessness", *rest]:
             return _delegate("lib_layerdiffusion.train.harmlessness", rest)
+        case ["webui", *rest]:
+            return _delegate("lib_layerdiffusion.demo.webui.command", rest)
         case _:
             return _execute(words)
 
@@ -132,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("train", "Train transparent encoders, decoders and layer weights (`train --help`)."),
         ("harmlessness", "Measure how much an encoder's offset disturbs a VAE (`harmlessness --help`)."),
+        ("webui", "Open a small WebUI page with the extension and the embedded model (`webui --help`)."),
     ):
         commands.add_parser(name, help=text, add_help=False)
     return parser

@@ -11,6 +11,8 @@ from ..layers import LayerStack
 from ..refusal import Refusal
 from . import whole_file
 
+LARGEST_SIDE = 30_000  # pixels, by the format's specification
+
 
 def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
     """Write the stack; the file appears whole or not at all. Refusal without psd-tools, or when it can't be written."""
@@ -31,6 +33,12 @@ def _build(stack: LayerStack) -> Any:
         raise Refusal(
             "A PSD needs the package psd-tools: pip install psd-tools into this Python environment, or take ORA."
         ) from None
+    width, height = stack.size
+    if max(stack.size) > LARGEST_SIDE:
+        raise Refusal(
+            f"A PSD has at most {LARGEST_SIDE} pixels on each side, not {width}x{height}: scale the layers down, or "
+            "take ORA."
+        )
     document: Any = PSDImage.new("RGBA", stack.size)  # with "RGB", alpha would become a layer mask
     for layer in stack.layers:
         x, y = layer.offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..image_file import MAX_PIXELS, read_image
+from ..image_file import DAMAGED, MAX_PIXELS, read_image
 from ..refusal import Refusal
 
 Pixels = NDArray[np.uint8]
 
 MAX_CHARACTERS = 2**28  # of an encoded text
 WRAPPED = ("image", "composite", "background")  # where the editors of the two gradio generations put the picture
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands others, such as EPS, to programs that run them
 CURE = "send a PNG, JPEG or WebP in base64, with or without data:image/...;base64, before it"
 
 
@@ -37,16 +39,20 @@ def read_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixe
                 raise Refusal(f"{name} is an object without an image: {CURE}.")
             return read_image_code(inner, name, max_pixels)
         case np.ndarray() | PIL.Image.Image():
-            height, width = value.shape[:2] if isinstance(value, np.ndarray) else value.size[::-1]
-            _check_size(width * height, name, max_pixels)
+            sides = value.shape[:2] if isinstance(value, np.ndarray) else value.size
+            _check_size(math.prod(sides), name, max_pixels)
             return read_image(value)
+        case None:
+            raise Refusal(f"{name} is missing: {CURE}.")
         case _:
             raise Refusal(f"{name} can't be a {type(value).__name__}: {CURE}.")
 
 
 def _decode(text: str, name: str, max_pixels: int) -> Pixels:
     if len(text) > MAX_CHARACTERS:
-        raise Refusal(f"{name} has {len(text)} characters, more than the {MAX_CHARACTERS} that are read: scale it down.")
+        raise Refusal(
+            f"{name} has {len(text)} characters, more than the {MAX_CHARACTERS} that are read: scale it down."
+        )
     encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
     try:
         content = base64.b64decode("".join(encoded.split()), validate=True)
@@ -55,14 +61,16 @@ def _decode(text: str, name: str, max_pixels: int) -> Pixels:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the size is checked below
-            image = PIL.Image.open(io.BytesIO(content))
+            image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_size(image.width * image.height, name, max_pixels)
+        image.load()
     except PIL.Image.DecompressionBombError:
         raise Refusal(f"{name} has more than the {max_pixels} pixels that are read: scale it down.") from None
-    except (OSError, SyntaxError, ValueError):
+    except PIL.UnidentifiedImageError:
         raise Refusal(f"{name} is not an image that can be read: {CURE}.") from None
-    with image:
-        _check_size(image.width * image.height, name, max_pixels)
-        return read_image(image)
+    except DAMAGED:
+        raise Refusal(f"{name} is damaged or cut off: {CURE}.") from None
+    return read_image(image)
 
 
 def _check_size(pixels: int, name: str, max_pixels: int) -> None:

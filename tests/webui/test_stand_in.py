@@ -208,7 +208,9 @@ def test_settings_of_a_job_come_after_before_process_and_only_known_ones_are_put
     opts.set("jpeg_quality", 70)
     make_probe(
         webui,
-        before_process=lambda p, *args: seen.append(opts.jpeg_quality) or p.override_settings.update(webp_lossless=True),
+        before_process=lambda p, *args: (
+            seen.append(opts.jpeg_quality) or p.override_settings.update(webp_lossless=True)
+        ),
         process=lambda p, *args: seen.append((opts.jpeg_quality, opts.webp_lossless)),
     )
     webui.txt2img(override_settings={"jpeg_quality": 33})
@@ -365,7 +367,9 @@ def test_saving_writes_into_alpha_as_forge_does(webui, option, tmp_path):
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_other_formats_drop_alpha_but_keep_the_infotext(webui, kind, tmp_path):
     images = webui.module("images")
-    path, _ = images.save_image(Image.new("RGBA", (8, 8)), str(tmp_path), "", 1, "frog", kind, info="frog\nSteps: 1, \u00e4")
+    path, _ = images.save_image(
+        Image.new("RGBA", (8, 8)), str(tmp_path), "", 1, "frog", kind, info="frog\nSteps: 1, \u00e4"
+    )
     image = Image.open(path)
     assert image.mode == "RGB"
     assert images.read_info_from_image(image)[0] == "frog\nSteps: 1, \u00e4"

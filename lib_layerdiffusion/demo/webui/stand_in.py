@@ -7,8 +7,8 @@ import importlib
 import importlib.util
 import logging
 import sys
-from contextlib import contextmanager
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def _set_flags(cmd_opts: argparse.Namespace, extension: Path, words: Sequence[st
 
 
 def _find_weights(model: str) -> Path | None:
-    """The layer files in a model's own folder, else the user's; None for the embedded model, which has `models_path`."""
+    """The layer files in a model's own folder, else the user's; None for the embedded model, in `models_path`."""
     if model == EMBEDDED:
         return None
     folder = Path(model).expanduser() / "layer_model"

@@ -82,9 +82,7 @@ class CFGDenoiser:
 
 def order_parts(c: MulticondLearnedConditioning) -> Iterator[Row]:
     """Rows of the prompts' parts: image by image, or (Forge) all images' first part, then all images' second."""
-    rows = [
-        [Row(image, part.schedules[0].cond, part.weight) for part in parts] for image, parts in enumerate(c.batch)
-    ]
+    rows = [[Row(image, part.schedules[0].cond, part.weight) for part in parts] for image, parts in enumerate(c.batch)]
     order = zip(*rows, strict=False) if shared.traits.uncond_first else rows
     for group in order:
         yield from group

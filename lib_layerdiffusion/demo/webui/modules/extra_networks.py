@@ -59,10 +59,8 @@ def parse_prompts(prompts: Iterable[str]) -> tuple[list[str], NetworkData]:
 def activate(p: Any, extra_network_data: NetworkData | None) -> None:
     """Activate every registered network, those without a tag with no arguments."""
     for name, network in extra_network_registry.items():
-        try:
-            network.activate(p, (extra_network_data or {}).get(name, []))
-        except Exception:  # noqa: BLE001 - as WebUIs do
-            errors.report(f"Error activating extra network {name}", exc_info=True)
+        given = (extra_network_data or {}).get(name, [])
+        errors.attempt(f"activating extra network {name}", network.activate, p, given)
     if p.scripts is not None:
         p.scripts.after_extra_networks_activate(
             p,
@@ -76,7 +74,4 @@ def activate(p: Any, extra_network_data: NetworkData | None) -> None:
 
 def deactivate(p: Any, extra_network_data: NetworkData | None) -> None:
     for name, network in extra_network_registry.items():
-        try:
-            network.deactivate(p)
-        except Exception:  # noqa: BLE001 - as WebUIs do
-            errors.report(f"Error deactivating extra network {name}", exc_info=True)
+        errors.attempt(f"deactivating extra network {name}", network.deactivate, p)

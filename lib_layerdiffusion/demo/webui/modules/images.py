@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,13 +100,15 @@ def save_image(
     target = Path(params.filename)
     partial = target.with_suffix(".tmp")
     save_image_with_geninfo(params.image, params.pnginfo.get(pnginfo_section_name), str(partial), target.suffix)
-    os.replace(partial, target)
+    partial.replace(target)
     params.image.already_saved_as = str(target)
     call("image_saved", params)
     return str(target), None
 
 
-def save_image_with_geninfo(image: Image.Image, geninfo: str | None, filename: str, extension: str | None = None) -> None:
+def save_image_with_geninfo(
+    image: Image.Image, geninfo: str | None, filename: str, extension: str | None = None
+) -> None:
     """Write a file; only PNG keeps alpha."""
     extension = (extension or Path(filename).suffix).lower()
     image_format = Image.registered_extensions()[extension]

@@ -61,9 +61,7 @@ def parse_generation_parameters(x: str, skip_fields: Sequence[str] | None = None
     if len(PARAMETER.findall(last)) < 3:
         lines, last = [*lines, last], ""
     start = next((n for n, line in enumerate(lines) if line.strip().startswith(NEGATIVE)), len(lines))
-    prompt, negative = (
-        "\n".join(line.strip() for line in part) for part in (lines[:start], lines[start:])
-    )
+    prompt, negative = ("\n".join(line.strip() for line in part) for part in (lines[:start], lines[start:]))
     params: dict[str, Any] = {
         "Prompt": prompt,
         "Negative prompt": negative.removeprefix(NEGATIVE).strip(),
@@ -91,11 +89,8 @@ def paste(text: str, fields: Sequence[PasteField]) -> list[Any]:
     script_callbacks.call("infotext_pasted", text, params)
     updates: list[Any] = []
     for component, target in fields:
-        try:
-            value = target(params) if callable(target) else params.get(target)
-        except Exception:  # noqa: BLE001 - as WebUIs do
-            errors.report(f"Error executing {target}", exc_info=True)
-            value = None
+        function = target if callable(target) else lambda given, name=target: given.get(name)
+        value = errors.attempt(f"executing {target}", function, params)
         updates.append(to_update(component, value, gr))
     return updates
 

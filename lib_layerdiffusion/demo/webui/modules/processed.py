@@ -115,11 +115,14 @@ def create_infotext(
     known = {"p": p, "index": index, "prompt_text": prompt_text, "negative_prompt": negative_prompt}
     known |= {"all_prompts": all_prompts, "all_seeds": all_seeds, "use_main_prompt": use_main_prompt}
     for name, value in params.items():
-        try:
-            params[name] = value[index] if isinstance(value, list) else value(**known) if callable(value) else value
-        except Exception:  # noqa: BLE001 - as WebUIs do
-            errors.report(f'Error creating infotext for key "{name}"', exc_info=True)
-            params[name] = None
+        params[name] = errors.attempt(f'creating infotext for key "{name}"', resolve, value, index, known)
     line = ", ".join(f"{name}: {quote(value)}" for name, value in params.items() if value is not None)
     negative_line = f"\nNegative prompt: {negative_prompt}" if negative_prompt else ""
     return f"{prompt_text}{negative_line}\n{line}".strip()
+
+
+def resolve(value: Any, index: int, known: dict[str, Any]) -> Any:
+    """The value of a parameter for one image."""
+    if isinstance(value, list):
+        return value[index]
+    return value(**known) if callable(value) else value

@@ -17,7 +17,7 @@ from . import extra_networks, images, masking, prompt_parser, scripts, sd_sample
 from .processed import Processed, create_infotext
 from .rng import ImageRNG
 
-opt_C, opt_f = 4, 8  # noqa: N816 - latent channels, and pixels per latent cell, by the WebUIs' names
+opt_C, opt_f = 4, 8
 
 
 class DecodedSamples(list[Tensor]):
@@ -33,7 +33,9 @@ def decode_latent_batch(model: Any, latents: Tensor) -> DecodedSamples:
 
 def images_tensor_to_samples(pixels: Tensor, model: Any) -> Tensor:
     """Encode [B, 3, H, W], 0..1, image by image."""
-    return torch.cat([model.get_first_stage_encoding(model.encode_first_stage(image * 2 - 1)) for image in pixels.split(1)])
+    return torch.cat(
+        [model.get_first_stage_encoding(model.encode_first_stage(image * 2 - 1)) for image in pixels.split(1)]
+    )
 
 
 def get_fixed_seed(seed: Any) -> int:
@@ -204,7 +206,12 @@ class StableDiffusionProcessing:
         return noise
 
     def sample(
-        self, conditioning: Any, unconditional_conditioning: Any, seeds: Any, subseeds: Any, subseed_strength: Any,
+        self,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        seeds: Any,
+        subseeds: Any,
+        subseed_strength: Any,
         prompts: Any,
     ) -> Any:
         raise NotImplementedError
@@ -293,7 +300,12 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
                 extra_networks.activate(self, self.extra_network_data)
 
     def sample(
-        self, conditioning: Any, unconditional_conditioning: Any, seeds: Any, subseeds: Any, subseed_strength: Any,
+        self,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        seeds: Any,
+        subseeds: Any,
+        subseed_strength: Any,
         prompts: Any,
     ) -> Any:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
@@ -448,7 +460,12 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
             self.init_latent = latent * self.mask
 
     def sample(
-        self, conditioning: Any, unconditional_conditioning: Any, seeds: Any, subseeds: Any, subseed_strength: Any,
+        self,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        seeds: Any,
+        subseeds: Any,
+        subseed_strength: Any,
         prompts: Any,
     ) -> Any:
         noise = self.rng.next() * self.initial_noise_multiplier
@@ -635,7 +652,9 @@ def add_grid(p: StableDiffusionProcessing, made: list[Image.Image], infotexts: l
         return 0
     grid, text = images.image_grid(made), batch_infotext(p, use_main_prompt=True)
     if opts.grid_save:
-        images.save_image(grid, p.outpath_grids, "grid", p.all_seeds[0], p.all_prompts[0], opts.grid_format, info=text, p=p, grid=True)
+        images.save_image(
+            grid, p.outpath_grids, "grid", p.all_seeds[0], p.all_prompts[0], opts.grid_format, info=text, p=p, grid=True
+        )
     if not opts.return_grid:
         return 0
     grid.info["parameters"] = text
@@ -670,5 +689,3 @@ def _differing(text: str, other: str) -> str | None:
 def _batch_texts(p: StableDiffusionProcessing) -> tuple[list[str], list[str]]:
     part = slice(p.iteration * p.batch_size, (p.iteration + 1) * p.batch_size)
     return p.all_prompts[part], p.all_negative_prompts[part]
-
-

@@ -57,10 +57,7 @@ def get_learned_conditioning(
 ) -> list[list[ScheduledPromptConditioning]]:
     """One schedule for each prompt."""
     encoded = model.get_learned_conditioning(prompts)
-    return [
-        [ScheduledPromptConditioning(steps, _take(encoded, index))]
-        for index in range(len(prompts))
-    ]
+    return [[ScheduledPromptConditioning(steps, _take(encoded, index))] for index in range(len(prompts))]
 
 
 def get_multicond_learned_conditioning(

@@ -39,10 +39,7 @@ class CFGDenoiserParams:
 def call(moment: str, *args: Any) -> None:
     """Call all callbacks for a moment; what one raises is logged."""
     for callback in callback_map.get(moment, []):
-        try:
-            callback(*args)
-        except Exception:  # noqa: BLE001 - as WebUIs do
-            errors.report(f"Error executing callback {moment}", exc_info=True)
+        errors.attempt(f"executing callback {moment}", callback, *args)
 
 
 def clear_callbacks() -> None:

@@ -136,9 +136,11 @@ def load_script(path: Path) -> None:
             raise ImportError(path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Script):
-                scripts_data.append(ScriptClassData(value, str(path), str(path.parent.parent), module))
+        scripts_data.extend(
+            ScriptClassData(value, str(path), str(path.parent.parent), module)
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Script)
+        )
     except Exception:  # noqa: BLE001 - as WebUIs do
         errors.report(f"Error loading script: {path.name}", exc_info=True)
     finally:
@@ -202,7 +204,9 @@ class ScriptRunner:
             with gr.Group():
                 self.create_script_ui(script)
         titles = [script.title() for script in self.selectable_scripts]
-        self.inputs[0] = gr.Dropdown(["None", *titles], value="None", type="index", label="Script", visible=bool(titles))
+        self.inputs[0] = gr.Dropdown(
+            ["None", *titles], value="None", type="index", label="Script", visible=bool(titles)
+        )
         for script in self.selectable_scripts:
             with gr.Group():
                 self.create_script_ui(script)
@@ -231,12 +235,9 @@ class ScriptRunner:
         """Call a hook of every script that is always on; what one raises is logged, and the job goes on."""
         for script in self.alwayson_scripts:
             method = getattr(script, hook, None)
-            if method is None:
-                continue
-            try:
-                method(p, *before, *p.script_args[script.args_from : script.args_to], **named)
-            except Exception:  # noqa: BLE001 - as WebUIs do
-                errors.report(f"Error running {hook}: {script.filename}", exc_info=True)
+            if method is not None:
+                args = p.script_args[script.args_from : script.args_to]
+                errors.attempt(f"running {hook}: {script.filename}", method, p, *before, *args, **named)
 
     # The hooks in the order of a job. After `before` come the script's own arguments, then what is named.
 

@@ -17,10 +17,10 @@ import torch
 from lib_layerdiffusion.demo.webui.host import StandInHost
 from lib_layerdiffusion.demo.webui.traits import FORGE, Traits
 
-from .options import OptionInfo as OptionInfo
-from .options import Options, make_options
-from .options import options_section as options_section
+from .options import OptionInfo, Options, make_options, options_section
 from .styles import StyleDatabase
+
+__all__ = ["OptionInfo", "options_section"]  # extensions look for them here
 
 
 class State:
@@ -85,7 +85,7 @@ class TotalTqdm:
 
     def clear(self) -> None: ...
 
-    def updateTotal(self, total: int) -> None: ...  # noqa: N802 - the WebUIs' name
+    def updateTotal(self, total: int) -> None: ...
 
 
 traits: Traits = FORGE

@@ -152,11 +152,15 @@ def add_hires_fix(tab: Tab) -> None:
     with gr.Accordion("Hires fix", open=False):
         tab.fields["enable_hr"] = gr.Checkbox(False, label="Second pass in a larger size", elem_id=tab.id("hr"))
         tab.fields |= in_row(
-            hr_upscaler=lambda: gr.Dropdown(upscalers, value=upscalers[0], label="Upscaler", elem_id=tab.id("hr_upscaler")),
+            hr_upscaler=lambda: gr.Dropdown(
+                upscalers, value=upscalers[0], label="Upscaler", elem_id=tab.id("hr_upscaler")
+            ),
             hr_scale=lambda: gr.Slider(1, 4, 2, step=0.25, label="Upscale by", elem_id=tab.id("hr_scale")),
         )
         tab.fields |= in_row(
-            hr_second_pass_steps=lambda: gr.Slider(0, 150, 0, step=1, label="Steps (0: same)", elem_id=tab.id("hires_steps")),
+            hr_second_pass_steps=lambda: gr.Slider(
+                0, 150, 0, step=1, label="Steps (0: same)", elem_id=tab.id("hires_steps")
+            ),
             denoising_strength=lambda: gr.Slider(
                 0, 1, 0.6, step=0.01, label="Denoising strength", elem_id=tab.id("denoising_strength")
             ),
@@ -202,7 +206,9 @@ def paste_fields(tab: Tab, runner: scripts.ScriptRunner) -> list[Any]:
     labels |= {"cfg_scale": "CFG scale", "seed": "Seed", "width": "Size-1", "height": "Size-2"}
     labels |= {"denoising_strength": "Denoising strength", "hr_upscaler": "Hires upscaler"}
     own = [(name, label) for name, label in labels.items() if name in tab.fields]
-    return [infotext_utils.PasteField(tab.fields[name], label, api=name) for name, label in own] + runner.infotext_fields
+    return [
+        infotext_utils.PasteField(tab.fields[name], label, api=name) for name, label in own
+    ] + runner.infotext_fields
 
 
 def make_job(
@@ -254,7 +260,7 @@ def run_job(make: Callable[[], StableDiffusionProcessing], result: dict[str, Any
             processed = p.scripts.run(p, *p.script_args)
             result["processed"] = process_images(p) if processed is None else processed
             p.close()
-        except Exception as error:  # noqa: BLE001 - it is shown in the page
+        except Exception as error:
             logger.exception("The job failed")
             result["error"] = error
         finally:

@@ -45,7 +45,7 @@ with without_stub_files():
             self.accordion.__exit__(*error)
 
 
-def InputAccordion(value: bool = False, **named: Any) -> Switch:  # noqa: N802 - the WebUIs' name
+def InputAccordion(value: bool = False, **named: Any) -> Switch:
     """Contents below a switch. With `elem_id` "x" the switch's element is "x-checkbox", that of the contents "x".
 
     A function and not a class, because gradio 4 makes a component anew for each update of it.
@@ -57,6 +57,6 @@ def InputAccordion(value: bool = False, **named: Any) -> Switch:  # noqa: N802 -
     return switch
 
 
-def ToolButton(value: str = "", *, tooltip: str | None = None, **named: Any) -> gr.Button:  # noqa: N802
+def ToolButton(value: str = "", *, tooltip: str | None = None, **named: Any) -> gr.Button:
     """A small button that shows a sign."""
     return gr.Button(value, size="sm", min_width=40, **named)

@@ -83,13 +83,24 @@ def handle_exception(request: Any, error: Exception) -> JSONResponse:
     return JSONResponse(status_code=int(about.get("status_code", 500)), content=jsonable_encoder(content))
 
 
+def read_credentials(text: str | None) -> dict[str, str]:
+    """Passwords by user, from "user:password,user:password"."""
+    pairs = [pair.partition(":") for pair in (text or "").split(",") if pair]
+    return {user: password for user, _, password in pairs}
+
+
+def cast(value: Any, like: Any) -> Any:
+    """A value from an infotext in the type of what it replaces."""
+    return value if like is None else type(like)(value)
+
+
 class Api:
     """All routes. An extension may replace a method, such as `init_script_args`, before this is made."""
 
     def __init__(self, app: FastAPI, queue_lock: Any) -> None:
         self.app = app
         self.queue_lock = queue_lock
-        self.credentials = dict(pair.split(":", 1) for pair in (shared.cmd_opts.api_auth or "").split(",") if pair)
+        self.credentials = read_credentials(shared.cmd_opts.api_auth)
         self.default_script_arg_txt2img = scripts.scripts_txt2img.default_args()
         self.default_script_arg_img2img = scripts.scripts_img2img.default_args()
         for method, name, endpoint in (
@@ -216,10 +227,9 @@ class Api:
             if value is None:
                 continue
             if id(each.component) in places:
-                kind = type(each.component.value)
-                found[places[id(each.component)]] = value if kind is type(None) else kind(value)
+                found[places[id(each.component)]] = cast(value, each.component.value)
             elif each.api and each.api not in request.given:
-                setattr(request, each.api, type(getattr(request, each.api))(value))
+                setattr(request, each.api, cast(value, getattr(request, each.api)))
         return found
 
     # -- everything else
@@ -227,7 +237,9 @@ class Api:
     def pnginfoapi(self, body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 - FastAPI's form
         text, items = images.read_info_from_image(decode_base64_to_image(body["image"].strip()))
         params = infotext_utils.parse_generation_parameters(text or "")
-        return jsonable_encoder({"info": text or "", "items": {k: str(v) for k, v in items.items()}, "parameters": params})
+        return jsonable_encoder(
+            {"info": text or "", "items": {k: str(v) for k, v in items.items()}, "parameters": params}
+        )
 
     def progressapi(self, skip_current_image: bool = False) -> dict[str, Any]:
         state = shared.state

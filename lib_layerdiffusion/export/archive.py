@@ -1,0 +1,32 @@
+"""A zip with one PNG per layer, each of the whole canvas, numbered from the bottom."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from typing import BinaryIO
+
+from PIL import Image
+
+from ..layers import LayerStack, composite
+from ..output_folder import slug
+from . import whole_file
+
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can name; the same layers make the same file
+
+
+def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
+    """Write the stack; the file appears whole or not at all. Refusal when it can't be written."""
+    with whole_file(path) as file:
+        write_to(stack, file)
+
+
+def write_to(stack: LayerStack, file: BinaryIO) -> None:
+    """Write the stack to an open file; what stands over the canvas is cut off."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for number, layer in enumerate(stack.layers, start=1):
+            buffer = io.BytesIO()
+            Image.fromarray(composite(LayerStack((layer,), stack.size))).save(buffer, format="PNG")
+            entry = zipfile.ZipInfo(f"{number:02d}-{slug(layer.name)}.png", EARLIEST)
+            archive.writestr(entry, buffer.getvalue())

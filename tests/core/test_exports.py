@@ -1,0 +1,170 @@
+"""Layered files read back as the layers that went in: pixels, order, names, places."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib_layerdiffusion.export import archive, ora, psd
+from lib_layerdiffusion.layers import Layer, LayerStack, composite
+from lib_layerdiffusion.refusal import Refusal
+
+SIZE = (37, 21)  # width, height
+NAMES = ["background", "Vordergrund ä", "前景", "🍎 <&\"'>", "x" * 90]
+
+
+def noise(width: int, height: int, seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+
+
+@pytest.fixture
+def stack() -> LayerStack:
+    """Layers of several sizes, inside, over the edges and outside of the canvas."""
+    places = [(0, 0), (5, 3), (-4, -2), (30, 15), (60, 40)]
+    sizes = [SIZE, (9, 8), (10, 10), (20, 20), (3, 2)]
+    layers = [
+        Layer(name, noise(*size, seed), "foreground", offset=place)
+        for seed, (name, size, place) in enumerate(zip(NAMES, sizes, places, strict=True))
+    ]
+    return LayerStack(tuple(layers), SIZE)
+
+
+def read_ora(source: Any) -> tuple[tuple[int, int], list[tuple[str, tuple[int, int], Any]], zipfile.ZipFile]:
+    """Size, and name, place and pixels of each layer from the bottom."""
+    file = zipfile.ZipFile(source)
+    image = ElementTree.fromstring(file.read("stack.xml"))
+    rows = []
+    for layer in reversed(image.findall("stack/layer")):
+        pixels = np.asarray(Image.open(io.BytesIO(file.read(layer.attrib["src"]))))
+        rows.append((layer.attrib["name"], (int(layer.attrib["x"]), int(layer.attrib["y"])), pixels))
+    return (int(image.attrib["w"]), int(image.attrib["h"])), rows, file
+
+
+def check_layers(stack: LayerStack, rows: list[tuple[str, tuple[int, int], Any]]) -> None:
+    assert [name for name, _, _ in rows] == [layer.name for layer in stack.layers]
+    assert [place for _, place, _ in rows] == [layer.offset for layer in stack.layers]
+    for (_, _, pixels), layer in zip(rows, stack.layers, strict=True):
+        assert np.array_equal(pixels, layer.image)
+
+
+def test_an_ora_reads_back(stack, tmp_path):
+    path = tmp_path / "ein Bild ä.ora"
+    ora.write(stack, path)
+    size, rows, file = read_ora(path)
+    assert size == SIZE
+    check_layers(stack, rows)
+    merged = np.asarray(Image.open(io.BytesIO(file.read("mergedimage.png"))))
+    assert np.array_equal(merged, composite(stack))
+    assert max(Image.open(io.BytesIO(file.read("Thumbnails/thumbnail.png"))).size) <= 256
+
+
+def test_an_ora_says_what_it_is_in_its_first_bytes(stack):
+    buffer = io.BytesIO()
+    ora.write_to(stack, buffer)
+    content = buffer.getvalue()
+    assert content[30:54] == b"mimetypeimage/openraster"  # first entry, stored, no extra field
+    assert zipfile.ZipFile(buffer).testzip() is None
+    image = ElementTree.fromstring(zipfile.ZipFile(buffer).read("stack.xml"))
+    assert image.attrib["version"].startswith("0.0.")
+    assert {layer.attrib["composite-op"] for layer in image.findall("stack/layer")} == {"svg:src-over"}
+
+
+def read_psd(source: Any) -> tuple[Any, list[tuple[str, tuple[int, int], Any]]]:
+    psd_tools = pytest.importorskip("psd_tools")
+    document = psd_tools.PSDImage.open(source)
+    rows = [(layer.name, (layer.left, layer.top), np.asarray(layer.topil().convert("RGBA"))) for layer in document]
+    return document, rows
+
+
+def test_a_psd_reads_back(stack, tmp_path):
+    pytest.importorskip("psd_tools")
+    path = tmp_path / "ein Bild ä.psd"
+    psd.write(stack, path)
+    document, rows = read_psd(path)
+    assert (document.width, document.height) == SIZE
+    check_layers(stack, rows)
+
+
+def test_a_psd_shows_its_layers_in_readers_of_flat_pictures(stack, tmp_path):
+    """Pillow reads the merged picture, as file managers do."""
+    pytest.importorskip("psd_tools")
+    buffer = io.BytesIO()
+    psd.write_to(stack, buffer)
+    document, _ = read_psd(io.BytesIO(buffer.getvalue()))
+    merged = np.asarray(document.composite(force=True).convert("RGBA")).astype(int)
+    expected = composite(stack).astype(int)
+    visible = expected[..., 3] > 32
+    assert np.abs(merged[..., 3] - expected[..., 3]).max() <= 2
+    assert np.abs(merged - expected)[visible].max() <= 8
+
+
+def test_a_psd_needs_psd_tools(stack, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psd_tools", None)
+    with pytest.raises(Refusal, match="pip install psd-tools"):
+        psd.write(stack, tmp_path / "a.psd")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(30_001, 1), (1, 400_000)])
+def test_a_psd_has_the_largest_sides_of_its_format(size, tmp_path):
+    pytest.importorskip("psd_tools")
+    stack = LayerStack((Layer("a", noise(2, 2, 0), "foreground"),), size)
+    with pytest.raises(Refusal, match=r"at most 30000 pixels on each side.*take ORA"):
+        psd.write(stack, tmp_path / "a.psd")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_has_a_whole_canvas_for_each_layer(stack, tmp_path):
+    path = tmp_path / "layers.zip"
+    archive.write(stack, path)
+    file = zipfile.ZipFile(path)
+    names = file.namelist()
+    assert [name[:3] for name in names] == ["01-", "02-", "03-", "04-", "05-"]
+    assert names[:3] == ["01-background.png", "02-vordergrund-ä.png", "03-前景.png"]
+    images = [np.asarray(Image.open(io.BytesIO(file.read(name)))) for name in names]
+    assert {image.shape for image in images} == {(SIZE[1], SIZE[0], 4)}
+    assert np.array_equal(images[0], stack.layers[0].image)
+    assert np.array_equal(images[1][3:11, 5:14], stack.layers[1].image)
+    again = LayerStack(tuple(Layer("a", image, "foreground") for image in images), SIZE)
+    expected = composite(stack).astype(int)
+    assert np.abs(composite(again) - expected)[expected[..., 3] > 0].max() <= 1
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\windows\\x", "a/b", "..", "", "\ud800"])
+def test_names_in_an_archive_stay_inside_it(name):
+    buffer = io.BytesIO()
+    archive.write_to(LayerStack((Layer(name, noise(2, 2, 0), "foreground"),), (2, 2)), buffer)
+    (entry,) = zipfile.ZipFile(buffer).namelist()
+    assert not set("/\\:") & set(entry)
+    assert entry.startswith("01-")
+    assert entry.endswith(".png")
+
+
+@pytest.mark.parametrize("writer", [ora, psd, archive])
+def test_files_are_whole_or_not_there(writer, stack, tmp_path: Path):
+    if writer is psd:
+        pytest.importorskip("psd_tools")
+    with pytest.raises(Refusal, match="make the folder"):
+        writer.write(stack, tmp_path / "nowhere" / "a")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Refusal, match="choose another name"):
+        writer.write(stack, tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("writer", [ora, archive])
+def test_the_same_layers_make_the_same_archive(writer, stack):
+    first, second = io.BytesIO(), io.BytesIO()
+    writer.write_to(stack, first)
+    writer.write_to(stack, second)
+    assert [zipfile.ZipFile(first).read(n) for n in zipfile.ZipFile(first).namelist()] == [
+        zipfile.ZipFile(second).read(n) for n in zipfile.ZipFile(second).namelist()
+    ]

@@ -1,0 +1,155 @@
+"""Made-up SD1.5 checkpoint and layer files of full shape, for a WebUI that knows only those: seeded, half precision.
+
+`python -m tests.e2e.seeded_files <folder of the WebUI>`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from tests import seeded
+from tests.e2e.server import CHECKPOINT
+
+UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}
+VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
+FILES = {  # layer file -> frames, control
+    "layer_sd15_transparent_attn": (1, False),
+    "layer_sd15_joint": (3, False),
+    "layer_sd15_fg2bg": (2, True),
+    "layer_sd15_bg2fg": (2, True),
+}
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def list_unet() -> Shapes:
+    """The UNet's parameters in the LDM layout."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET)
+    back = {diffusers: ldm for ldm, diffusers in name_modules(dict(unet.config)).items()}
+    for name, value in unet.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        yield f"model.diffusion_model.{translate(module, back)}.{leaf}", tuple(value.shape)
+
+
+def list_text_encoder() -> Shapes:
+    """CLIP ViT-L/14's text model."""
+    config = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                            num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
+    with torch.device("meta"):
+        model = CLIPTextModel(config)
+    for name, value in model.state_dict().items():
+        inner = name.removeprefix("text_model.")
+        if not inner.endswith("position_ids"):
+            yield f"cond_stage_model.transformer.text_model.{inner}", tuple(value.shape)
+
+
+def list_vae() -> Shapes:
+    """The KL autoencoder's parameters in the LDM layout."""
+    widths = [VAE_CHANNELS * factor for factor in VAE_LEVELS]
+    yield from _conv("encoder.conv_in", 3, VAE_CHANNELS)
+    before = VAE_CHANNELS
+    for level, width in enumerate(widths):
+        for block in range(VAE_DEPTH):
+            yield from _resnet(f"encoder.down.{level}.block.{block}", before, width)
+            before = width
+        if level < len(widths) - 1:
+            yield from _conv(f"encoder.down.{level}.downsample.conv", width, width)
+    for part, inner, outer in (("encoder", 8, "norm_out"), ("decoder", 3, "norm_out")):
+        yield from _resnet(f"{part}.mid.block_1", widths[-1], widths[-1])
+        yield from _norm(f"{part}.mid.attn_1.norm", widths[-1])
+        for leaf in ("q", "k", "v", "proj_out"):
+            yield from _conv(f"{part}.mid.attn_1.{leaf}", widths[-1], widths[-1], 1)
+        yield from _resnet(f"{part}.mid.block_2", widths[-1], widths[-1])
+        last = widths[-1] if part == "encoder" else widths[0]
+        yield from _norm(f"{part}.{outer}", last)
+        yield from _conv(f"{part}.conv_out", last, inner)
+    yield from _conv("quant_conv", 8, 8, 1)
+    yield from _conv("post_quant_conv", 4, 4, 1)
+    yield from _conv("decoder.conv_in", 4, widths[-1])
+    before = widths[-1]
+    for level in reversed(range(len(widths))):
+        for block in range(VAE_DEPTH + 1):
+            yield from _resnet(f"decoder.up.{level}.block.{block}", before, widths[level])
+            before = widths[level]
+        if level:
+            yield from _conv(f"decoder.up.{level}.upsample.conv", widths[level], widths[level])
+
+
+def _conv(name: str, before: int, after: int, kernel: int = 3) -> Shapes:
+    yield f"first_stage_model.{name}.weight", (after, before, kernel, kernel)
+    yield f"first_stage_model.{name}.bias", (after,)
+
+
+def _norm(name: str, width: int) -> Shapes:
+    yield f"first_stage_model.{name}.weight", (width,)
+    yield f"first_stage_model.{name}.bias", (width,)
+
+
+def _resnet(name: str, before: int, after: int) -> Shapes:
+    yield from _norm(f"{name}.norm1", before)
+    yield from _conv(f"{name}.conv1", before, after)
+    yield from _norm(f"{name}.norm2", after)
+    yield from _conv(f"{name}.conv2", after, after)
+    if before != after:
+        yield from _conv(f"{name}.nin_shortcut", before, after, 1)
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The whole checkpoint, tensor by tensor in half precision."""
+    path = folder / f"{CHECKPOINT}.safetensors"
+    if not path.exists():
+        shapes = [*list_unet(), *list_text_encoder(), *list_vae()]
+        # a gain below 1 keeps the many residual branches of a random network in half precision's range
+        state = {name: _half(seeded.tensor(name, shape, 1, gain=0.5)) for name, shape in shapes}
+        state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        save_file(state, path)
+    return path
+
+
+def write_layer_files(folder: Path) -> None:
+    """All layer files of SD1.5, with little effect, so that results stay finite."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET)
+    names = name_modules(dict(unet.config))
+    attentions = [unet.get_submodule(translate(place, names) or "") for place in ATTENTION_ORDER]
+    for name, (frames, control) in FILES.items():
+        with torch.device("meta"):
+            parts = {"hookers.layers": nn.ModuleList(AttentionSharingUnit(a, frames, control) for a in attentions)}
+            parts |= {"kwargs_encoder": ControlEncoder()} if control else {}
+        shapes = {f"{prefix}.{key}": v.shape for prefix, part in parts.items() for key, v in part.state_dict().items()}
+        _write(folder, name, shapes)
+    for prefix in ("layer_sd15_", ""):
+        for name, network in (("decoder", TransparentDecoder), ("encoder", TransparentEncoder)):
+            with torch.device("meta"):
+                shapes = {key: value.shape for key, value in network().state_dict().items()}
+            _write(folder, f"{prefix}vae_transparent_{name}", shapes)
+
+
+def _write(folder: Path, name: str, shapes: dict[str, torch.Size]) -> None:
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        save_file({key: _half(seeded.tensor(key, shape, 2, gain=0.3)) for key, shape in shapes.items()}, path)
+
+
+def _half(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value.half()
+
+
+if __name__ == "__main__":
+    models = Path(sys.argv[1]) / "models"
+    (models / "Stable-diffusion").mkdir(parents=True, exist_ok=True)
+    write_checkpoint(models / "Stable-diffusion")
+    write_layer_files(models / "layer_model")

@@ -1,0 +1,147 @@
+"""A real WebUI in a process of its own: started from a checkout, asked over HTTP, ended afterwards."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+CHECKPOINT = "layerdiffusion-seeded-sd15"  # which seeded_files makes
+FLAGS = (
+    "--server-name=127.0.0.1",
+    "--api",
+    "--always-cpu",
+    "--skip-prepare-environment",
+    "--skip-torch-cuda-test",
+    "--skip-version-check",
+    "--skip-python-version-check",
+    "--no-hashing",
+    "--no-prompt-history",
+    "--layerdiffusion-offline",
+)
+# Active waiting of the processor's threads makes a busy machine many times slower.
+SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+START_SECONDS, ANSWER_SECONDS = 600, 900
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request came to: an HTTP status, and images or a sentence."""
+
+    status: int
+    body: dict[str, Any]
+
+    @property
+    def encoded(self) -> list[str]:
+        assert self.status == 200, self.body
+        return self.body["images"]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        return [read(text) for text in self.encoded]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return json.loads(self.body["info"])
+
+
+class WebUIServer:
+    """A running WebUI; `folder` is its checkout, `python` the interpreter of its environment."""
+
+    def __init__(self, folder: Path, python: Path, scratch: Path) -> None:
+        self.folder, self.scratch = folder, scratch
+        self.log = scratch / "webui.log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINT}.safetensors"
+        files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
+        command = [str(python), "launch.py", *FLAGS, *files, f"--port={self.port}", f"--ckpt={checkpoint}"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Return as soon as requests are served as they should: the extension's routes are the last to be there."""
+        until = time.monotonic() + START_SECONDS
+        while not self._answers():
+            if time.monotonic() > until or self.process.poll() is not None:
+                raise RuntimeError(f"the WebUI doesn't start:\n{self.log.read_text('utf-8', 'replace')[-3000:]}")
+            time.sleep(1)
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/layerdiffusion/v1/version")
+        except OSError:  # all of urllib's errors: nothing listens yet, or the routes aren't there yet
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End the process and those it started."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as reply:
+            return json.load(reply)
+
+    def post(self, path: str, body: dict[str, Any]) -> Answer:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:
+                return Answer(reply.status, json.load(reply))
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, json.load(error))
+
+    def txt2img(self, layers: Any = None, **values: Any) -> Answer:
+        """A small picture; `layers` are the script's arguments."""
+        return self.post("/sdapi/v1/txt2img", _request(layers, values))
+
+    def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
+        """A small picture from an image."""
+        return self.post("/sdapi/v1/img2img", _request(layers, {"init_images": [encode(image)], **values}))
+
+
+def _request(layers: Any, values: dict[str, Any]) -> dict[str, Any]:
+    request = {
+        "prompt": "a red apple",
+        "negative_prompt": "blurry",
+        "seed": 7,
+        "steps": 2,
+        "cfg_scale": 5,
+        "width": 128,
+        "height": 128,
+        "sampler_name": "Euler",
+        "scheduler": "Automatic",
+    }
+    if layers is not None:
+        request["alwayson_scripts"] = {"LayerDiffuse": {"args": layers}}
+    return request | values
+
+
+def encode(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def read(text: str) -> Image.Image:
+    image = Image.open(io.BytesIO(base64.b64decode(text)))
+    image.load()
+    return image

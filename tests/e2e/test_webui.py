@@ -1,0 +1,171 @@
+"""Requests to a real WebUI, each followed by a plain one: that has to come out as if nothing had been before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from lib_layerdiffusion.modes import MODES
+from tests.e2e.server import Answer, encode, read
+
+if TYPE_CHECKING:
+    from tests.e2e.server import WebUIServer
+
+FOREGROUND = [{"mode": "foreground"}]
+ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
+HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_additional_modules": ["Use same choices"]}
+
+
+@pytest.fixture(scope="module")
+def plain(webui_server: WebUIServer) -> list[str]:
+    """The answer to the first request, which has nothing to do with layers."""
+    return webui_server.txt2img().encoded
+
+
+@pytest.fixture
+def webui(webui_server: WebUIServer, plain: list[str]) -> Iterator[WebUIServer]:
+    yield webui_server
+    assert webui_server.txt2img().encoded == plain, "a plain request comes out otherwise than at first"
+
+
+@pytest.fixture(scope="module")
+def sprite() -> Image.Image:
+    """A half-transparent disc on nothing."""
+    image = Image.new("RGBA", (128, 128))
+    ImageDraw.Draw(image).ellipse((24, 24, 104, 104), fill=(200, 40, 30, 180))
+    return image
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    """An opaque ramp."""
+    rows, columns = np.mgrid[0:128, 0:128].astype(np.uint8)
+    return Image.fromarray(np.dstack([2 * rows, 2 * columns, np.full_like(rows, 90)]))
+
+
+@pytest.fixture(scope="module")
+def mask() -> Image.Image:
+    image = Image.new("L", (128, 128))
+    ImageDraw.Draw(image).rectangle((40, 40, 90, 90), fill=255)
+    return image
+
+
+def check(answer: Answer, modes: str, size: tuple[int, int] = (128, 128)) -> list[Image.Image]:
+    """The images, after a look at their number, modes (A: RGBA, -: RGB), sizes and infotexts."""
+    images = answer.images
+    assert [image.mode for image in images] == ["RGBA" if mode == "A" else "RGB" for mode in modes]
+    assert {image.size for image in images} == {size}
+    for image in images:
+        assert "layerdiffusion_mode" in image.info["parameters"]
+        if image.mode == "RGBA":
+            assert np.ptp(np.asarray(image)[..., 3]) > 2, "the alpha holds nothing"
+    return images
+
+
+@pytest.mark.parametrize("args", [FOREGROUND, FOREGROUND[0]], ids=["list", "object"])
+def test_foreground(webui: WebUIServer, args: Any) -> None:
+    check(webui.txt2img(args), "A")
+
+
+def test_positional_list(webui: WebUIServer) -> None:
+    args = [True, ALIASES["foreground"], 1.0, 1.0, None, None, None, "Crop and Resize", False, "", "", ""]
+    check(webui.txt2img(args), "A-")
+
+
+def test_switched_off(webui: WebUIServer, plain: list[str]) -> None:
+    assert webui.txt2img([{"enabled": False}]).encoded == plain
+
+
+def test_together(webui: WebUIServer) -> None:
+    check(webui.txt2img([{"mode": "together", "background_prompt": "a meadow"}]), "A--")
+
+
+def test_foreground_to_background(webui: WebUIServer, sprite: Image.Image) -> None:
+    args = [{"mode": "foreground_to_background", "foreground_image": encode(sprite)}]
+    check(webui.txt2img(args), "--")
+
+
+def test_background_to_foreground(webui: WebUIServer, scene: Image.Image) -> None:
+    args = [{"mode": "background_to_foreground", "background_image": encode(scene)}]
+    check(webui.txt2img(args), "A-")
+
+
+def test_batches(webui: WebUIServer) -> None:
+    images = check(webui.txt2img(FOREGROUND, batch_size=2, n_iter=2), "AAAA")
+    assert len({image.tobytes() for image in images}) == 4
+
+
+def test_batches_of_sets(webui: WebUIServer) -> None:
+    answer = webui.txt2img([{"mode": "together"}], batch_size=2, n_iter=2)
+    check(answer, 4 * "A--")
+    assert answer.info["all_seeds"] == [seed for seed in range(7, 11) for _ in range(3)]
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_second_pass(webui: WebUIServer, upscaler: str) -> None:
+    check(webui.txt2img(FOREGROUND, **HIRES, hr_upscaler=upscaler), "A", (192, 192))
+
+
+def test_image_to_image_from_transparency(webui: WebUIServer, sprite: Image.Image) -> None:
+    transparent = check(webui.img2img(sprite, FOREGROUND, denoising_strength=0.5), "A")[0]
+    grey = Image.new("RGBA", sprite.size, (128, 128, 128, 255))
+    grey.alpha_composite(sprite)
+    opaque = check(webui.img2img(grey.convert("RGB"), FOREGROUND, denoising_strength=0.5), "A")[0]
+    assert transparent.tobytes() != opaque.tobytes()
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, only_masked: bool) -> None:
+    options = {"mask": encode(mask), "mask_blur": 0, "inpaint_full_res": only_masked, "inpainting_fill": 1}
+    image = check(webui.img2img(sprite, FOREGROUND, denoising_strength=0.8, **options), "A")[0]
+    outside = np.asarray(mask) == 0
+    before, after = np.asarray(sprite).astype(int), np.asarray(image).astype(int)
+    assert abs(before[..., 3] - after[..., 3])[outside].max() <= 1
+    seen = outside & (before[..., 3] > 0)
+    assert abs(before - after)[seen].max() <= 2
+    assert (before != after)[~outside].any()
+
+
+def test_size_between_steps(webui: WebUIServer) -> None:
+    answer = webui.txt2img(FOREGROUND, width=264, height=200)
+    check(answer, "A", (264, 200))
+    assert "Size: 264x200" in answer.info["infotexts"][0]
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ([{"mode": "foreground_conv"}], "SDXL only"),
+        ([{"mode": "forground"}], "foreground"),
+        ([{"wieght": 1}], "weight"),
+        ([{"mode": "background_to_foreground"}], "background_image"),
+        ([{"mode": "background_to_foreground", "background_image": "no image"}], "background_image"),
+        ([True, ALIASES["together"]], "batch"),
+    ],
+)
+def test_refusals(webui: WebUIServer, args: Any, named: str) -> None:
+    answer = webui.txt2img(args)
+    assert answer.status == 422
+    assert named in answer.body["detail"]
+    assert "\n" not in answer.body["detail"]
+
+
+@pytest.mark.parametrize("override", [{}, {"samples_format": "jpg"}], ids=["default", "jpg"])
+def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: dict[str, str]) -> None:
+    unsaved = read(webui.txt2img(FOREGROUND).encoded[0])
+    override = {"outdir_txt2img_samples": str(tmp_path), **override}
+    answer = webui.txt2img(FOREGROUND, save_images=True, override_settings=override)
+    (saved,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    with Image.open(saved) as image:
+        assert image.tobytes() == unsaved.tobytes() == check(answer, "A")[0].tobytes()
+
+
+def test_settings_stay(webui: WebUIServer) -> None:
+    before = webui.get("/sdapi/v1/options")
+    check(webui.txt2img(FOREGROUND, save_images=True), "A")
+    assert webui.get("/sdapi/v1/options") == before

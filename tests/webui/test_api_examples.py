@@ -1,0 +1,80 @@
+"""The examples of docs/api.md, all of them, against the stand-in with tiny models and every layer mode's file."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lib_layerdiffusion.modes import FAMILIES, MODES
+from tests.hosts.conftest import control_files, make_scheduler, quiet  # noqa: F401 - a fixture among them
+from tests.webui.test_api import blocks, language, run_example  # noqa: F401 - a fixture among them
+
+ALIKE = {"layer_xl_fgble2bg": "layer_xl_bgble2fg", "layer_xl_bg2ble": "layer_xl_fg2ble"}  # of the same shapes
+
+
+@pytest.fixture(scope="module")
+def every_file(layer_files: Path, control_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A folder with all layer files of both families."""
+    folder = tmp_path_factory.mktemp("every_layer_model")
+    sources = {path.stem: path for path in (*layer_files.iterdir(), *control_files.iterdir())}
+    sources |= {name: sources[other] for name, other in ALIKE.items()}
+    for name, source in sources.items():
+        (folder / f"{name}.safetensors").symlink_to(source.resolve())
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def served(request: pytest.FixtureRequest, every_file: Path, tmp_path_factory: Any) -> Iterator[tuple[str, str]]:
+    """Family, and address of a stand-in with its model."""
+    pytest.importorskip("gradio")
+    uvicorn = pytest.importorskip("uvicorn")
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    from lib_layerdiffusion.demo.webui.stand_in import running
+
+    parts = request.getfixturevalue(f"{request.param}_parts")
+    if request.param == "sd15":
+        pipe = StableDiffusionPipeline(**parts, scheduler=make_scheduler())
+    else:
+        pipe = StableDiffusionXLPipeline(**parts, scheduler=make_scheduler(), add_watermarker=False)
+    settings = {"outputs": tmp_path_factory.mktemp("outputs"), "weights": every_file, "offline": True}
+    with running(quiet(pipe), "tiny", **settings) as stand_in, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(stand_in.app, log_level="error"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        until = time.monotonic() + 60
+        while not server.started:
+            assert time.monotonic() < until, "the server doesn't start"
+            time.sleep(0.05)
+        yield request.param, f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+
+
+def test_examples_of_a_family_run_in_the_document_s_order(served, language, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("LAYERDIFFUSION_STEPS", "2")
+    family, url = served
+    offered = {mode.name for mode in MODES if mode.family == family}
+    (inputs,) = (text for mark, text in blocks("python") if mark == "inputs")
+    marks = []
+    for mark, text in blocks(language):
+        kind, _, mode = mark.partition(": ")
+        if kind == "own" or mode in offered:
+            run_example(language, text, url, tmp_path)
+            marks.append(mark)
+        if mark == "mode: foreground":  # which the others start from
+            run_example("python", inputs, url, tmp_path)
+    assert {f"mode: {name}" for name in offered} <= set(marks)
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+            assert image.size == (64, 64)
+            assert (image.mode == "RGBA") == path.stem.startswith(("foreground", "decoded")), path.name
