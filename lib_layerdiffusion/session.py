@@ -72,8 +72,9 @@ class Session:
         for file in plan.files:
             if file not in self._networks:
                 self._networks[file] = self._load(file)
-        with self.sampling():
-            pass  # hooks that don't fit refuse here, before the host spends time on prompts and noise
+        if plan.mode.file in plan.files:  # else the plan is to encode or decode only
+            with self.sampling():
+                pass  # hooks that don't fit refuse here, before the host spends time on prompts and noise
 
     @contextmanager
     def sampling(self) -> Iterator[None]:

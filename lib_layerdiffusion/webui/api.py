@@ -11,7 +11,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -431,11 +431,11 @@ WRITERS: dict[str, Callable[[LayerStack, io.BytesIO], None]] = {
 
 
 def _plan(session: Session, options: LayerOptions, width: int, height: int) -> Plan:
-    """A plan for one transparent image, as the loaded family's foreground mode has it."""
+    """A plan for one transparent image, as the loaded family's foreground mode has it, without sampling."""
     host = session.host
-    return make_plan(
-        options, Facts(host.family, width, height, unet_channels=host.unet_channels, transparent_input=True)
-    )
+    facts = Facts(host.family, width, height, unet_channels=host.unet_channels, transparent_input=True)
+    plan = make_plan(options, facts)
+    return replace(plan, files=tuple(file for file in plan.files if file != plan.mode.file))
 
 
 def _as_decoded(image: Pixels, file: LatentFile) -> Tensor:

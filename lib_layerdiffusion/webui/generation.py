@@ -251,7 +251,8 @@ class Generation:
             self._comment(str(refusal))
             return
         logger.error("%s", refusal, exc_info=None if refusal is error else error)
-        for owner, name in ((p, "init"), (p, "sample"), (p.sampler, "sample"), (p.sampler, "sample_img2img")):
+        sampler = getattr(p, "sampler", None)
+        for owner, name in ((p, "init"), (p, "sample"), (sampler, "sample"), (sampler, "sample_img2img")):
             if hasattr(owner, name):
                 setattr(owner, name, functools.partial(_raise, refusal))
         for place in places:

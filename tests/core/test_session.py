@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,14 @@ def test_images_that_cannot_carry_transparency_are_refused(host: SmallHost, stor
         with pytest.raises(Refusal, match='"Full"'), session.encoding_batch(lambda: [draw_rgba(1)]):
             pass  # a small approximation encoded, and not the VAE
     assert all(not module._forward_hooks for module in host.vae.modules())
+
+
+def test_a_plan_without_the_modes_file_decodes_only(host: SmallHost, store: WeightStore) -> None:
+    given = make_plan()
+    with Session(host, store) as session:
+        session.open(replace(given, files=tuple(file for file in given.files if file == given.mode.decoder)))
+        (image,) = session.decode_transparent(torch.randn(1, 4, 8, 8))
+    assert image.shape == (64, 64, 4)
 
 
 def test_fewer_views_can_be_asked_for(host: SmallHost, store: WeightStore) -> None:
