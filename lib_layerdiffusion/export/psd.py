@@ -33,11 +33,10 @@ def _build(stack: LayerStack) -> Any:
         raise Refusal(
             "A PSD needs the package psd-tools: pip install psd-tools into this Python environment, or take ORA."
         ) from None
-    width, height = stack.size
-    if max(stack.size) > LARGEST_SIDE:
+    largest = max(*stack.size, *(side for layer in stack.layers for side in layer.image.shape[:2]))
+    if largest > LARGEST_SIDE:
         raise Refusal(
-            f"A PSD has at most {LARGEST_SIDE} pixels on each side, not {width}x{height}: scale the layers down, or "
-            "take ORA."
+            f"A PSD has at most {LARGEST_SIDE} pixels on each side, not {largest}: scale the layers down, or take ORA."
         )
     document: Any = PSDImage.new("RGBA", stack.size)  # with "RGB", alpha would become a layer mask
     for layer in stack.layers:

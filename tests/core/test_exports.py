@@ -113,10 +113,10 @@ def test_a_psd_needs_psd_tools(stack, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("size", [(30_001, 1), (1, 400_000)])
-def test_a_psd_has_the_largest_sides_of_its_format(size, tmp_path):
+@pytest.mark.parametrize(("size", "width"), [((30_001, 1), 2), ((1, 400_000), 2), ((8, 8), 30_001)])
+def test_a_psd_has_the_largest_sides_of_its_format(size, width, tmp_path):
     pytest.importorskip("psd_tools")
-    stack = LayerStack((Layer("a", noise(2, 2, 0), "foreground"),), size)
+    stack = LayerStack((Layer("a", noise(width, 1, 0), "foreground"),), size)
     with pytest.raises(Refusal, match=r"at most 30000 pixels on each side.*take ORA"):
         psd.write(stack, tmp_path / "a.psd")
     assert list(tmp_path.iterdir()) == []

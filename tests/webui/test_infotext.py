@@ -54,6 +54,38 @@ def test_options_come_back_exactly(given_options):
     assert params["Version"] == "f2.0", "what follows in the text is still there"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"quoted"',  # the parser takes the quotes off
+        " around ",
+        "\u3000wide",
+        "12x34",  # a size, which it takes apart
+        "layerdiffusion_foreground_prompt",  # the entry's own name: its value isn't written
+        '["a"]',  # what we write for such texts
+        "a\rb",
+        "a, b: c\n<lora:d:1>",
+    ],
+)
+def test_texts_that_parsers_change_come_back(text):
+    given_options = LayerOptions(foreground_prompt=text)
+    assert infotext.read(through_host(infotext.describe(given_options)))["foreground_prompt"] == text
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat, sitting", "(cat:1.2) and [dog:0.5]", '[cat] in a "box"', "\u732b\u3001\u72ac"]
+)
+def test_ordinary_prompts_stay_readable(text):
+    assert infotext.describe(LayerOptions(foreground_prompt=text))["layerdiffusion_foreground_prompt"] == text
+
+
+@pytest.mark.parametrize("text", ["a\tb", "a\x00b", "a\u2028b", "\ud800"])
+def test_characters_that_image_files_lose_are_written_as_codes(text):
+    written = infotext.describe(LayerOptions(blend_prompt=text))["layerdiffusion_blend_prompt"]
+    assert written.isascii()
+    assert written.isprintable()
+
+
 def test_only_what_differs_is_written():
     assert infotext.describe(LayerOptions()) == {"layerdiffusion_mode": "foreground"}
     written = infotext.describe(LayerOptions(mode="together", weight=0.7, blend_prompt="a, b", outputs=("psd", "rgba")))

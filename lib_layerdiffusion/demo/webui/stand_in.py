@@ -143,8 +143,9 @@ def _serve(demo: Any, callbacks: Any, outputs: Path) -> Any:
     api.Api(app, importlib.import_module("modules.call_queue").queue_lock)
     callbacks.call("app_started", demo, app)
     demo.queue()
-    demo.allowed_paths = [str(outputs.resolve())]  # what the gallery may show
-    return gr.mount_gradio_app(app, demo, path="/")
+    mounted = gr.mount_gradio_app(app, demo, path="/")
+    demo.allowed_paths = [str(outputs.resolve())]  # what the gallery may show; mounting forgets it
+    return mounted
 
 
 def _set_flags(cmd_opts: argparse.Namespace, extension: Path, words: Sequence[str]) -> None:
