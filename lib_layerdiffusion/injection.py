@@ -395,6 +395,14 @@ def posterior(vae: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
         handle.remove()
 
 
+def fix_moments(moments: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Moments [B, 2C, h, w] whose sample is mean + std * offset (without one the mean), whatever is drawn."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    if offset is not None:
+        mean = mean + (0.5 * log_variance.clamp(-30, 20)).exp() * offset.to(mean)
+    return torch.cat([mean, torch.full_like(mean, -30.0)], dim=1)
+
+
 @dataclass
 class TimestepWindow:
     """Whether the UNet's present timestep lies between `start` and `stop`, both included."""

@@ -27,12 +27,15 @@ class LatentFile:
     height: int
     model: str = ""
 
-    def save(self, path: Path) -> None:
-        """Write the file in float32; it appears whole or not at all."""
+    def to_bytes(self) -> bytes:
+        """The content of the file, in float32."""
         about = {"format": FORMAT, "width": str(self.width), "height": str(self.height), "model": self.model}
-        content = save({"latent": self.latent.detach().float().cpu().contiguous()}, metadata=about)
+        return save({"latent": self.latent.detach().float().cpu().contiguous()}, metadata=about)
+
+    def save(self, path: Path) -> None:
+        """Write the file; it appears whole or not at all."""
         with whole_file(path) as file:
-            file.write(content)
+            file.write(self.to_bytes())
 
 
 def read_latent(path: Path) -> LatentFile:

@@ -165,6 +165,11 @@ def name_mode(text: str) -> str:
     raise Refusal(f"There is no layer mode {text!r}: {list_choices(text, MODE_NAMES)}.")
 
 
+def any_row(name: str) -> Mode:
+    """A row of the mode, of whichever family: for what is the same in all, such as its inputs and frames."""
+    return next(mode for mode in MODES if mode.name == name)
+
+
 def find_mode(name: str, family: str) -> Mode:
     """The row for a mode (by name or alias) on a base-model family; Refusal that lists what the family has."""
     name = name_mode(name)

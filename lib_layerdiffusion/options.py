@@ -201,6 +201,9 @@ class LayerOptions:
         }
 
 
+FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(LayerOptions)}
+
+
 def _describe(option: Field[Any]) -> dict[str, Any]:
     """One option's JSON schema."""
     about = option.metadata

@@ -68,7 +68,7 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
     if _whole(facts.steps, "steps") < 1:
         raise Refusal(f"{facts.steps} sampling steps make no image: ask for at least 1.")
     sets = _count_sets(mode, options, facts)
-    width, height = (_round_up(side, SIZE_STEP) for side in (facts.width, facts.height))
+    width, height = (round_up(side, SIZE_STEP) for side in (facts.width, facts.height))
     wants_encoder = facts.transparent_input and mode.encoder
     return Plan(
         mode=mode,
@@ -78,7 +78,7 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
         width=width,
         height=height,
         size=(facts.width, facts.height),
-        decode_size=(_round_up(width, DECODE_STEP), _round_up(height, DECODE_STEP)),
+        decode_size=(round_up(width, DECODE_STEP), round_up(height, DECODE_STEP)),
         weight=options.weight,
         start_at=options.start_at,
         stop_at=options.stop_at,
@@ -121,7 +121,7 @@ def _count_sets(mode: Mode, options: LayerOptions, facts: Facts) -> int:
     if options.batch_counts == "sets":
         return facts.batch
     if facts.batch % frames:
-        fitting = _round_up(facts.batch, frames)
+        fitting = round_up(facts.batch, frames)
         raise Refusal(
             f"Layer mode {mode.name!r} makes {frames} images at a time ({', '.join(mode.frames)}), so a batch size "
             f"that counts images can't be {facts.batch}: use {fitting}."
@@ -135,5 +135,6 @@ def _whole(value: object, name: str) -> int:
     return int(value)
 
 
-def _round_up(value: int, step: int) -> int:
+def round_up(value: int, step: int) -> int:
+    """The next multiple of `step`."""
     return -(-value // step) * step

@@ -110,7 +110,7 @@ class Session:
         """
         rgba = self._extend(rgba)
         offset = self._offset(rgba)
-        with injection.posterior(self.host.vae, lambda moments: _adjust(moments, offset)):
+        with injection.posterior(self.host.vae, lambda moments: _shift(moments, offset)):
             yield _on_grey(rgba)
 
     @contextmanager
@@ -130,13 +130,8 @@ class Session:
             if not offsets:
                 offsets.extend(self._offset(self._extend(image)) for image in images())
             first, done = done, done + len(moments)
-            if moments.shape[2:] != offsets[0].shape[2:]:
-                raise Refusal(
-                    "The VAE encodes in another size than that of the image, so its transparency can't be encoded: "
-                    "switch off tiled encoding (Tiled VAE), or make the image smaller."
-                )
             rows = [
-                _adjust(row, offsets[index % len(offsets)]) if index % frames == own else row
+                _shift(row, offsets[index % len(offsets)]) if index % frames == own else row
                 for index, row in enumerate(moments.split(1), start=first)
             ]
             return torch.cat(rows)
@@ -283,11 +278,14 @@ class SharedAttention:
     control: ControlEncoder | None
 
 
-def _adjust(moments: Tensor, offset: Tensor) -> Tensor:
-    """Moments [1, 8, h, w] of mean + std * offset, without deviation."""
-    mean, log_variance = moments.chunk(2, dim=1)
-    std = (0.5 * log_variance.clamp(-30, 20)).exp()
-    return torch.cat([mean + std * offset.to(mean), torch.full_like(mean, -30.0)], dim=1)
+def _shift(moments: Tensor, offset: Tensor) -> Tensor:
+    """One image's moments, shifted by its offset; Refusal when the host encodes in another size."""
+    if moments.shape[2:] != offset.shape[2:]:
+        raise Refusal(
+            "The VAE encodes in another size than that of the image, so its transparency can't be encoded: "
+            "switch off tiled encoding (Tiled VAE), or make the image smaller."
+        )
+    return injection.fix_moments(moments, offset)
 
 
 def _on_grey(rgba: Image) -> Tensor:

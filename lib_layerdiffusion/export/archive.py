@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from typing import BinaryIO
 
-from PIL import Image
-
 from ..layers import LayerStack, composite
 from ..output_folder import slug
-from . import whole_file
+from . import png, whole_file
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can name; the same layers make the same file
 
@@ -26,7 +23,5 @@ def write_to(stack: LayerStack, file: BinaryIO) -> None:
     """Write the stack to an open file; what stands over the canvas is cut off."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, layer in enumerate(stack.layers, start=1):
-            buffer = io.BytesIO()
-            Image.fromarray(composite(LayerStack((layer,), stack.size))).save(buffer, format="PNG")
             entry = zipfile.ZipInfo(f"{number:02d}-{slug(layer.name)}.png", EARLIEST)
-            archive.writestr(entry, buffer.getvalue())
+            archive.writestr(entry, png.encode(composite(LayerStack((layer,), stack.size))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import zipfile
 from typing import BinaryIO
@@ -11,8 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from ..layers import Bytes, LayerStack, composite
-from . import whole_file
+from ..layers import LayerStack, composite
+from . import png, whole_file
 
 THUMBNAIL = 256  # largest side, by the format's specification
 MIMETYPE = "image/openraster"
@@ -36,17 +35,10 @@ def write_to(stack: LayerStack, file: BinaryIO) -> None:
             x, y = layer.offset
             attributes = {"composite-op": "svg:src-over", "name": layer.name, "src": source, "x": str(x), "y": str(y)}
             ElementTree.SubElement(listed, "layer", attributes)
-            archive.writestr(source, _to_png(layer.image), zipfile.ZIP_STORED)
+            archive.writestr(source, png.encode(layer.image), zipfile.ZIP_STORED)
         merged = composite(stack)
-        archive.writestr("mergedimage.png", _to_png(merged), zipfile.ZIP_STORED)
-        archive.writestr("Thumbnails/thumbnail.png", _to_png(merged, THUMBNAIL), zipfile.ZIP_STORED)
+        thumbnail = Image.fromarray(merged)
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        archive.writestr("mergedimage.png", png.encode(merged), zipfile.ZIP_STORED)
+        archive.writestr("Thumbnails/thumbnail.png", png.encode(np.asarray(thumbnail)), zipfile.ZIP_STORED)
         archive.writestr("stack.xml", ElementTree.tostring(image, "UTF-8", xml_declaration=True))
-
-
-def _to_png(pixels: Bytes, largest: int | None = None) -> bytes:
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if largest:
-        image.thumbnail((largest, largest))
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

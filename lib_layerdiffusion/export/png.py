@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import numpy as np
@@ -26,8 +27,15 @@ def write(image: LayerStack | Bytes, path: str | os.PathLike[str], infotext: str
         image = composite(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
         raise Refusal(f"A PNG takes uint8 [H, W, 3 or 4], not {image.dtype} {list(image.shape)}: convert the image.")
+    with whole_file(path) as file:
+        file.write(encode(image, infotext))
+
+
+def encode(image: Bytes, infotext: str | None = None) -> bytes:
+    """The PNG of an image [H, W, 3 or 4] uint8, with the text chunk `parameters` if there is an infotext."""
     text = PngInfo()
     if infotext:  # a shell can pass lone surrogates, which no encoding takes
         text.add_text(TEXT_KEY, infotext.encode("utf-8", "replace").decode("utf-8"))
-    with whole_file(path) as file:
-        Image.fromarray(np.ascontiguousarray(image)).save(file, format="PNG", pnginfo=text)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()

@@ -42,7 +42,7 @@ class ForgeHost:
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
-        with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, _without_deviation):
+        with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, injection.fix_moments):
             return self._objects.vae.encode((pixels * 0.5 + 0.5).movedim(1, -1))
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -68,8 +68,3 @@ def read_family(model: Any) -> Family:
     if getattr(model, "is_sdxl", False):
         return "sdxl"
     return "sd15" if getattr(model, "is_sd1", False) else type(model).__name__  # pyright: ignore[reportReturnType]
-
-
-def _without_deviation(moments: Tensor) -> Tensor:
-    mean, _ = moments.chunk(2, dim=1)
-    return torch.cat([mean, torch.full_like(mean, -30.0)], dim=1)

@@ -205,11 +205,7 @@ class LatentTransparency(nn.Module):
         store = WeightStore([])
         if encoder is not None:
             state = dict(store.load(encoder))
-            last = max(int(name.split(".")[1]) for name in state)
-            for part in ("weight", "bias"):
-                state[f"blocks.{last}.{part}"] = (
-                    state[f"blocks.{last}.{part}"] * TransparentEncoder.factor / self.config.offset_gain
-                )
+            scale_last(state, TransparentEncoder.factor / self.config.offset_gain)
             self.encoder.load_state_dict(state)
         if decoder is not None:
             state = dict(store.load(decoder))
@@ -291,12 +287,7 @@ def train(config: TransparencyConfig, out: Path) -> None:
         optimizer.zero_grad()
         judge_optimizer.zero_grad()
         average.update(raw)
-        run.log(
-            **{
-                name: terms.get(name, 0.0)
-                for name in ("reconstruction", "identity", "coarse", "guide", "discriminator")
-            }
-        )
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS})
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):
@@ -341,12 +332,17 @@ def evaluate(raw: LatentTransparency, average: Average, check: TransparentBatch,
     }
 
 
+def scale_last(encoder: dict[str, Tensor], gain: float) -> None:
+    """Multiply the last layer of an encoder's state dict, and with it the offset."""
+    last = max(int(name.split(".")[1]) for name in encoder)
+    for part in ("weight", "bias"):
+        encoder[f"blocks.{last}.{part}"] = encoder[f"blocks.{last}.{part}"] * gain
+
+
 def write_files(raw: LatentTransparency, folder: Path, config: TransparencyConfig) -> None:
     """Both networks under the published names and keys; the encoder's last layer is scaled to the published factor."""
     encoder = {name: value.detach().cpu().clone() for name, value in raw.encoder.state_dict().items()}
-    last = max(int(name.split(".")[1]) for name in encoder)
-    for part in ("weight", "bias"):
-        encoder[f"blocks.{last}.{part}"] *= config.offset_gain / TransparentEncoder.factor
+    scale_last(encoder, config.offset_gain / TransparentEncoder.factor)
     decoder = {name: value.detach().cpu().contiguous() for name, value in raw.decoder.state_dict().items()}
     save_file(encoder, folder / f"{ENCODER}.safetensors", as_metadata(config))
     save_file(decoder, folder / f"{DECODER}.safetensors", as_metadata(config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import logging
@@ -22,11 +21,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from .. import __version__
-from ..export import archive, ora, psd
+from ..export import archive, ora, png, psd
 from ..latent_file import LatentFile, read_latent
 from ..layers import Layer, LayerStack, composite
 from ..modes import MODES, Role
@@ -36,7 +34,7 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal, list_choices
 from ..session import Session
 from . import results
-from .image_codes import read_image_code
+from .image_codes import decode_base64, read_image_code
 from .status import find_family
 
 if TYPE_CHECKING:
@@ -293,10 +291,9 @@ def read_latent_code(value: Any) -> LatentFile:
 
 
 def _read_latent_content(text: str) -> LatentFile:
-    encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
     try:
-        content = base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError):
+        content = decode_base64(text)
+    except ValueError:
         raise Refusal(f"latent is no base64 ({_show(text)}): send {KEYS['decode']['latent']}.") from None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latent.safetensors"
@@ -419,7 +416,7 @@ def export(body: Body) -> dict[str, str]:
 
 
 def _write_png(stack: LayerStack, file: io.BytesIO) -> None:
-    Image.fromarray(composite(stack)).save(file, format="PNG")
+    file.write(png.encode(composite(stack)))
 
 
 WRITERS: dict[str, Callable[[LayerStack, io.BytesIO], None]] = {
@@ -452,14 +449,11 @@ def _as_decoded(image: Pixels, file: LatentFile) -> Tensor:
 
 
 def _to_base64_png(image: Pixels) -> str:
-    return results.encode_png(Image.fromarray(np.ascontiguousarray(image)))
+    return base64.b64encode(png.encode(image)).decode()
 
 
 def _to_latent_code(file: LatentFile) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "latent.safetensors"
-        file.save(path)
-        return base64.b64encode(path.read_bytes()).decode()
+    return base64.b64encode(file.to_bytes()).decode()
 
 
 def _describe_body(keys: Mapping[str, str]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def read_options(args: Sequence[Any], from_api: bool) -> LayerOptions:
         return LayerOptions.from_dict(without_placeholders(values))
     listed = [values.pop(name, None) for name in POSITIONAL]
     values.pop("outputs", None)
-    return LayerOptions.from_dict(LayerOptions.from_positional(listed).to_dict() | _given(values))
+    return LayerOptions.from_dict(LayerOptions.from_positional(listed).to_dict() | values)
 
 
 def without_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,7 +40,3 @@ def is_enabled(args: Sequence[Any]) -> bool:
     if isinstance(args[0], Mapping):
         return args[0].get("enabled") is not False
     return bool(args[0])
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

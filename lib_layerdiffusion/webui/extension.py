@@ -39,7 +39,7 @@ class Extension:
     def setting(self, name: str) -> Any:
         """The user's value of one of `settings.SETTINGS`, or its default."""
         default = settings.defaults()[name]
-        return getattr(shared.opts, f"layerdiffusion_{name}", default)
+        return getattr(shared.opts, settings.PREFIX + name, default)
 
     def store(self) -> WeightStore:
         """The weight files as flags and settings say; the same object, with what it loaded, until those change."""

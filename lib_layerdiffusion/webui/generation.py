@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..layers import fit
-from ..modes import MODES, Role
+from ..modes import Mode, Role, any_row
 from ..options import LayerOptions
-from ..planning import SIZE_STEP, Facts, Plan
+from ..planning import SIZE_STEP, Facts, Plan, round_up
 from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session
 from ..transparent_vae import Cancelled
-from . import downloads, infotext, job_options, results
+from . import downloads, infotext, job_options, results, xyz
 from .arguments import is_enabled, read_options
 from .image_codes import read_image_code
 from .replacing import Replaced, replace_method
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerdiffusion"  # of `p`
-AXES = "layerdiffusion_axes"  # of `p`: options that an X/Y/Z plot lays over the others
 RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
 
 
@@ -77,6 +76,7 @@ class Generation:
         self.options = LayerOptions()
         self.session: Session | None = None
         self.latents: Any = None  # of the last sampling pass, sampler space
+        self.given: dict[Role, results.Pixels] = {}  # images that the mode starts from, of the plan's size
         self.starts: list[results.Pixels] = []  # RGBA images that image to image starts from
         self.batch: results.Batch | None = None
         self.sets: list[results.LayerSet] = []
@@ -92,7 +92,7 @@ class Generation:
         if earlier is not None and earlier.p is p:
             earlier.close()
         setattr(p, ATTRIBUTE, None)
-        axes = getattr(p, AXES, None) or {}
+        axes = getattr(p, xyz.ATTRIBUTE, None) or {}
         inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of our picture
         if inside_another or not (is_enabled(args) or axes):
             return
@@ -112,10 +112,10 @@ class Generation:
         p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
         p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
         self.asked = (p.width, p.height)
-        p.width, p.height = (-(-side // SIZE_STEP) * SIZE_STEP for side in self.asked)
+        p.width, p.height = (round_up(side, SIZE_STEP) for side in self.asked)
         if (p.width, p.height) != self.asked:
             p.extra_generation_params["Size"] = "{}x{}".format(*self.asked)
-        frames = next(len(mode.frames) for mode in MODES if mode.name == self.options.mode)
+        frames = len(self.mode.frames)
         if self.options.batch_counts == "sets" and frames > 1:
             p.batch_size *= frames
             for name in ("prompt", "negative_prompt", "seed"):
@@ -156,13 +156,14 @@ class Generation:
         """Inject around the coming call of the sampler; `process_before_every_sampling`, at times twice for a pass."""
         p, host = self.p, self.extension.host(self.p.sd_model)
         width, height = 8 * x.shape[3], 8 * x.shape[2]
-        plan = self.plan if (width, height) == (self.plan.width, self.plan.height) else self._plan(width, height)
-        if host.unet is not self.live.host.unet:  # another checkpoint for this pass
+        same_size = (width, height) == (self.plan.width, self.plan.height)
+        size = self.plan.size if same_size else (width, height)
+        same_model = host.unet is self.live.host.unet
+        if not same_model:  # another checkpoint for this pass
             self.live.close()
             self.session = Session(host, self.extension.store())
-            self._open(replace(plan, files=make_plan(self.options, self._facts(width, height)).files))
-        elif plan is not self.plan:
-            self._open(plan)
+        if not (same_size and same_model):
+            self._open(self._plan(*size))
         if p.sampler is not self._sampler:
             self._sampler = p.sampler
             for name in ("sample", "sample_img2img"):
@@ -217,7 +218,7 @@ class Generation:
             pp.image = self.batch.finish(index, pp.image)
         role = self.plan.frames[index % len(self.plan.frames)]
         if index % len(self.plan.frames) == 0:
-            self.sets.append(results.LayerSet(self.plan, self._conditions(self.plan.size)))
+            self.sets.append(results.LayerSet(self.plan, self.given))
         self.sets[-1].images[role] = pp.image
 
     def finish(self, processed: Any) -> None:
@@ -287,6 +288,11 @@ class Generation:
         return self.session
 
     @property
+    def mode(self) -> Mode:
+        """What is the same for all families, known before the checkpoint is."""
+        return any_row(self.options.mode)
+
+    @property
     def plan(self) -> Plan:
         return self.live.plan
 
@@ -296,23 +302,21 @@ class Generation:
             family=host.family,
             width=width,
             height=height,
-            batch=p.batch_size // (self._frames() if self.options.batch_counts == "sets" else 1),
+            batch=p.batch_size // (len(self.mode.frames) if self.options.batch_counts == "sets" else 1),
             steps=p.steps,
             unet_channels=host.unet_channels,
             combined_prompts=any(re.search(r"\bAND\b", prompt) for prompt in p.all_prompts),
             transparent_input=bool(self.starts),
         )
 
-    def _frames(self) -> int:
-        return next(len(mode.frames) for mode in MODES if mode.name == self.options.mode)
-
     def _plan(self, width: int, height: int) -> Plan:
         return make_plan(self.options, self._facts(width, height))
 
     def _open(self, plan: Plan) -> None:
-        self.live.open(plan, {role: self._conditions(plan.size)[role] for role in plan.mode.inputs})
+        self.given = self._read_given(plan.size)
+        self.live.open(plan, {role: self.given[role] for role in plan.mode.inputs})
 
-    def _conditions(self, size: tuple[int, int]) -> dict[Role, results.Pixels]:
+    def _read_given(self, size: tuple[int, int]) -> dict[Role, results.Pixels]:
         """The images that were given, RGBA of that size."""
         roles: tuple[Role, ...] = ("foreground", "background", "blend")
         given: dict[Role, results.Pixels] = {}
@@ -324,7 +328,7 @@ class Generation:
     def _refuse_merging(self) -> None:
         """Token merging pairs other tokens in each image, so frames and controls that go by position can't work."""
         ratio = self.p.get_token_merging_ratio() if hasattr(self.p, "get_token_merging_ratio") else 0
-        mode = next(mode for mode in MODES if mode.name == self.options.mode)
+        mode = self.mode
         if ratio and mode.kind == "attention_sharing" and (len(mode.frames) > 1 or mode.inputs):
             raise Refusal(
                 f"Layer mode {mode.name!r} can't be used with token merging: set the token merging ratio to 0."
@@ -333,8 +337,7 @@ class Generation:
     def _read_starts(self) -> list[results.Pixels]:
         """The RGBA images of image to image, if one has transparency that the mode can start from."""
         given = [image for image in getattr(self.p, "init_images", None) or [] if image is not None]
-        mode = next(mode for mode in MODES if mode.name == self.options.mode)
-        if mode.encoder is None or not any("A" in image.getbands() for image in given):
+        if self.mode.encoder is None or not any("A" in image.getbands() for image in given):
             return []
         images = [read_image_code(image, "init_images") for image in given]
         return images if any(image[..., 3].min() < 255 for image in images) else []

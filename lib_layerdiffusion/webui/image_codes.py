@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 import warnings
@@ -48,15 +47,20 @@ def read_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixe
             raise Refusal(f"{name} can't be a {type(value).__name__}: {CURE}.")
 
 
+def decode_base64(text: str) -> bytes:
+    """Bytes of a base64 text, with or without the head of a data URL and line breaks; ValueError when it is none."""
+    encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
+    return base64.b64decode("".join(encoded.split()), validate=True)
+
+
 def _decode(text: str, name: str, max_pixels: int) -> Pixels:
     if len(text) > MAX_CHARACTERS:
         raise Refusal(
             f"{name} has {len(text)} characters, more than the {MAX_CHARACTERS} that are read: scale it down."
         )
-    encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
     try:
-        content = base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError):
+        content = decode_base64(text)
+    except ValueError:
         raise Refusal(f"{name} is no base64 ({text[:20]!r}...): {CURE}.") from None
     try:
         with warnings.catch_warnings():

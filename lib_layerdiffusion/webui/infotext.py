@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
 from ..modes import Role
-from ..options import LayerOptions
+from ..options import FIELDS, LayerOptions
 from ..refusal import Refusal
 from .arguments import PAGE_ORDER, PLACEHOLDERS
 
 PREFIX = "layerdiffusion_"
 PAGE_OPTIONS: tuple[str, ...] = tuple(name for name in PAGE_ORDER if name not in PLACEHOLDERS)
-_FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(LayerOptions)}
 
 # The reference extension's names where they differ from ours.
 _REFERENCE = {
@@ -42,7 +41,7 @@ def describe(options: LayerOptions) -> dict[str, str]:
         return {}
     written: dict[str, str] = {}
     for name in PAGE_OPTIONS:
-        value, about = getattr(options, name), _FIELDS[name]
+        value, about = getattr(options, name), FIELDS[name]
         if name == "mode" or (name != "enabled" and not _is_default(about, value)):
             written[PREFIX + name] = _write(about, value)
     return written
@@ -86,11 +85,11 @@ def _is_enabled(params: Mapping[str, str]) -> bool:
     """Layers were made if their mode is named, unless it is said otherwise (the text "False" is no truth)."""
     mode = _find(params, "mode")
     said = _find(params, "enabled")
-    return mode is not None and _parse(_FIELDS["mode"], mode) is not None and said in (None, "True")
+    return mode is not None and _parse(FIELDS["mode"], mode) is not None and said in (None, "True")
 
 
 def _read(params: Mapping[str, str], name: str) -> Any:
-    about, text = _FIELDS[name], _find(params, name)
+    about, text = FIELDS[name], _find(params, name)
     value = None if text is None else _parse(about, text)
     return value if value is not None else list(about.default) if isinstance(about.default, tuple) else about.default
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..modes import MODES, name_mode
+from ..modes import any_row, name_mode
 
 ROLES = ("foreground", "background", "blend")
 IMAGES: tuple[str, ...] = tuple(f"{role}_image" for role in ROLES)
@@ -15,8 +15,7 @@ def wanted(mode_name: str) -> frozenset[str]:
 
     A mode that makes a single image has the main prompt for it and needs no other.
     """
-    name = name_mode(mode_name)
-    mode = next(mode for mode in MODES if mode.name == name)
+    mode = any_row(name_mode(mode_name))
     images = [f"{role}_image" for role in mode.inputs]
     prompts = [f"{role}_prompt" for role in mode.frames if len(mode.frames) > 1]
     return frozenset([*images, *prompts, *(["resize_mode"] if images else [])])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..modes import FAMILIES, MODE_NAMES, MODES, Family, Role
-from ..options import RESIZE_MODES, LayerOptions
+from ..modes import FAMILIES, MODE_NAMES, MODES, Family, Role, any_row
+from ..options import FIELDS, RESIZE_MODES, LayerOptions
 from . import infotext, status
 from .arguments import PAGE_ORDER
 from .gradio_compat import QUIET, careful, switch_accordion, tool_button, update_choices, with_labels
@@ -23,7 +23,6 @@ TITLE = "LayerDiffusion"
 ADVANCED = "Advanced"
 REFRESH = "Look again at checkpoint, weight files and the last run"
 IMAGE_HEIGHT = 240  # pixels
-_FIELDS: dict[str, Field[Any]] = {each.name: each for each in fields(LayerOptions)}
 
 # Modes that are one step of several, or a variant for those who know why they want it.
 EXPERT_MODES = (
@@ -69,7 +68,7 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
 
     def add(name: str, maker: Callable[..., Any], **settings: Any) -> None:
         visible = name in shown or name not in OPTIONAL
-        made[name] = maker(label=_FIELDS[name].metadata["label"], visible=visible, elem_id=elem_id(name), **settings)
+        made[name] = maker(label=FIELDS[name].metadata["label"], visible=visible, elem_id=elem_id(name), **settings)
 
     with switch_accordion(TITLE, elem_id("enabled")) as made["enabled"]:
         add("mode", partial(with_labels, gr.Dropdown, list_modes()), value=LayerOptions.mode, info=_help("mode"))
@@ -128,7 +127,7 @@ def _connect(made: dict[str, Any], refresh: Any, report: Any, extension: Extensi
         return [*follow(name), update_choices(list_modes(status.find_family(extension)), name)]
 
     def suggest(name: str) -> float:
-        return next(row.suggested_stop_at for row in MODES if row.name == name)
+        return any_row(name).suggested_stop_at
 
     outputs = [report, *optional]
     mode.change(careful(follow, len(outputs)), [mode], outputs, **QUIET)
@@ -155,17 +154,17 @@ def _families(name: str) -> list[Family]:
 
 def _label(name: str) -> str:
     families = _families(name)
-    text = next(mode.label for mode in MODES if mode.name == name)
+    text = any_row(name).label
     note = f" \u00b7 {', '.join(FAMILIES[family] for family in families)}" if len(families) < len(FAMILIES) else ""
     return f"{ADVANCED}: {text}{note}" if name in EXPERT_MODES else f"{text}{note}"
 
 
 def _help(name: str) -> str:
-    return _FIELDS[name].metadata["help"]
+    return FIELDS[name].metadata["help"]
 
 
 def _range(name: str) -> dict[str, Any]:
     """A slider's settings."""
-    about = _FIELDS[name].metadata
+    about = FIELDS[name].metadata
     limits = {limit: about[limit] for limit in ("minimum", "maximum", "step")}
-    return {"value": _FIELDS[name].default, "info": SLIDER_HELP[name], **limits}
+    return {"value": FIELDS[name].default, "info": SLIDER_HELP[name], **limits}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..export import ora, psd
+from ..export import ora, png, psd
 from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
 from ..modes import Role
 from ..options import LayerOptions
@@ -151,24 +149,19 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
 
 def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
     """Where another extension put an opaque picture in the place of a transparent one, give it that one's alpha."""
-    ours = [image for each in sets for image in each.images.values()]
-    first = processed.index_of_first_image
+    ours = [(each, role) for each in sets for role in each.images]
+    first, present = processed.index_of_first_image, {id(image) for image in processed.images}
     if len(processed.images) - first < len(ours):
         return
-    theirs = processed.images[first : first + len(ours)]
-    places = {id(image): index for index, image in enumerate(processed.images)}
-    for each in sets:
-        for role, image in each.images.items():
-            if id(image) in places or image.mode != "RGBA":
-                continue
-            index = first + next(at for at, own in enumerate(ours) if own is image)
-            other = theirs[index - first]
-            if isinstance(other, Image.Image) and other.mode != "RGBA":
-                alpha = image.getchannel("A").resize(other.size, Image.Resampling.LANCZOS)
-                attached = other.convert("RGB")
-                attached.putalpha(alpha)
-                attached.info = dict(other.info)
-                processed.images[index] = each.images[role] = attached
+    for index, (each, role) in enumerate(ours, start=first):
+        image, other = each.images[role], processed.images[index]
+        if id(image) in present or image.mode != "RGBA":
+            continue
+        if isinstance(other, Image.Image) and other.mode != "RGBA":
+            attached = other.convert("RGB")
+            attached.putalpha(image.getchannel("A").resize(other.size, Image.Resampling.LANCZOS))
+            attached.info = dict(other.info)
+            processed.images[index] = each.images[role] = attached
 
 
 def _make_previews(each: LayerSet, stack: LayerStack, outputs: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -229,9 +222,4 @@ def _as_saved(pixels: Tensor) -> Pixels:
 
 def encode_png(image: Image.Image) -> str:
     """Base64 text of a PNG with the image's infotext."""
-    info = PngInfo()
-    if text := image.info.get("parameters"):
-        info.add_text("parameters", text)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png.encode(np.asarray(image), image.info.get("parameters"))).decode()

@@ -65,15 +65,15 @@ def list_vae() -> Shapes:
             before = width
         if level < len(widths) - 1:
             yield from _conv(f"encoder.down.{level}.downsample.conv", width, width)
-    for part, inner, outer in (("encoder", 8, "norm_out"), ("decoder", 3, "norm_out")):
+    for part, outputs in (("encoder", 8), ("decoder", 3)):
         yield from _resnet(f"{part}.mid.block_1", widths[-1], widths[-1])
         yield from _norm(f"{part}.mid.attn_1.norm", widths[-1])
         for leaf in ("q", "k", "v", "proj_out"):
             yield from _conv(f"{part}.mid.attn_1.{leaf}", widths[-1], widths[-1], 1)
         yield from _resnet(f"{part}.mid.block_2", widths[-1], widths[-1])
         last = widths[-1] if part == "encoder" else widths[0]
-        yield from _norm(f"{part}.{outer}", last)
-        yield from _conv(f"{part}.conv_out", last, inner)
+        yield from _norm(f"{part}.norm_out", last)
+        yield from _conv(f"{part}.conv_out", last, outputs)
     yield from _conv("quant_conv", 8, 8, 1)
     yield from _conv("post_quant_conv", 4, 4, 1)
     yield from _conv("decoder.conv_in", 4, widths[-1])

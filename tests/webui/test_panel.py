@@ -253,6 +253,7 @@ def test_events_change_nothing_when_something_breaks(page, extension, monkeypatc
     monkeypatch.setattr(panel, "wanted", broken)
     monkeypatch.setattr(panel, "list_modes", broken)
     monkeypatch.setattr(panel, "MODES", ())
+    monkeypatch.setattr(panel, "any_row", broken)
     for _, key, function, outputs in events(page):
         answer = function("foreground")
         answer = answer if isinstance(answer, list) else [answer]

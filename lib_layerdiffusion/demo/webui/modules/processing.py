@@ -162,18 +162,33 @@ class StableDiffusionProcessing:
         prompts, negatives = _spread(self.prompt, count), _spread(self.negative_prompt, count)
         if len(prompts) != len(negatives):
             raise RuntimeError(f"Got {len(prompts)} prompts and {len(negatives)} negative prompts")
-        styles = shared.prompt_styles
-        self.all_prompts = [styles.apply_styles_to_prompt(text, self.styles) for text in prompts]
-        self.all_negative_prompts = [styles.apply_negative_styles_to_prompt(text, self.styles) for text in negatives]
+        self.all_prompts, self.all_negative_prompts = self.apply_styles(prompts, negatives)
         self.main_prompt, self.main_negative_prompt = self.all_prompts[0], self.all_negative_prompts[0]
+
+    def apply_styles(self, prompts: list[str], negatives: list[str]) -> tuple[list[str], list[str]]:
+        styles = shared.prompt_styles
+        return (
+            [styles.apply_styles_to_prompt(text, self.styles) for text in prompts],
+            [styles.apply_negative_styles_to_prompt(text, self.styles) for text in negatives],
+        )
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
         """Prepare the whole job; image to image encodes here."""
 
-    def begin_batch(self, iteration: int) -> None:
+    @property
+    def batch_part(self) -> slice:
+        """Where the current batch's images are among those of the whole job."""
+        return slice(self.iteration * self.batch_size, (self.iteration + 1) * self.batch_size)
+
+    def restore_prompts(self) -> None:
+        """The batch's prompts as they were given, with tags of extra networks."""
+        self.prompts = self.all_prompts[self.batch_part]
+        self.negative_prompts = self.all_negative_prompts[self.batch_part]
+
+    def begin_batch(self) -> None:
         """Take this batch's part of the job."""
-        part = slice(iteration * self.batch_size, (iteration + 1) * self.batch_size)
-        self.prompts, self.negative_prompts = self.all_prompts[part], self.all_negative_prompts[part]
+        part = self.batch_part
+        self.restore_prompts()
         self.seeds, self.subseeds = self.all_seeds[part], self.all_subseeds[part]
         self.rng = ImageRNG((opt_C, self.height // opt_f, self.width // opt_f), self.seeds)
 
@@ -214,6 +229,10 @@ class StableDiffusionProcessing:
         subseed_strength: Any,
         prompts: Any,
     ) -> Any:
+        """Latents of the batch; what WebUIs call, and extensions replace."""
+        return self.sample_batch(conditioning, unconditional_conditioning)
+
+    def sample_batch(self, conditioning: Any, unconditional_conditioning: Any) -> Any:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -254,13 +273,10 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     def setup_prompts(self) -> None:
         super().setup_prompts()
         if self.enable_hr:
-            count, styles = self.batch_size * self.n_iter, shared.prompt_styles
+            count = self.batch_size * self.n_iter
             texts = _spread(self.hr_prompt or self.prompt, count)
             negatives = _spread(self.hr_negative_prompt or self.negative_prompt, count)
-            self.all_hr_prompts = [styles.apply_styles_to_prompt(text, self.styles) for text in texts]
-            self.all_hr_negative_prompts = [
-                styles.apply_negative_styles_to_prompt(text, self.styles) for text in negatives
-            ]
+            self.all_hr_prompts, self.all_hr_negative_prompts = self.apply_styles(texts, negatives)
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
         if not self.enable_hr:
@@ -285,7 +301,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     def parse_extra_network_prompts(self) -> None:
         super().parse_extra_network_prompts()
         if self.enable_hr:
-            part = slice(self.iteration * self.batch_size, (self.iteration + 1) * self.batch_size)
+            part = self.batch_part
             self.hr_negative_prompts = self.all_hr_negative_prompts[part]
             self.hr_prompts, self.hr_extra_network_data = extra_networks.parse_prompts(self.all_hr_prompts[part])
 
@@ -299,15 +315,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             if not self.disable_extra_networks:
                 extra_networks.activate(self, self.extra_network_data)
 
-    def sample(
-        self,
-        conditioning: Any,
-        unconditional_conditioning: Any,
-        seeds: Any,
-        subseeds: Any,
-        subseed_strength: Any,
-        prompts: Any,
-    ) -> Any:
+    def sample_batch(self, conditioning: Any, unconditional_conditioning: Any) -> Any:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
         x = self.run_hook_before_sampling(x, x, conditioning, unconditional_conditioning)
@@ -459,15 +467,7 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
         elif self.inpainting_fill == 3:
             self.init_latent = latent * self.mask
 
-    def sample(
-        self,
-        conditioning: Any,
-        unconditional_conditioning: Any,
-        seeds: Any,
-        subseeds: Any,
-        subseed_strength: Any,
-        prompts: Any,
-    ) -> Any:
+    def sample_batch(self, conditioning: Any, unconditional_conditioning: Any) -> Any:
         noise = self.rng.next() * self.initial_noise_multiplier
         noise = self.run_hook_before_sampling(self.init_latent, noise, conditioning, unconditional_conditioning)
         samples = self.sampler.sample_img2img(
@@ -551,7 +551,7 @@ def process_images_inner(p: StableDiffusionProcessing) -> Processed:
 def process_batch(p: StableDiffusionProcessing, made: list[Image.Image], infotexts: list[str]) -> None:
     """Sample, decode and finish one batch; its images and their infotexts are appended."""
     n = p.iteration
-    p.begin_batch(n)
+    p.begin_batch()
     named = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.subseeds}
     if p.scripts is not None:
         p.scripts.before_process_batch(p, **named)
@@ -583,7 +583,7 @@ def process_batch(p: StableDiffusionProcessing, made: list[Image.Image], infotex
     decoded = samples if getattr(samples, "already_decoded", False) else decode_latent_batch(p.sd_model, samples)
     pixels: Any = to_unit(decoded)
     shared.state.nextjob()
-    p.prompts, p.negative_prompts = _batch_texts(p)
+    p.restore_prompts()
     if p.scripts is not None:
         p.scripts.postprocess_batch(p, pixels, batch_number=n)
         listed = scripts.PostprocessBatchListArgs(list(pixels))
@@ -684,8 +684,3 @@ def _spread(texts: Any, count: int) -> list[str]:
 
 def _differing(text: str, other: str) -> str | None:
     return None if text == other else text
-
-
-def _batch_texts(p: StableDiffusionProcessing) -> tuple[list[str], list[str]]:
-    part = slice(p.iteration * p.batch_size, (p.iteration + 1) * p.batch_size)
-    return p.all_prompts[part], p.all_negative_prompts[part]
