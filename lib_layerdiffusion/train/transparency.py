@@ -61,6 +61,7 @@ class TransparencyConfig:
     batches: tuple[int, ...] = (12, 4)
     learning_rate: float = 1.5e-3
     reconstruction_weight: float = 1.0
+    alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
     identity_weight: float = 1.0
     discriminator_weight: float = 0.01
     discriminator_from: float = 0.6  # share of the steps without discriminator
@@ -171,7 +172,7 @@ class LatentTransparency(nn.Module):
         target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
         reconstruction = (
             (alpha - batch.alpha).abs().mean()
-            + 2 * (alpha - batch.alpha).pow(2).mean()
+            + self.config.alpha_square_weight * (alpha - batch.alpha).pow(2).mean()
             + 0.5 * gradient_loss(alpha, batch.alpha)
             + (composite - target).abs().mean()
             + 0.5 * gradient_loss(composite, target)
