@@ -5,55 +5,52 @@ ifeq ($(OS),Windows_NT)
 else
   BIN := bin
 endif
-DEMO := .venv-demo
-WEBUI := .venv-webui
-TEST := .venv-test
+VERSION_CHECK := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "Python 3.10 to 3.13 is needed: make PYTHON=/path/to/python3.11 and so on")
+INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo webui test lint format clean
+# Each environment is a folder of its own; these are the extras of pyproject.toml in it.
+EXTRAS_demo := demo
+EXTRAS_webui := webui
+EXTRAS_test := demo,webui,train,psd,test
+EXTRAS_gradio3 := gradio3
+
+.PHONY: demo webui test test-gradio3 lint format clean
 .DELETE_ON_ERROR:
 
-demo: $(DEMO)/installed
-	$(DEMO)/$(BIN)/python -m lib_layerdiffusion demo
+demo: .venv-demo/installed
+	.venv-demo/$(BIN)/python -m lib_layerdiffusion demo
 
-webui: $(WEBUI)/installed
-	$(WEBUI)/$(BIN)/python -m lib_layerdiffusion webui
+webui: .venv-webui/installed
+	.venv-webui/$(BIN)/python -m lib_layerdiffusion webui
 
-test: $(TEST)/installed
-	$(TEST)/$(BIN)/python -m pytest
+test: .venv-test/installed
+	.venv-test/$(BIN)/python -m pytest
 
-lint: $(TEST)/lint-installed
-	$(TEST)/$(BIN)/ruff check .
-	$(TEST)/$(BIN)/ruff format --check .
-	$(TEST)/$(BIN)/lint-imports
-	$(TEST)/$(BIN)/codespell
-	$(TEST)/$(BIN)/pyright --pythonpath $(TEST)/$(BIN)/python
+# The panel on the older gradio of some WebUIs; `make test` has the newer one.
+test-gradio3: .venv-gradio3/installed
+	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel xyz settings infotext status))
 
-format: $(TEST)/lint-installed
-	$(TEST)/$(BIN)/ruff check --fix .
-	$(TEST)/$(BIN)/ruff format .
+lint: .venv-test/lint-installed
+	.venv-test/$(BIN)/ruff check .
+	.venv-test/$(BIN)/ruff format --check .
+	.venv-test/$(BIN)/lint-imports
+	.venv-test/$(BIN)/codespell
+	.venv-test/$(BIN)/pyright --pythonpath .venv-test/$(BIN)/python
+
+format: .venv-test/lint-installed
+	.venv-test/$(BIN)/ruff check --fix .
+	.venv-test/$(BIN)/ruff format .
+
+.venv-test/lint-installed: .venv-test/installed
+	.venv-test/$(BIN)/python $(INSTALL) -e ".[lint]"
+	@touch $@
 
 # A stamp file is written only after everything is installed, so a rerun after a broken download starts over.
-$(DEMO)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and 'Python 3.10 to 3.13 is needed: make demo PYTHON=/path/to/python3.11')"
-	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
-	@touch $@
-
-$(WEBUI)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and 'Python 3.10 to 3.13 is needed: make webui PYTHON=/path/to/python3.11')"
-	$(PYTHON) -m venv $(WEBUI)
-	$(WEBUI)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[webui]"
-	@touch $@
-
-$(TEST)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and 'Python 3.10 to 3.13 is needed: make test PYTHON=/path/to/python3.11')"
-	$(PYTHON) -m venv $(TEST)
-	$(TEST)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,train,psd,test]"
-	@touch $@
-
-$(TEST)/lint-installed: $(TEST)/installed
-	$(TEST)/$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lint]"
+.venv-%/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(VERSION_CHECK)'
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/$(BIN)/python $(INSTALL) -e ".[$(EXTRAS_$*)]"
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) $(WEBUI) $(TEST) demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf .venv-demo .venv-webui .venv-test .venv-gradio3 demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -6,7 +6,6 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,8 +103,7 @@ class Generation:
     def read(self, args: Sequence[Any], axes: Mapping[str, Any]) -> None:
         """Read the options and make room in the batch for the frames of each set."""
         p = self.p
-        options = read_options(args, from_api=bool(getattr(p, "is_api", False)))
-        self.options = replace(options, enabled=True, **axes)
+        self.options = read_options(args, bool(getattr(p, "is_api", False)), {"enabled": True, **axes})
         self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "init_images")
         self._keep("override_settings", "do_not_save_grid", "extra_generation_params")
         self._options_before = job_options.hold(p)
