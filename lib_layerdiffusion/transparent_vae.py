@@ -305,6 +305,10 @@ class TransparentDecoder(nn.Module):
                 f"max_pixels is the size of a tile, so {max_pixels} can't be served: use {STRIDE**2} or more."
             )
         _check_shapes(pixel, latent)
+        if not pixel.is_floating_point():
+            raise Refusal(
+                f"The image to decode has values 0..1, not {pixel.dtype}: convert it to float and divide by 255."
+            )
         for name, values in (("image", pixel), ("latent", latent)):
             if not bool(torch.isfinite(values).all()):
                 raise Refusal(
@@ -329,7 +333,6 @@ class TransparentDecoder(nn.Module):
             decoded = self._decode_tile(pixel, latent, views, view_batch, report)
         else:
             decoded = self._decode_tiles(pixel, latent, tiles, views, view_batch, report)
-        report.advance(0)
         return decoded[..., :height, :width].to(device)
 
     def _decode_tiles(

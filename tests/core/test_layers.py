@@ -204,8 +204,9 @@ class TestComposite:
             (np.full((16, 24, 3), 128), "uint8 or float 0..1, not int64"),
             ((1, 2, 3, 4), "three values, not 4"),
             ("no colour", "no colour 'no colour'"),
+            ("#3366cc80", "like '#3366cc'"),
         ],
-        ids=["size", "grey", "channels", "int64", "four values", "text"],
+        ids=["size", "grey", "channels", "int64", "four values", "text", "colour with alpha"],
     )
     def test_background_that_does_not_fit_is_refused(self, background: Any, sentence: str) -> None:
         with pytest.raises(Refusal, match=sentence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import importlib.util
 import logging
@@ -142,7 +143,13 @@ def _serve(demo: Any, callbacks: Any, outputs: Path) -> Any:
     app = FastAPI(exception_handlers={Exception: api.handle_exception})
     api.Api(app, importlib.import_module("modules.call_queue").queue_lock)
     callbacks.call("app_started", demo, app)
-    demo.queue()
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)  # in a thread without one, gradio leaves out the queue's locks and never answers
+    try:
+        demo.queue()
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
     mounted = gr.mount_gradio_app(app, demo, path="/")
     demo.allowed_paths = [str(outputs.resolve())]  # what the gallery may show; mounting forgets it
     return mounted
