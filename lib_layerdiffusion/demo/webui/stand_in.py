@@ -134,6 +134,18 @@ def _assemble(
     return StandIn(_serve(shared.demo, callbacks, outputs), shared.demo)
 
 
+@contextmanager
+def _event_loop() -> Iterator[None]:
+    """In a thread that has no event loop, gradio leaves out its queue's locks and then never answers."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
 def _serve(demo: Any, callbacks: Any, outputs: Path) -> Any:
     """The app with the API's routes, those of extensions, and the page for everything else."""
     import gradio as gr
@@ -143,14 +155,9 @@ def _serve(demo: Any, callbacks: Any, outputs: Path) -> Any:
     app = FastAPI(exception_handlers={Exception: api.handle_exception})
     api.Api(app, importlib.import_module("modules.call_queue").queue_lock)
     callbacks.call("app_started", demo, app)
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)  # in a thread without one, gradio leaves out the queue's locks and never answers
-    try:
+    with _event_loop():
         demo.queue()
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()
-    mounted = gr.mount_gradio_app(app, demo, path="/")
+        mounted = gr.mount_gradio_app(app, demo, path="/")
     demo.allowed_paths = [str(outputs.resolve())]  # what the gallery may show; mounting forgets it
     return mounted
 
