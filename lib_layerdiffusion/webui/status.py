@@ -44,7 +44,8 @@ def find_family(extension: Extension) -> str | None:
     """The loaded checkpoint's family; None when that can't be told."""
     try:
         return extension.host().family
-    except Refusal:
+    except Exception as error:  # noqa: BLE001 - what a WebUI's model raises is its own affair; pages only sort by it
+        logger.debug("The family can't be told: %s", error)
         return None
 
 
