@@ -36,6 +36,7 @@ from ..refusal import Refusal, list_choices
 from ..session import Session
 from . import results
 from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
+from .inputs import why_not
 from .status import find_family
 
 if TYPE_CHECKING:
@@ -164,7 +165,11 @@ class Routes:
 
     def _list_modes(self) -> dict[str, Any]:
         family = find_family(self.extension)
-        rows = [asdict(mode) | {"offered": mode.family == family} for mode in MODES]
+        host = self.extension.host() if family else None
+        rows = [
+            asdict(mode) | {"offered": host is not None and mode.family == family and not why_not(host, mode.name)}
+            for mode in MODES
+        ]
         return {"family": family, "modes": rows}
 
     def _list_weights(self) -> dict[str, Any]:

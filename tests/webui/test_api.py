@@ -657,7 +657,7 @@ def test_files_are_fetched_before_the_webui_s_queue_has_to_wait(start, embedded_
     client = start(lambda: embedded_host, store)
     good(client, name, body)
     assert fetched
-    first = {file: held for file, held in reversed(fetched)}
+    first = dict(reversed(fetched))
     assert not any(first.values())
 
 

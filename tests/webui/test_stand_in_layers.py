@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib_layerdiffusion.modes import MODE_NAMES
+from lib_layerdiffusion.webui import status
 from tests.webui.conftest import decode_image, encode_image
 
 SETTINGS: dict[str, Any] = {"steps": 10, "width": 128, "height": 128}
@@ -68,6 +70,16 @@ def test_a_request_that_cannot_be_served_is_an_answer_with_a_sentence(webui):
     assert answer.status_code == 422
     assert "no such mode" in answer.json()["detail"]
     assert "images" not in answer.json()
+
+
+@pytest.mark.parametrize("mode", [name for name in MODE_NAMES if name != "foreground"])
+def test_other_modes_than_the_embedded_models_own_are_refused_for_that_reason(webui, mode):
+    answer = webui.post("txt2img", {"mode": mode}, **SETTINGS)
+    assert answer.status_code == 422
+    assert "The embedded model knows only the foreground mode" in answer.json()["detail"]
+    assert "The embedded model knows only the foreground mode" in status.describe(webui.extension, mode)
+    rows = webui.request("GET", "/layerdiffusion/v1/modes").json()["modes"]
+    assert [(row["name"], row["family"]) for row in rows if row["offered"]] == [("foreground", "sd15")]
 
 
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
