@@ -47,7 +47,7 @@ def served(request: Any, every_file: Path, tmp_path_factory: Any) -> Iterator[tu
 
 
 def test_examples_of_a_family_run_in_the_document_s_order(served, language, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("LAYERDIFFUSION_STEPS", "2")
+    monkeypatch.setenv("LAYERDIFFUSION_STEPS", "1")
     family, url = served
     offered = {mode.name for mode in MODES if mode.family == family}
     (inputs,) = (text for mark, text in blocks("python") if mark == "inputs")
