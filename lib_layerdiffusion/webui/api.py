@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..export import archive, ora, png, psd
+from ..host import Host
 from ..latent_file import LatentFile, read_latent
 from ..layers import Layer, LayerStack, composite
 from ..modes import MODES, Role
@@ -34,7 +35,8 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal, list_choices
 from ..session import Session
 from . import results
-from .image_codes import decode_base64, read_image_code
+from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
+from .inputs import why_not
 from .status import find_family
 
 if TYPE_CHECKING:
@@ -163,7 +165,11 @@ class Routes:
 
     def _list_modes(self) -> dict[str, Any]:
         family = find_family(self.extension)
-        rows = [asdict(mode) | {"offered": mode.family == family} for mode in MODES]
+        host = self.extension.host() if family else None
+        rows = [
+            asdict(mode) | {"offered": host is not None and mode.family == family and not why_not(host, mode.name)}
+            for mode in MODES
+        ]
         return {"family": family, "modes": rows}
 
     def _list_weights(self) -> dict[str, Any]:
@@ -176,9 +182,10 @@ class Routes:
         options = LayerOptions.from_dict({"views": body.get("views")})
         given = body.get("image")
         image = None if given is None else read_image_code(given, "image", MAX_PIXELS)
+        high, wide = (8 * side for side in latent.latent.shape[2:])
+        self._fetch(options, wide, high)
         with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
-            high, wide = (8 * side for side in latent.latent.shape[2:])
-            session.open(_plan(session, options, wide, high))
+            session.open(_plan(session.host, options, wide, high))
             pixels = session.host.decode(latent.latent) if image is None else _as_decoded(image, latent)
             if not torch.isfinite(pixels).all():
                 raise Refusal("The VAE gave values that are no numbers: load it in float32 or bfloat16.")
@@ -189,13 +196,20 @@ class Routes:
         rgba = read_image_code(_need(body, "image", "encode"), "image", MAX_PIXELS)
         height, width = rgba.shape[:2]
         rgba = np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
+        size = rgba.shape[1], rgba.shape[0]
+        self._fetch(LayerOptions(), *size)
         with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
-            session.open(_plan(session, LayerOptions(), rgba.shape[1], rgba.shape[0]))
+            session.open(_plan(session.host, LayerOptions(), *size))
             with session.encoding(rgba) as pixels:
                 latent = session.host.encode(pixels)
         if not torch.isfinite(latent).all():
             raise Refusal("The VAE gave values that are no numbers: load it in float32 or bfloat16.")
         return {"latent": _to_latent_code(LatentFile(latent, width, height))}
+
+    def _fetch(self, options: LayerOptions, width: int, height: int) -> None:
+        """Download what is missing before the WebUI's queue has to wait for this request."""
+        for file in _plan(self.extension.host(), options, width, height).files:
+            self.extension.store().fetch(file)
 
 
 def answer(work: Callable[[], Any]) -> JSONResponse:
@@ -318,25 +332,27 @@ def _read_latent_numbers(value: list[Any]) -> LatentFile:
     return LatentFile(torch.from_numpy(numbers), 8 * numbers.shape[3], 8 * numbers.shape[2])
 
 
-def _read_layers(body: Body, name: str) -> list[Layer]:
+def _read_layers(body: Body, name: str, taken: int = 0) -> list[Layer]:
+    """The layers; they and the `taken` pixels have to be few enough together, which is seen before any is decoded."""
     rows = _need(body, "layers", name)
     if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_LAYERS:
         count = f"{len(rows)} of them" if isinstance(rows, list) else _show(rows)
         raise Refusal(f"layers can't be {count}: send a list of 1 to {MAX_LAYERS} objects.")
-    layers: list[Layer] = []
-    left = MAX_PIXELS_TOGETHER
+    opened: list[tuple[str, Opened, Role, tuple[int, int]]] = []
+    left = MAX_PIXELS_TOGETHER - taken
     for index, row in enumerate(rows):
         what = f"layers[{index}]"
         _check_keys(row, LAYER_KEYS[name], what, f"send {KEYS[name]['layers']}")
-        image = read_image_code(row.get("image"), f"{what}.image", min(MAX_PIXELS, left))
-        left -= image.shape[0] * image.shape[1]
-        role: Any = row.get("role") or "foreground"
+        image = open_image_code(row.get("image"), f"{what}.image", min(MAX_PIXELS, left))
+        left -= count_pixels(image)
+        role: Any = "foreground" if row.get("role") is None else row["role"]
         if role not in get_args(Role):
             raise Refusal(f"{what}.role can't be {_show(role)}: {list_choices(str(role)[:60], get_args(Role))}.")
-        layers.append(
-            Layer(_read_name(row.get("name"), what, role), image, role, _read_offset(row.get("offset"), what))
-        )
-    return layers
+        opened.append((_read_name(row.get("name"), what, role), image, role, _read_offset(row.get("offset"), what)))
+    return [
+        Layer(title, load_image_code(image, f"layers[{index}].image"), role, offset)
+        for index, (title, image, role, offset) in enumerate(opened)
+    ]
 
 
 def _read_name(value: Any, what: str, default: str) -> str:
@@ -358,7 +374,7 @@ def _read_offset(value: Any, what: str) -> tuple[int, int]:
     return value[0], value[1]
 
 
-def _read_background(value: Any) -> Pixels | str | tuple[int, ...] | None:
+def _read_background(value: Any) -> Opened | str | tuple[int, ...] | None:
     match value:
         case str() if len(value) <= MAX_COLOUR and value[:5].lower() != "data:":
             return value.strip().lower() or None
@@ -369,7 +385,7 @@ def _read_background(value: Any) -> Pixels | str | tuple[int, ...] | None:
         case None:
             return None
         case _:
-            return read_image_code(value, "background", MAX_PIXELS)
+            return open_image_code(value, "background", MAX_PIXELS)
 
 
 def _stack(layers: Sequence[Layer], size: tuple[int, int] | None = None) -> LayerStack:
@@ -398,10 +414,12 @@ def _show(value: Any) -> str:
 
 def compose(body: Body) -> dict[str, str]:
     """Layers over each other and over a background, as one image."""
-    layers = _read_layers(body, "composite")
     background = _read_background(body.get("background"))
-    size = background.shape[1::-1] if isinstance(background, np.ndarray) else None
-    return {"image": _to_base64_png(composite(_stack(layers, size), background))}
+    if background is None or isinstance(background, str | tuple):
+        return {"image": _to_base64_png(composite(_stack(_read_layers(body, "composite")), background))}
+    layers = _read_layers(body, "composite", count_pixels(background))
+    image = load_image_code(background, "background")
+    return {"image": _to_base64_png(composite(_stack(layers, image.shape[1::-1]), image))}
 
 
 def export(body: Body) -> dict[str, str]:
@@ -427,9 +445,8 @@ WRITERS: dict[str, Callable[[LayerStack, io.BytesIO], None]] = {
 }
 
 
-def _plan(session: Session, options: LayerOptions, width: int, height: int) -> Plan:
+def _plan(host: Host, options: LayerOptions, width: int, height: int) -> Plan:
     """A plan for one transparent image, as the loaded family's foreground mode has it, without sampling."""
-    host = session.host
     facts = Facts(host.family, width, height, unet_channels=host.unet_channels, transparent_input=True)
     plan = make_plan(options, facts)
     return replace(plan, files=tuple(file for file in plan.files if file != plan.mode.file))

@@ -25,6 +25,7 @@ from ..transparent_vae import Cancelled
 from . import downloads, infotext, job_options, results, xyz
 from .arguments import is_enabled, read_options
 from .image_codes import read_image_code
+from .inputs import why_not
 from .replacing import Replaced, replace_method
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Generation:
         """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
         p = self.p
         self.session = Session(self.extension.host(p.sd_model), self.extension.store())
+        if reason := why_not(self.session.host, self.mode.name):
+            raise Refusal(reason)
         self._refuse_merging()
         self.starts = self._read_starts()
         plan = self._plan(*self.asked)

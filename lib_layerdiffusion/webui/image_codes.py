@@ -17,6 +17,7 @@ from ..image_file import DAMAGED, MAX_PIXELS, read_image
 from ..refusal import Refusal
 
 Pixels = NDArray[np.uint8]
+Opened = PIL.Image.Image | NDArray[Any]  # seen to be small enough, and not yet decoded if it was encoded
 
 MAX_CHARACTERS = 2**28  # of an encoded text
 WRAPPED = ("image", "composite", "background")  # where the editors of the two gradio generations put the picture
@@ -29,22 +30,41 @@ def read_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixe
 
     A text is never taken for a path, lest a client read the server's files. Refusal names the argument and the cure.
     """
+    return load_image_code(open_image_code(value, name, max_pixels), name)
+
+
+def open_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Opened:
+    """What `load_image_code` reads; of an encoded image only the header is looked at, to refuse a too large one."""
     match value:
         case str():
-            return _decode(value, name, max_pixels)
+            return _open(value, name, max_pixels)
         case Mapping():
             inner = next((value[key] for key in WRAPPED if value.get(key) is not None), None)
             if inner is None or isinstance(inner, Mapping):
                 raise Refusal(f"{name} is an object without an image: {CURE}.")
-            return read_image_code(inner, name, max_pixels)
+            return open_image_code(inner, name, max_pixels)
         case np.ndarray() | PIL.Image.Image():
-            sides = value.shape[:2] if isinstance(value, np.ndarray) else value.size
-            _check_size(math.prod(sides), name, max_pixels)
-            return read_image(value)
+            _check_size(value, name, max_pixels)
+            return value
         case None:
             raise Refusal(f"{name} is missing: {CURE}.")
         case _:
             raise Refusal(f"{name} can't be a {type(value).__name__}: {CURE}.")
+
+
+def load_image_code(opened: Opened, name: str) -> Pixels:
+    """Straight RGBA uint8 [H, W, 4] of what `open_image_code` gave."""
+    if isinstance(opened, PIL.Image.Image):
+        try:
+            opened.load()
+        except DAMAGED:
+            raise Refusal(f"{name} is damaged or cut off: {CURE}.") from None
+    return read_image(opened)
+
+
+def count_pixels(opened: Opened) -> int:
+    """Pixels of what `open_image_code` gave."""
+    return math.prod(opened.shape[:2] if isinstance(opened, np.ndarray) else opened.size)
 
 
 def decode_base64(text: str) -> bytes:
@@ -53,7 +73,7 @@ def decode_base64(text: str) -> bytes:
     return base64.b64decode("".join(encoded.split()), validate=True)
 
 
-def _decode(text: str, name: str, max_pixels: int) -> Pixels:
+def _open(text: str, name: str, max_pixels: int) -> PIL.Image.Image:
     if len(text) > MAX_CHARACTERS:
         raise Refusal(
             f"{name} has {len(text)} characters, more than the {MAX_CHARACTERS} that are read: scale it down."
@@ -66,17 +86,17 @@ def _decode(text: str, name: str, max_pixels: int) -> Pixels:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the size is checked below
             image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-        _check_size(image.width * image.height, name, max_pixels)
-        image.load()
     except PIL.Image.DecompressionBombError:
         raise Refusal(f"{name} has more than the {max_pixels} pixels that are read: scale it down.") from None
     except PIL.UnidentifiedImageError:
         raise Refusal(f"{name} is not an image that can be read: {CURE}.") from None
     except DAMAGED:
         raise Refusal(f"{name} is damaged or cut off: {CURE}.") from None
-    return read_image(image)
+    _check_size(image, name, max_pixels)
+    return image
 
 
-def _check_size(pixels: int, name: str, max_pixels: int) -> None:
+def _check_size(opened: Opened, name: str, max_pixels: int) -> None:
+    pixels = count_pixels(opened)
     if pixels > max_pixels:
         raise Refusal(f"{name} has {pixels} pixels, more than the {max_pixels} that are read: scale it down.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..host import Host
 from ..modes import any_row, name_mode
 
 ROLES = ("foreground", "background", "blend")
@@ -19,3 +20,9 @@ def wanted(mode_name: str) -> frozenset[str]:
     images = [f"{role}_image" for role in mode.inputs]
     prompts = [f"{role}_prompt" for role in mode.frames if len(mode.frames) > 1]
     return frozenset([*images, *prompts, *(["resize_mode"] if images else [])])
+
+
+def why_not(host: Host, mode_name: str) -> str:
+    """Why a host rules a mode out whatever files there are, as the page with the embedded model does; "" otherwise."""
+    rule = getattr(host, "why_not", None)
+    return rule(name_mode(mode_name)) if rule else ""

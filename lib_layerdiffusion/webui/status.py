@@ -11,6 +11,7 @@ from ..modes import FAMILIES, MODES, Mode, name_mode
 from ..refusal import Refusal
 from ..weight_file import describe_bytes
 from ..weights import WeightStore
+from .inputs import why_not
 
 if TYPE_CHECKING:
     from .extension import Extension
@@ -44,7 +45,8 @@ def find_family(extension: Extension) -> str | None:
     """The loaded checkpoint's family; None when that can't be told."""
     try:
         return extension.host().family
-    except Refusal:
+    except Exception as error:  # noqa: BLE001 - what a WebUI's model raises is its own affair; pages only sort by it
+        logger.debug("The family can't be told: %s", error)
         return None
 
 
@@ -59,8 +61,9 @@ def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterato
         others = " or ".join(FAMILIES[mode.family] for mode in rows)
         label = rows[0].label
         rows = [mode for mode in rows if mode.family == host.family]
-        if not rows:
-            yield "bad", MODE, f"{label} needs an {others} checkpoint."
+        if (reason := why_not(host, mode_name)) or not rows:
+            rows = []
+            yield "bad", MODE, reason or f"{label} needs an {others} checkpoint."
     for mode in rows:
         yield from _describe_files(extension.store(), mode, is_img2img, FAMILIES[mode.family] if len(rows) > 1 else "")
     yield from _describe_last_run(extension)

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.hosts.conftest import layer_files, sd15, sd15_parts, sdxl, sdxl_parts, tokenizer  # noqa: F401 - fixtures
+from tests.hosts.conftest import (  # noqa: F401 - fixtures
+    control_files,
+    layer_files,
+    sd15,
+    sd15_parts,
+    sdxl,
+    sdxl_parts,
+    tokenizer,
+)
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
@@ -217,3 +225,6 @@ def read_png(path: str | Path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
         return image
+
+
+from tests.webui.families import every_file, families  # noqa: E402, F401 - fixtures that need the above

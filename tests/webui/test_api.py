@@ -138,7 +138,9 @@ def pixels(text: str) -> Any:
 
 
 def post(client: Any, name: str, body: Any = None, **settings: Any) -> Any:
-    return client.post(f"{PREFIX}/{name}", **({"json": body} | settings))
+    """Send a body as JSON in ASCII, whatever a version of httpx would make of odd characters."""
+    usual = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    return client.post(f"{PREFIX}/{name}", **(usual | settings))
 
 
 def good(client: Any, name: str, body: Any) -> Any:
@@ -350,7 +352,22 @@ def test_many_images_are_refused_together(client, monkeypatch):
     row = {"image": code(picture())}
     good(client, "composite", {"layers": [row] * 2})
     assert "layers[2].image" in refusal(client, "composite", {"layers": [row] * 3})
+    assert "layers[1].image" in refusal(client, "composite", {"layers": [row] * 2, "background": code(picture())})
     assert "1 to 64" in refusal(client, "composite", {"layers": [row] * 65})
+
+
+@pytest.mark.parametrize("name", ["composite", "export"])
+def test_too_many_images_are_refused_before_one_is_decoded(client, monkeypatch, name):
+    from PIL.PngImagePlugin import PngImageFile
+
+    from lib_layerdiffusion.webui import api
+
+    decoded: list[Any] = []
+    monkeypatch.setattr(api, "MAX_PIXELS_TOGETHER", 64 * 64 * 2)
+    monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image))
+    body = {"layers": [{"image": code(picture())}] * 3} | (PSD if name == "export" else {})
+    assert "layers[2].image" in refusal(client, name, body)
+    assert decoded == []
 
 
 @pytest.mark.parametrize(
@@ -480,7 +497,19 @@ def test_wrong_formats(client, change):
     assert "format" in refusal(client, "export", {"layers": ROWS} | change)
 
 
-@pytest.mark.parametrize("change", [{"role": "middle"}, {"role": 3}, {"role": ["blend"]}, {"name": 3}, {"name": ["a"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"role": "middle"},
+        {"role": 3},
+        {"role": 0},
+        {"role": False},
+        {"role": ""},
+        {"role": ["blend"]},
+        {"name": 3},
+        {"name": ["a"]},
+    ],
+)
 def test_wrong_roles_and_names(client, change):
     key = next(iter(change))
     assert f"layers[0].{key}" in refusal(client, "export", {"layers": [ROWS[0] | change]} | PSD)
@@ -501,7 +530,7 @@ def test_without_a_model_latents_are_refused(client):
     latent = np.zeros((4, 8, 8)).tolist()
     assert "No checkpoint" in refusal(client, "decode", {"latent": latent})
     assert "No checkpoint" in refusal(client, "encode", {"image": code(picture())})
-    assert client.lock.times == 2
+    assert client.lock.times == 0
     assert not client.lock.held
 
 
@@ -611,6 +640,34 @@ def test_wrong_views(client, views):
 def test_missing_weights_are_named(start, embedded_host):
     client = start(lambda: embedded_host)
     assert ".safetensors" in refusal(client, "encode", {"image": code(picture())})
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("decode", {"latent": np.zeros((4, 8, 8)).tolist(), "views": 1}), ("encode", {"image": code(picture())})],
+)
+def test_files_are_fetched_before_the_webui_s_queue_has_to_wait(start, embedded_host, embedded_model, name, body):
+    store, fetched = WeightStore([embedded_model / "layer_model"], offline=True), []
+
+    def fetch(file: str, *args: Any) -> Any:
+        fetched.append((file, client.lock.held))
+        return WeightStore.fetch(store, file, *args)
+
+    store.fetch = fetch
+    client = start(lambda: embedded_host, store)
+    good(client, name, body)
+    assert fetched
+    first = dict(reversed(fetched))
+    assert not any(first.values())
+
+
+def test_a_family_that_can_not_be_told_offers_no_mode(start):
+    def fail() -> Any:
+        raise AttributeError("forge_objects")
+
+    body = start(fail).get(f"{PREFIX}/modes").json()
+    assert body["family"] is None
+    assert not any(row["offered"] for row in body["modes"])
 
 
 @pytest.mark.parametrize("error", [ValueError("spilled\nmilk \ud800"), RuntimeError("x" * 10_000), KeyError("a")])

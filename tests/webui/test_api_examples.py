@@ -13,25 +13,12 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.modes import FAMILIES, MODES
-from tests.hosts.conftest import control_files, make_scheduler, quiet  # noqa: F401 - a fixture among them
+from tests.hosts.conftest import make_scheduler, quiet
 from tests.webui.test_api import blocks, language, run_example  # noqa: F401 - a fixture among them
-
-ALIKE = {"layer_xl_fgble2bg": "layer_xl_bgble2fg", "layer_xl_bg2ble": "layer_xl_fg2ble"}  # of the same shapes
-
-
-@pytest.fixture(scope="module")
-def every_file(layer_files: Path, control_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """A folder with all layer files of both families."""
-    folder = tmp_path_factory.mktemp("every_layer_model")
-    sources = {path.stem: path for path in (*layer_files.iterdir(), *control_files.iterdir())}
-    sources |= {name: sources[other] for name, other in ALIKE.items()}
-    for name, source in sources.items():
-        (folder / f"{name}.safetensors").symlink_to(source.resolve())
-    return folder
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def served(request: pytest.FixtureRequest, every_file: Path, tmp_path_factory: Any) -> Iterator[tuple[str, str]]:
+def served(request: Any, every_file: Path, tmp_path_factory: Any) -> Iterator[tuple[str, str]]:
     """Family, and address of a stand-in with its model."""
     pytest.importorskip("gradio")
     uvicorn = pytest.importorskip("uvicorn")
@@ -60,7 +47,7 @@ def served(request: pytest.FixtureRequest, every_file: Path, tmp_path_factory: A
 
 
 def test_examples_of_a_family_run_in_the_document_s_order(served, language, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("LAYERDIFFUSION_STEPS", "2")
+    monkeypatch.setenv("LAYERDIFFUSION_STEPS", "1")
     family, url = served
     offered = {mode.name for mode in MODES if mode.family == family}
     (inputs,) = (text for mark, text in blocks("python") if mark == "inputs")

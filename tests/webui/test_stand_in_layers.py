@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib_layerdiffusion.modes import MODE_NAMES
+from lib_layerdiffusion.webui import status
 from tests.webui.conftest import decode_image, encode_image
 
-SETTINGS: dict[str, Any] = {"steps": 10, "width": 128, "height": 128}
+SETTINGS: dict[str, Any] = {"steps": 6, "width": 128, "height": 128}
+FAST = {"views": 1}
 
 
 def assert_transparent(image: Image.Image) -> None:
@@ -39,7 +42,7 @@ def test_the_script_is_loaded_and_shown(webui):
 @pytest.mark.parametrize("name", ["Forge", "A1111"])
 def test_page_values_make_a_transparent_image(webui, name, tmp_path):
     webui.act_like(name)
-    page = {"enabled": True, "mode": "foreground", "outputs": ["rgba", "checker"]}
+    page = {"enabled": True, "mode": "foreground", "outputs": ["rgba", "checker"], "views": 1}
     settings = SETTINGS | {"do_not_save_samples": False, "outpath_samples": str(tmp_path)}
     processed = webui.txt2img(is_api=False, page=page, **settings)
     assert_transparent(processed.images[0])
@@ -52,13 +55,13 @@ def test_page_values_make_a_transparent_image(webui, name, tmp_path):
     assert params["layerdiffusion_mode"] == "foreground"
 
 
-@pytest.mark.parametrize("layers", [{}, [True, "foreground"], [True]])
-def test_an_api_client_gets_a_transparent_image_and_a_plain_one_is_as_before(webui, layers):
+def test_an_api_client_gets_a_transparent_image_and_a_plain_one_is_as_before(webui):
     before = state_of(webui.model)
     plain = webui.post("txt2img", **SETTINGS).json()["images"]
-    answer = webui.post("txt2img", layers, **SETTINGS)
-    assert answer.status_code == 200
-    assert_transparent(decode_image(answer.json()["images"][0]))
+    for layers in ({}, [True, "foreground"], [True]):
+        answer = webui.post("txt2img", layers, **SETTINGS)
+        assert answer.status_code == 200
+        assert_transparent(decode_image(answer.json()["images"][0]))
     assert webui.post("txt2img", **SETTINGS).json()["images"] == plain
     assert state_of(webui.model) == before
 
@@ -70,10 +73,20 @@ def test_a_request_that_cannot_be_served_is_an_answer_with_a_sentence(webui):
     assert "images" not in answer.json()
 
 
+@pytest.mark.parametrize("mode", [name for name in MODE_NAMES if name != "foreground"])
+def test_other_modes_than_the_embedded_models_own_are_refused_for_that_reason(webui, mode):
+    answer = webui.post("txt2img", {"mode": mode}, **SETTINGS)
+    assert answer.status_code == 422
+    assert "The embedded model knows only the foreground mode" in answer.json()["detail"]
+    assert "The embedded model knows only the foreground mode" in status.describe(webui.extension, mode)
+    rows = webui.request("GET", "/layerdiffusion/v1/modes").json()["modes"]
+    assert [(row["name"], row["family"]) for row in rows if row["offered"]] == [("foreground", "sd15")]
+
+
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_alpha_survives_the_users_sample_format(webui, kind):
     webui.shared.opts.set("samples_format", kind)
-    answer = webui.post("txt2img", {}, **SETTINGS)
+    answer = webui.post("txt2img", FAST, **SETTINGS)
     assert_transparent(decode_image(answer.json()["images"][0]))
     assert webui.shared.opts.samples_format == kind
 
@@ -81,15 +94,15 @@ def test_alpha_survives_the_users_sample_format(webui, kind):
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
 def test_hires_fix_is_transparent(webui, upscaler):
     settings = {"enable_hr": True, "hr_upscaler": upscaler, "hr_scale": 1.5, "denoising_strength": 0.5}
-    processed = webui.txt2img({}, **SETTINGS | settings | {"steps": 6})
+    processed = webui.txt2img(FAST, **SETTINGS | settings | {"steps": 4})
     assert processed.images[0].size == (192, 192)
     assert_transparent(processed.images[0])
 
 
 def test_image_to_image_starts_from_transparency(webui):
-    start = webui.post("txt2img", {}, **SETTINGS).json()["images"][0]
+    start = webui.post("txt2img", FAST, **SETTINGS).json()["images"][0]
     body = SETTINGS | {"init_images": [start], "denoising_strength": 0.3}
-    answer = webui.post("img2img", {}, **body)
+    answer = webui.post("img2img", FAST, **body)
     image = decode_image(answer.json()["images"][0])
     assert_transparent(image)
     alphas = [np.asarray(each)[..., 3].astype(int) for each in (image, decode_image(start))]
@@ -97,12 +110,12 @@ def test_image_to_image_starts_from_transparency(webui):
 
 
 def test_inpainting_only_the_mask_keeps_the_rest(webui):
-    start = decode_image(webui.post("txt2img", {}, **SETTINGS).json()["images"][0])
+    start = decode_image(webui.post("txt2img", FAST, **SETTINGS).json()["images"][0])
     mask = Image.new("L", start.size)
     mask.paste(255, (64, 40, 100, 100))
     images = {"init_images": [encode_image(start)], "mask": encode_image(mask)}
     body = SETTINGS | images | {"inpaint_full_res": False, "mask_blur": 0, "denoising_strength": 0.9, "prompt": "pizza"}
-    image = decode_image(webui.post("img2img", {}, **body).json()["images"][0])
+    image = decode_image(webui.post("img2img", FAST, **body).json()["images"][0])
     assert_transparent(image)
     left = [np.asarray(each).astype(int)[:, :56] for each in (image, start)]
     assert np.abs(left[0][..., 3] - left[1][..., 3]).max() <= 1

@@ -108,3 +108,4 @@ def test_the_hint_is_one_line():
 def test_the_family_is_none_when_it_cannot_be_told(tmp_path):
     assert status.find_family(make_extension(tmp_path, family="sdxl")) == "sdxl"
     assert status.find_family(make_extension(tmp_path, family=Refusal("No checkpoint."))) is None
+    assert status.find_family(make_extension(tmp_path, family=AttributeError("forge_objects"))) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.pipelines import EMBEDDED
 from lib_layerdiffusion.refusal import Refusal
 
 
@@ -16,3 +17,13 @@ class StandInHost(DiffusersHost):
             raise Refusal("No model is loaded: start the page with --model.")
         super().__init__(model.pipe)
         self.name = "the stand-in WebUI"
+        self.is_embedded = model.sd_checkpoint_info.name_for_extra == EMBEDDED
+
+    def why_not(self, mode: str) -> str:
+        """Why the loaded model can't do a mode of its family: the published files don't fit the embedded one."""
+        if not self.is_embedded or mode == "foreground":
+            return ""
+        return (
+            "The embedded model knows only the foreground mode: choose that, or start the page with --model and a "
+            "Stable Diffusion checkpoint."
+        )
