@@ -176,7 +176,7 @@ class Routes:
         options = LayerOptions.from_dict({"views": body.get("views")})
         given = body.get("image")
         image = None if given is None else read_image_code(given, "image", MAX_PIXELS)
-        with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
+        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
             high, wide = (8 * side for side in latent.latent.shape[2:])
             session.open(_plan(session, options, wide, high))
             pixels = session.host.decode(latent.latent) if image is None else _as_decoded(image, latent)
@@ -189,7 +189,7 @@ class Routes:
         rgba = read_image_code(_need(body, "image", "encode"), "image", MAX_PIXELS)
         height, width = rgba.shape[:2]
         rgba = np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
-        with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
+        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
             session.open(_plan(session, LayerOptions(), rgba.shape[1], rgba.shape[0]))
             with session.encoding(rgba) as pixels:
                 latent = session.host.encode(pixels)
