@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,4 +66,13 @@ class Host(Protocol):
 
     def on_device(self, network: nn.Module) -> AbstractContextManager[torch.device]:
         """Make room for a network of ours and hold it on the compute device; yields that device."""
+        ...
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """A Host that manages the device's memory and can keep some of it free; a verb that a Host may lack."""
+
+    def reserve(self, size: int) -> AbstractContextManager[None]:
+        """Keep `size` bytes of the compute device free for pieces of ours during the sampling in the block."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib_layerdiffusion import injection
-from lib_layerdiffusion.host import Host
+from lib_layerdiffusion.host import Host, Reserving
 from lib_layerdiffusion.layers import Layer, LayerStack, pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
@@ -22,9 +23,12 @@ from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharin
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from lib_layerdiffusion.weights import WeightStore
 
+logger = logging.getLogger(__name__)
+
 Image = np.ndarray[Any, Any]
 Progress = Callable[[int, int], Any]
 
+TILE = 512 * 512  # pixels that are decoded at once when a whole image is too much
 PAINTING_ORDER: tuple[Role, ...] = ("blend", "background", "foreground")
 
 
@@ -85,6 +89,8 @@ class Session:
             self._injected = injected
             active = self._place_window(injected)
             network = self._networks[plan.mode.file]
+            if isinstance(self.host, Reserving):
+                injected.enter_context(self.host.reserve(_count_bytes(network)))
             if isinstance(network, SharedAttention):
                 if self._prepared is None:
                     self._prepared = self._control_signal(network.control)
@@ -198,14 +204,41 @@ class Session:
                 f"Layer mode {self.plan.mode.name!r} makes no transparent image: choose another, such as foreground."
             )
         pixels = self.host.decode(latents) if pixels is None else pixels
-        images: list[Image] = []
-        with self.host.on_device(decoder) as device:
+        decoded = self._decode_as_fits(decoder, pixels.float(), latents.float(), views or self.plan.views, progress)
+        return [_to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded]
+
+    def _decode_as_fits(
+        self, decoder: TransparentDecoder, pixels: Tensor, latents: Tensor, views: int, progress: Progress | None
+    ) -> Tensor:
+        """Decode images on the host's device; where memory doesn't suffice in tiles, and then on the processor."""
+
+        def decode(device: torch.device, max_pixels: int | None) -> Tensor:
+            images: list[Tensor] = []
             for index, (pixel, latent) in enumerate(zip(pixels.split(1), latents.split(1), strict=True)):
+                given = pixel.to(device), latent.to(device)
                 report = _part(progress, index, len(latents))
-                pixel, latent = pixel.float().to(device), latent.float().to(device)
-                decoded = decoder.decode(pixel, latent, views=views or self.plan.views, progress=report)
-                images.append(_to_image(decoded[0, [1, 2, 3, 0]].cpu(), self.plan.size))
-        return images
+                images.append(decoder.decode(*given, views, max_pixels=max_pixels, progress=report).cpu())
+            return torch.cat(images)
+
+        try:
+            with self.host.on_device(decoder) as device:
+                try:
+                    return decode(device, None)
+                except torch.cuda.OutOfMemoryError:
+                    logger.warning("Memory doesn't suffice to decode the whole image at once, so it is done in tiles.")
+                return decode(device, TILE)
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("Memory doesn't suffice to decode in tiles either, so the processor does it.")
+        decoder.cpu()
+        try:
+            return decode(torch.device("cpu"), TILE)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's words when memory is short
+                raise
+            raise Refusal(
+                "There isn't enough memory to decode the transparency, neither on the GPU nor beside it: make the "
+                "image smaller or the batch, or close other programs."
+            ) from None
 
     def close(self) -> None:
         """Undo every change to the host's model and let go of latents and networks."""
@@ -276,6 +309,15 @@ class SharedAttention:
 
     units: Mapping[str, AttentionSharingUnit]
     control: ControlEncoder | None
+
+
+def _count_bytes(network: SharedAttention | Mapping[str, injection.Patch]) -> int:
+    """Size of what computes beside the UNet in every step."""
+    if isinstance(network, SharedAttention):
+        tensors = [parameter for unit in network.units.values() for parameter in unit.parameters()]
+    else:
+        tensors = [v for patch in network.values() for v in vars(patch).values() if isinstance(v, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _shift(moments: Tensor, offset: Tensor) -> Tensor:

@@ -24,10 +24,11 @@ class ForgeHost:
     def __init__(self, model: Any) -> None:
         if getattr(model, "forge_objects", None) is None:
             raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
-        self._objects = model.forge_objects
+        self._model = model
+        self._vae: Any = model.forge_objects.vae
         self.family: Family = read_family(model)
-        self.unet: nn.Module = self._objects.unet.model.diffusion_model
-        self.vae: nn.Module = self._objects.vae.first_stage_model
+        self.unet: nn.Module = model.forge_objects.unet.model.diffusion_model
+        self.vae: nn.Module = self._vae.first_stage_model
         first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
         self.unet_channels = int(first_conv.weight.shape[1])
         to_sampler_space: Any = self.vae.process_in
@@ -42,11 +43,26 @@ class ForgeHost:
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
-        with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, injection.fix_moments):
-            return self._objects.vae.encode((pixels * 0.5 + 0.5).movedim(1, -1))
+        fixed = injection.posterior(self.vae, injection.fix_moments)
+        with torch.random.fork_rng(devices=[]), fixed, torch.inference_mode():  # which Forge's tiles need
+            latents = self._vae.encode((pixels * 0.5 + 0.5).movedim(1, -1))
+        return latents.clone()
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self._objects.vae.decode(latents).movedim(-1, 1)
+        with torch.inference_mode():
+            pixels = self._vae.decode(latents)
+        return pixels.movedim(-1, 1).clone()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Let Forge keep `size` bytes free of the model's weights while the block lasts."""
+        patcher = self._model.forge_objects.unet  # the one of this pass
+        before = patcher.extra_preserved_memory_during_sampling
+        patcher.add_extra_preserved_memory_during_sampling(size)
+        try:
+            yield
+        finally:
+            patcher.extra_preserved_memory_during_sampling = before
 
     @contextmanager
     def on_device(self, network: nn.Module) -> Iterator[torch.device]:

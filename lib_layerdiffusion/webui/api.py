@@ -184,7 +184,7 @@ class Routes:
         image = None if given is None else read_image_code(given, "image", MAX_PIXELS)
         high, wide = (8 * side for side in latent.latent.shape[2:])
         self._fetch(options, wide, high)
-        with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
+        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
             session.open(_plan(session.host, options, wide, high))
             pixels = session.host.decode(latent.latent) if image is None else _as_decoded(image, latent)
             if not torch.isfinite(pixels).all():
@@ -198,7 +198,7 @@ class Routes:
         rgba = np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
         size = rgba.shape[1], rgba.shape[0]
         self._fetch(LayerOptions(), *size)
-        with self.queue_lock, Session(self.extension.host(), self.extension.store()) as session, torch.no_grad():
+        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
             session.open(_plan(session.host, LayerOptions(), *size))
             with session.encoding(rgba) as pixels:
                 latent = session.host.encode(pixels)
@@ -207,8 +207,10 @@ class Routes:
         return {"latent": _to_latent_code(LatentFile(latent, width, height))}
 
     def _fetch(self, options: LayerOptions, width: int, height: int) -> None:
-        """Download what is missing before the WebUI's queue has to wait for this request."""
-        for file in _plan(self.extension.host(), options, width, height).files:
+        """Download what is missing, meanwhile the WebUI's queue goes on."""
+        with self.queue_lock:
+            files = _plan(self.extension.loaded_host(), options, width, height).files
+        for file in files:
             self.extension.store().fetch(file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,6 +56,11 @@ class Extension:
     def host(self, model: Any | None = None) -> Host:
         """The adapter for the loaded model; Refusal when this WebUI is unknown or too old, or has no model."""
         return detect()(shared.sd_model if model is None else model)
+
+    def loaded_host(self) -> Host:
+        """The adapter for the chosen checkpoint, which some WebUIs load with the first picture only."""
+        load = getattr(sys.modules.get("modules.sd_models"), "forge_model_reload", None)
+        return self.host(load()[0] if load else None)
 
     def report(self, host: str, plan: str, outcome: str) -> None:
         """Keep what a run came to."""

@@ -247,6 +247,68 @@ def test_progress_covers_all_images_and_cancels(host: SmallHost, store: WeightSt
             session.decode(progress=lambda done, total: done < 3)
 
 
+def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, failures: int) -> list[int | None]:
+    """Let the first so many calls of the decoder fail as a full GPU does; yields the tile sizes that are asked for."""
+    decode, asked = TransparentDecoder.decode, []
+
+    def run(self: TransparentDecoder, *args: Any, max_pixels: int | None = None, **options: Any) -> Tensor:
+        asked.append(max_pixels)
+        if len(asked) <= failures:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return decode(self, *args, max_pixels=max_pixels, **options)
+
+    monkeypatch.setattr(TransparentDecoder, "decode", run)
+    return asked
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_decoding_goes_on_where_memory_is_short(
+    host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    with Session(host, store) as session:
+        session.open(make_plan())
+        session.collect(torch.randn(1, 4, 8, 8))
+        (whole,) = session.decode()
+        asked = run_short_of_memory(monkeypatch, failures)
+        (later,) = session.decode()
+    assert asked == [None, *[512 * 512] * failures]
+    assert np.array_equal(later.layers[0].image, whole.layers[0].image)  # one tile is enough for this size
+    assert len(host.held) == 2
+
+
+def test_decoding_says_when_there_is_no_memory_at_all(
+    host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_short_of_memory(monkeypatch, 3)
+    with Session(host, store) as session:
+        session.open(make_plan())
+        session.collect(torch.randn(1, 4, 8, 8))
+        with pytest.raises(Refusal, match="image smaller"):
+            session.decode()
+
+
+class ReservingHost(SmallHost):
+    """A host that manages memory."""
+
+    reserved = 0
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        self.reserved += size
+        yield
+        self.reserved -= size
+
+
+def test_memory_is_reserved_during_sampling(store: WeightStore) -> None:
+    host = ReservingHost()
+    with Session(host, store) as session:
+        session.open(make_plan())
+        assert host.reserved == 0
+        with session.sampling():
+            assert host.reserved == 4 * 4 * 4 * 9
+        assert host.reserved == 0
+
+
 def encode(host: SmallHost, moments: Tensor) -> Tensor:
     """What the host's VAE makes of a batch without drawing: mean and log variance after quant_conv."""
     return host.vae["quant_conv"](moments)

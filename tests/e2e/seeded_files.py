@@ -1,6 +1,6 @@
-"""Made-up SD1.5 checkpoint and layer files of full shape, for a WebUI that knows only those: seeded, half precision.
+"""Made-up checkpoints, layer files and a LoRA of full shape, for a WebUI that knows only those: seeded, half precision.
 
-`python -m tests.e2e.seeded_files <folder of the WebUI>`
+`python -m tests.e2e.seeded_files <folder of the WebUI> [sdxl]`: SD1.5 takes 5 GB on disk, SDXL 10 GB more.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,12 +17,30 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.injection import FILE_PREFIX
+from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
-from tests.e2e.server import CHECKPOINT
+from tests.e2e.server import CHECKPOINTS, LORA
 
-UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
+RANK = 8  # of the made-up low-rank patches
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
 FILES = {  # layer file -> frames, control
     "layer_sd15_transparent_attn": (1, False),
@@ -32,17 +51,17 @@ FILES = {  # layer file -> frames, control
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
-def list_unet() -> Shapes:
+def list_unet(family: str) -> Shapes:
     """The UNet's parameters in the LDM layout."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNET)
+        unet = UNet2DConditionModel(**UNETS[family])
     back = {diffusers: ldm for ldm, diffusers in name_modules(dict(unet.config)).items()}
     for name, value in unet.state_dict().items():
         module, _, leaf = name.rpartition(".")
-        yield f"model.diffusion_model.{translate(module, back)}.{leaf}", tuple(value.shape)
+        yield f"{translate(module, back)}.{leaf}", tuple(value.shape)
 
 
-def list_text_encoder() -> Shapes:
+def list_text_encoder(prefix: str) -> Shapes:
     """CLIP ViT-L/14's text model."""
     config = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                             num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
@@ -51,7 +70,27 @@ def list_text_encoder() -> Shapes:
     for name, value in model.state_dict().items():
         inner = name.removeprefix("text_model.")
         if not inner.endswith("position_ids"):
-            yield f"cond_stage_model.transformer.text_model.{inner}", tuple(value.shape)
+            yield f"{prefix}.transformer.text_model.{inner}", tuple(value.shape)
+
+
+def list_big_text_encoder(prefix: str) -> Shapes:
+    """OpenCLIP ViT-bigG/14's text model, in OpenCLIP's layout."""
+    width = BIG_WIDTH
+    yield f"{prefix}.model.token_embedding.weight", (49408, width)
+    yield f"{prefix}.model.positional_embedding", (77, width)
+    yield f"{prefix}.model.text_projection", (width, width)
+    layers = {"attn.in_proj_": (3 * width, width), "attn.out_proj.": (width, width)}
+    layers |= {"mlp.c_fc.": (4 * width, width), "mlp.c_proj.": (width, 4 * width)}
+    for index in range(BIG_DEPTH):
+        block = f"{prefix}.model.transformer.resblocks.{index}"
+        for name, shape in layers.items():
+            yield f"{block}.{name}weight", shape
+            yield f"{block}.{name}bias", shape[:1]
+        for norm in ("ln_1", "ln_2"):
+            yield f"{block}.{norm}.weight", (width,)
+            yield f"{block}.{norm}.bias", (width,)
+    yield f"{prefix}.model.ln_final.weight", (width,)
+    yield f"{prefix}.model.ln_final.bias", (width,)
 
 
 def list_vae() -> Shapes:
@@ -105,23 +144,71 @@ def _resnet(name: str, before: int, after: int) -> Shapes:
         yield from _conv(f"{name}.nin_shortcut", before, after, 1)
 
 
-def write_checkpoint(folder: Path) -> Path:
+def write_checkpoint(folder: Path, family: str) -> Path:
     """The whole checkpoint, tensor by tensor in half precision."""
-    path = folder / f"{CHECKPOINT}.safetensors"
-    if not path.exists():
-        shapes = [*list_unet(), *list_text_encoder(), *list_vae()]
-        # a gain below 1 keeps the many residual branches of a random network in half precision's range
-        state = {name: _half(seeded.tensor(name, shape, 1, gain=0.5)) for name, shape in shapes}
-        state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
-        save_file(state, path)
+    path = folder / f"{CHECKPOINTS[family]}.safetensors"
+    if path.exists():
+        return path
+    shapes = [(f"model.{FILE_PREFIX}{name}", shape) for name, shape in list_unet(family)] + [*list_vae()]
+    if family == "sdxl":
+        first = "conditioner.embedders.0"
+        shapes += [*list_text_encoder(first), *list_big_text_encoder("conditioner.embedders.1")]
+    else:
+        first = "cond_stage_model"
+        shapes += list_text_encoder(first)
+    # a gain below 1 keeps the many residual branches of a random network in half precision's range
+    state = {name: _half(seeded.tensor(name, shape, 1, gain=0.5)) for name, shape in shapes}
+    state[f"{first}.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    if family == "sdxl":
+        state["conditioner.embedders.1.model.logit_scale"] = torch.tensor(4.6, dtype=torch.float16)
+    save_file(state, path)
     return path
+
+
+def write_patch_files(folder: Path) -> None:
+    """All patch files of SDXL: low-rank and full changes of some parameters each, and the widened first convolution."""
+    unet = dict(list_unet("sdxl"))
+    for mode in MODES:
+        if mode.family != "sdxl":
+            continue
+        attention = [name for name in unet if ".attn" in name and name.endswith(".weight")]
+        outside = [name for name in unet if ".transformer_blocks." not in name]
+        shapes: dict[str, tuple[int, ...]] = {}
+        if mode.name == "foreground":
+            for name in attention:
+                shapes |= _low_rank(f"{FILE_PREFIX}{name}::lora::{{}}", unet[name])
+        else:
+            wanted = outside if mode.name == "foreground_conv" else outside[: len(outside) // 4]
+            shapes = {f"{FILE_PREFIX}{name}::diff::0": unet[name] for name in wanted}
+        if mode.inputs:
+            out, own, *kernel = unet["input_blocks.0.0.weight"]
+            shapes[f"{FILE_PREFIX}input_blocks.0.0.weight::diff::0"] = (out, own + 4 * len(mode.inputs), *kernel)
+        _write(folder, mode.file, shapes)
+
+
+def _low_rank(key: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {key.format(0): (shape[0], RANK), key.format(1): (RANK, shape[1])}
+
+
+def write_lora(folder: Path) -> None:
+    """A user's LoRA for SD1.5, on attention and convolutions, by the names that trainers give them."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in list_unet("sd15"):
+        module = name.removesuffix(".weight")
+        attention = module.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
+        if attention or module.endswith(("in_layers.2", "out_layers.3")):
+            key = f"lora_unet_{module.replace('.', '_')}"
+            shapes[f"{key}.lora_up.weight"] = (shape[0], RANK, *[1] * (len(shape) - 2))
+            shapes[f"{key}.lora_down.weight"] = (RANK, *shape[1:])
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, LORA, shapes)
 
 
 def write_layer_files(folder: Path) -> None:
     """All layer files of SD1.5, with little effect, so that results stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNET)
+        unet = UNet2DConditionModel(**UNETS["sd15"])
     names = name_modules(dict(unet.config))
     attentions = [unet.get_submodule(translate(place, names) or "") for place in ATTENTION_ORDER]
     for name, (frames, control) in FILES.items():
@@ -148,8 +235,16 @@ def _half(value: Tensor | None) -> Tensor:
     return value.half()
 
 
-if __name__ == "__main__":
-    models = Path(sys.argv[1]) / "models"
+def _main(webui: Path, families: list[str]) -> None:
+    models = webui / "models"
     (models / "Stable-diffusion").mkdir(parents=True, exist_ok=True)
-    write_checkpoint(models / "Stable-diffusion")
     write_layer_files(models / "layer_model")
+    write_lora(models / "Lora")
+    if "sdxl" in families:
+        write_patch_files(models / "layer_model")
+    for family in ("sd15", *families):
+        write_checkpoint(models / "Stable-diffusion", family)
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), sys.argv[2:])

@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-CHECKPOINT = "layerdiffusion-seeded-sd15"  # which seeded_files makes
+CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # which seeded_files makes
+LORA = "layerdiffusion-seeded-lora"
 FLAGS = (
     "--server-name=127.0.0.1",
     "--api",
@@ -33,7 +34,7 @@ FLAGS = (
 )
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-START_SECONDS, ANSWER_SECONDS = 600, 900
+START_SECONDS, ANSWER_SECONDS = 1200, 1200
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class WebUIServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINT}.safetensors"
+        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINTS['sd15']}.safetensors"
+        # a preview in a page needs a network that Forge would fetch
+        (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         command = [str(python), "launch.py", *FLAGS, *files, f"--port={self.port}", f"--ckpt={checkpoint}"]
         with self.log.open("wb") as log:
@@ -119,7 +122,7 @@ class WebUIServer:
 
 
 def _request(layers: Any, values: dict[str, Any]) -> dict[str, Any]:
-    request = {
+    request: dict[str, Any] = {
         "prompt": "a red apple",
         "negative_prompt": "blurry",
         "seed": 7,

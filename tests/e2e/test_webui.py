@@ -21,6 +21,12 @@ ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_additional_modules": ["Use same choices"]}
 
 
+def test_encoding_before_the_first_picture(webui_server: WebUIServer, sprite: Image.Image) -> None:
+    """Forge loads the checkpoint with the first picture."""
+    answer = webui_server.post("/layerdiffusion/v1/encode", {"image": encode(sprite)})
+    assert answer.status == 200, answer.body
+
+
 @pytest.fixture(scope="module")
 def plain(webui_server: WebUIServer) -> list[str]:
     """The answer to the first request, which has nothing to do with layers."""
@@ -158,8 +164,13 @@ def test_refusals(webui: WebUIServer, args: Any, named: str) -> None:
 @pytest.mark.parametrize("override", [{}, {"samples_format": "jpg"}], ids=["default", "jpg"])
 def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: dict[str, str]) -> None:
     unsaved = read(webui.txt2img(FOREGROUND).encoded[0])
-    override = {"outdir_txt2img_samples": str(tmp_path), **override}
-    answer = webui.txt2img(FOREGROUND, save_images=True, override_settings=override)
+    folder = {"outdir_txt2img_samples": str(tmp_path)}  # read before a job's own settings are
+    before = {name: webui.get("/sdapi/v1/options")[name] for name in folder}
+    assert webui.post("/sdapi/v1/options", folder).status == 200
+    try:
+        answer = webui.txt2img(FOREGROUND, save_images=True, override_settings=override)
+    finally:
+        webui.post("/sdapi/v1/options", before)
     (saved,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     with Image.open(saved) as image:
         assert image.tobytes() == unsaved.tobytes() == check(answer, "A")[0].tobytes()
