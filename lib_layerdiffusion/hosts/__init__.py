@@ -10,7 +10,8 @@ from typing import Any
 from ..host import Host
 from ..refusal import Refusal
 
-SUPPORTED = "Forge main"
+SUPPORTED = "AUTOMATIC1111, Forge, reForge and Forge Classic"
+HOOK = "process_before_every_sampling"
 
 
 def detect() -> Callable[[Any], Host]:
@@ -27,7 +28,22 @@ def detect() -> Callable[[Any], Host]:
         from .forge import ForgeHost
 
         return ForgeHost
+    if _has("ldm_patched.modules.model_patcher"):
+        from .ldm_patched import LdmPatchedHost  # pyright: ignore
+
+        return LdmPatchedHost
+    if _has("modules.sd_hijack") and not _has("modules_forge") and not _has("modules.scripts_manager"):
+        _refuse_old()
+        from .a1111 import A1111Host
+
+        return A1111Host
     raise Refusal(f"LayerDiffusion doesn't know this WebUI yet: it works in {SUPPORTED}.")
+
+
+def _refuse_old() -> None:
+    """AUTOMATIC1111 lets scripts at the sampler since 1.10."""
+    if not hasattr(sys.modules["modules.scripts"].Script, HOOK):
+        raise Refusal("This WebUI is too old for LayerDiffusion: update AUTOMATIC1111 to 1.10 or later.")
 
 
 def _has(module: str) -> bool:

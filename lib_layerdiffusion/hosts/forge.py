@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
+from lib_layerdiffusion.hosts.webui_model import percent_to_timestep, read_family
 from lib_layerdiffusion.modes import Family
 from lib_layerdiffusion.refusal import Refusal
-
-LAST_TIMESTEP = 999
 
 
 class ForgeHost:
@@ -39,7 +38,7 @@ class ForgeHost:
         return ldm_name
 
     def percent_to_timestep(self, fraction: float) -> float:
-        return (1.0 - fraction) * LAST_TIMESTEP
+        return percent_to_timestep(fraction)
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
@@ -77,10 +76,3 @@ class ForgeHost:
             yield device
         finally:
             network.to("cpu")
-
-
-def read_family(model: Any) -> Family:
-    """The base-model family of a loaded model; for others its own name, which planning refuses."""
-    if getattr(model, "is_sdxl", False):
-        return "sdxl"
-    return "sd15" if getattr(model, "is_sd1", False) else type(model).__name__  # pyright: ignore[reportReturnType]

@@ -1,0 +1,88 @@
+"""AUTOMATIC1111 1.10: the checkpoint is one torch module (`ldm` for SD1.5, `sgm` for SDXL), moved as its flags say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_layerdiffusion import injection
+from lib_layerdiffusion.hosts.webui_model import percent_to_timestep, read_family
+from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.refusal import Refusal
+
+
+class A1111Host:
+    """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
+
+    name = "AUTOMATIC1111"
+
+    def __init__(self, model: Any) -> None:
+        if getattr(model, "first_stage_model", None) is None:
+            raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
+        _refuse_other_unet()
+        self._model = model
+        self.family: Family = read_family(model)
+        self.unet: nn.Module = model.model.diffusion_model
+        self.vae: nn.Module = model.first_stage_model
+        first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
+        self.unet_channels = int(first_conv.weight.shape[1])
+        self.scaling_factor = float(model.scale_factor)
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return ldm_name
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        return percent_to_timestep(fraction)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
+        with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, injection.fix_moments):
+            encoded = [self._encode(image) for image in pixels.split(1)]
+        return torch.cat(encoded).float() / self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        from modules import devices  # pyright: ignore[reportMissingImports]
+
+        latents = self._match_vae(latents * self.scaling_factor)
+        with torch.no_grad(), devices.without_autocast():
+            images = [self._model.decode_first_stage(latent).float() for latent in latents.split(1)]
+        return (torch.cat(images) * 0.5 + 0.5).clamp(0, 1)
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+        """Hold `network` on the compute device, cleared first under --medvram and --lowvram."""
+        from modules import devices, lowvram  # pyright: ignore[reportMissingImports]
+
+        if lowvram.is_enabled(self._model):
+            lowvram.send_everything_to_cpu()
+        devices.torch_gc()
+        network.to(devices.device)
+        try:
+            yield torch.device(devices.device)
+        finally:
+            network.to("cpu")
+            devices.torch_gc()
+
+    def _encode(self, image: Tensor) -> Tensor:
+        from modules import devices  # pyright: ignore[reportMissingImports]
+
+        with torch.no_grad(), devices.without_autocast():
+            return self._model.get_first_stage_encoding(self._model.encode_first_stage(self._match_vae(image)))
+
+    def _match_vae(self, tensor: Tensor) -> Tensor:
+        """In the VAE's dtype, and where it computes: --medvram and --lowvram bring the VAE there when it is called."""
+        from modules import devices  # pyright: ignore[reportMissingImports]
+
+        return tensor.to(devices.device, next(self.vae.parameters()).dtype)
+
+
+def _refuse_other_unet() -> None:
+    """The option "SD Unet" has another network (such as TensorRT's) compute in the place of the checkpoint's own."""
+    from modules import sd_unet  # pyright: ignore[reportMissingImports]
+
+    if sd_unet.current_unet is not None:
+        raise Refusal('Another UNet stands in for that of the checkpoint: set the option "SD Unet" to "None".')
