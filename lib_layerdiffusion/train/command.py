@@ -25,6 +25,8 @@ EMBEDDED = {  # run, which is also the configuration -> stage
     "transparency_room": "transparency",
     "transparency": "transparency",
     "transparency_decoder": "transparency",
+    "transparency_edges": "transparency",
+    "transparency_last": "transparency",
     "base": "base",
     "foreground": "finetune",
 }
@@ -45,6 +47,16 @@ MADE_BEFORE = {
         "autoencoder": "autoencoder_room/model",
         "start_encoder": "transparency/model/layer_sd15_vae_transparent_encoder.safetensors",
         "start_decoder": "transparency/model/layer_sd15_vae_transparent_decoder.safetensors",
+    },
+    "transparency_edges": {
+        "autoencoder": "autoencoder_room/model",
+        "start_encoder": "transparency_decoder/model/layer_sd15_vae_transparent_encoder.safetensors",
+        "start_decoder": "transparency_decoder/model/layer_sd15_vae_transparent_decoder.safetensors",
+    },
+    "transparency_last": {
+        "autoencoder": "autoencoder_room/model",
+        "start_encoder": "transparency_edges/model/layer_sd15_vae_transparent_encoder.safetensors",
+        "start_decoder": "transparency_edges/model/layer_sd15_vae_transparent_decoder.safetensors",
     },
     "base": {"autoencoder": "autoencoder/model"},
     "foreground": {

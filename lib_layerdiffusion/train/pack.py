@@ -20,7 +20,7 @@ PARTS = {  # folder of the pipeline -> run that made it
 }
 LAYER_FILES = {
     "layer_sd15_transparent_attn": "foreground",
-    "layer_sd15_vae_transparent_decoder": "transparency_decoder",
+    "layer_sd15_vae_transparent_decoder": "transparency_last",
     "layer_sd15_vae_transparent_encoder": "transparency",
 }
 
@@ -36,6 +36,8 @@ RUNS = (
     "transparency_room",
     "transparency",
     "transparency_decoder",
+    "transparency_edges",
+    "transparency_last",
 )
 
 

@@ -57,6 +57,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkey
         "transparency_room",
         "transparency",
         "transparency_decoder",
+        "transparency_edges",
+        "transparency_last",
         "base",
         "foreground",
     ]
@@ -70,6 +72,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkey
     assert calls["transparency"].start_decoder.parent == runs / "transparency_room" / "model"
     assert calls["transparency_decoder"].decoder_only
     assert calls["transparency_decoder"].start_decoder.parent == runs / "transparency" / "model"
+    assert calls["transparency_edges"].start_decoder.parent == runs / "transparency_decoder" / "model"
+    assert calls["transparency_last"].start_decoder.parent == runs / "transparency_edges" / "model"
     assert calls["foreground"].base == runs / "base" / "model"
     encoder = runs / "transparency" / "model" / "layer_sd15_vae_transparent_encoder.safetensors"
     assert calls["foreground"].encoder == encoder
