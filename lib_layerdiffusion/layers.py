@@ -274,7 +274,9 @@ def _read_colour(text: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
-        red, green, blue = ImageColor.getrgb(text)
-    except ValueError as error:  # also for a colour with alpha
-        raise Refusal(f"There is no colour {text!r}: use a name like 'white', or #rrggbb like '#3366cc'.") from error
-    return red, green, blue
+        colour: tuple[int, ...] = ImageColor.getrgb(text)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:  # or 4, with alpha
+        raise Refusal(f"There is no colour {text!r}: use a name like 'white', or #rrggbb like '#3366cc'.")
+    return colour[0], colour[1], colour[2]

@@ -29,7 +29,7 @@ def detect() -> Callable[[Any], Host]:
 
         return ForgeHost
     if _has("ldm_patched.modules.model_patcher"):
-        from .ldm_patched import LdmPatchedHost  # pyright: ignore
+        from .ldm_patched import LdmPatchedHost
 
         return LdmPatchedHost
     if _has("modules.sd_hijack") and not _has("modules_forge") and not _has("modules.scripts_manager"):

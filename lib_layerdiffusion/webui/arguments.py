@@ -20,7 +20,7 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
     A WebUI lays what an API client sent over the page's values at rest, so a short list is complete here. What the page
     hides for the mode has no effect. `changes` replace single values, as an axis of X/Y/Z does.
     """
-    changes = changes or {}
+    changes = dict(changes or {})
     if args and isinstance(args[0], Mapping):
         return LayerOptions.from_dict({**args[0], **changes})
     values = dict(zip(PAGE_ORDER, args, strict=False))

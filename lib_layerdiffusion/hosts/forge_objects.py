@@ -1,0 +1,86 @@
+"""What Forge and the WebUIs that come from it share: `forge_objects` on the loaded model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib_layerdiffusion import injection
+from lib_layerdiffusion.hosts.webui_model import percent_to_timestep, read_family
+from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.refusal import Refusal
+
+
+class ForgeObjectsHost(ABC):
+    """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
+
+    name: str
+
+    def __init__(self, model: Any) -> None:
+        if getattr(model, "forge_objects", None) is None:
+            raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
+        self._model = model
+        self._vae: Any = model.forge_objects.vae
+        self.family: Family = read_family(model)
+        self.unet: nn.Module = model.forge_objects.unet.model.diffusion_model
+        self.vae: nn.Module = self._vae.first_stage_model
+        first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
+        self.unet_channels = int(first_conv.weight.shape[1])
+        zero, one = self.to_sampler_space(torch.tensor([0.0, 1.0])).tolist()
+        self.scaling_factor = one - zero
+
+    @abstractmethod
+    def to_sampler_space(self, latents: Tensor) -> Tensor:
+        """The WebUI's own conversion of latents from VAE space."""
+
+    @property
+    @abstractmethod
+    def memory(self) -> Any:
+        """The WebUI's module that manages the memory of its devices."""
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return ldm_name
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        return percent_to_timestep(fraction)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
+        fixed = injection.posterior(self.vae, injection.fix_moments)
+        with torch.random.fork_rng(devices=[]), fixed, torch.inference_mode():  # which Forge's tiles need
+            latents = self._vae.encode((pixels * 0.5 + 0.5).movedim(1, -1))
+        return latents.clone()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with torch.inference_mode():
+            pixels = self._vae.decode(latents)
+        return pixels.movedim(-1, 1).clone()
+
+    @contextmanager
+    def reserve(self, size: int) -> Iterator[None]:
+        """Let the WebUI keep `size` bytes free of the model's weights while the block lasts."""
+        patcher = self._model.forge_objects.unet  # the one of this pass
+        before = patcher.extra_preserved_memory_during_sampling
+        patcher.add_extra_preserved_memory_during_sampling(size)
+        try:
+            yield
+        finally:
+            patcher.extra_preserved_memory_during_sampling = before
+
+    @contextmanager
+    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+        """Hold `network` on the compute device, after making room; in the processor's memory afterwards."""
+        memory = self.memory
+        device = torch.device(memory.get_torch_device())
+        size = sum(p.numel() * p.element_size() for p in network.parameters())
+        memory.free_memory(2 * size, device)
+        network.to(device)
+        try:
+            yield device
+        finally:
+            network.to("cpu")
