@@ -229,7 +229,7 @@ class TestRefusing:
             (make_png(0, 5), "is not an image that can be read"),
             (make_png(64, 64), "is damaged or cut off"),
             (make_png(64, 64).replace(b"IDAT", b"IDAX"), "is not an image that can be read"),
-            (make_tiff_with_an_empty_page(), "is damaged or cut off (Missing dimensions)"),
+            (make_tiff_with_an_empty_page(), "is damaged or cut off ("),
             (save(PIL.Image.new("F", (3, 2), 0.5), format="TIFF"), "more than 16 bits per channel"),
             (save(PIL.Image.new("I", (3, 2), 70_000), format="TIFF"), "more than 16 bits per channel"),
         ],
