@@ -163,14 +163,17 @@ def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) 
             raise Refusal(f"The patch of {name} has a DoRA scale, which isn't supported: use a file without it.")
         return module, _plan_lora(module, name, patch), False
     match module, leaf:
-        case ((nn.Linear() | nn.Conv2d()), "bias"):
-            delta = _fit(patch.delta, (_count_outputs(module),), name)
-            return module, lambda x: _match(delta, x).reshape(-1, *[1] * (2 * isinstance(module, nn.Conv2d))), False
-        case nn.Linear(), "weight":
-            linear = _fit(patch.delta, (module.out_features, module.in_features), name)
-            return module, lambda x: F.linear(x, _match(linear, x)), False
         case nn.Conv2d(), "weight":
             return _plan_conv(module, name, patch.delta, concat)
+        case nn.Conv2d(), "bias":
+            delta = _fit(patch.delta, (module.out_channels,), name)
+            return module, lambda x: _match(delta, x).reshape(-1, 1, 1), False
+        case _, "weight" if _is_linear(module):
+            linear = _fit(patch.delta, _shape_of_linear(module, len(patch.delta), patch.delta[0].numel()), name)
+            return module, lambda x: F.linear(x, _match(linear, x)), False
+        case _, "bias" if _is_linear(module):
+            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta.numel(), 0)[:1], name)
+            return module, lambda x: _match(linear, x), False
         case ((nn.GroupNorm() | nn.LayerNorm()), _):
             return module, _plan_norm(module, name, leaf, patch.delta), False
         case _:
@@ -221,14 +224,14 @@ class WidenedConv:
 
 def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
     rank = patch.down.shape[0]
-    shape = _shape_of(module) if isinstance(module, nn.Linear | nn.Conv2d) and name.endswith(".weight") else None
-    if shape is None:
+    if not name.endswith(".weight") or not (_is_linear(module) or isinstance(module, nn.Conv2d)):
         raise Refusal(f"{name} can't be changed by a low-rank patch: use another file.")
     scale = patch.scale
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Conv2d):
+        shape = _shape_of_linear(module, patch.up.shape[0], patch.down.shape[1])
         down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
         return lambda x: scale * F.linear(F.linear(x, _match(down, x)), _match(up, x))
-    conv: nn.Conv2d = module  # pyright: ignore[reportAssignmentType]
+    conv, shape = module, _shape_of(module)
     if patch.mid is None:
         down = _fit(patch.down, (rank, *shape[1:]), name)
         up = _fit(patch.up, (shape[0], rank, 1, 1), name)
@@ -259,15 +262,18 @@ def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: T
             return lambda x: _match(fitted, x)
 
 
-def _shape_of(module: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
-    """Shape of the weight as the layer computes; a quantised weight is stored in another."""
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
-    return module.out_channels, module.in_channels // module.groups, *module.kernel_size
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer; Forge's own classes are none of torch's and share the name only."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Linear"
 
 
-def _count_outputs(module: nn.Linear | nn.Conv2d) -> int:
-    return _shape_of(module)[0]
+def _shape_of_linear(module: nn.Module, outputs: int, inputs: int) -> tuple[int, int]:
+    """Shape of the weight as the layer computes; quantised ones are stored in another, and some don't tell at all."""
+    return int(getattr(module, "out_features", outputs)), int(getattr(module, "in_features", inputs))
+
+
+def _shape_of(conv: nn.Conv2d) -> tuple[int, ...]:
+    return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
 
 def _fit(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:

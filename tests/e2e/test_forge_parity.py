@@ -1,0 +1,31 @@
+"""In Forge's own UNet our injection samples the latents that merged weights do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict[str, tuple[float, float]]:
+    checkout, python = os.environ.get("LAYERDIFFUSION_WEBUI"), os.environ.get("LAYERDIFFUSION_WEBUI_PYTHON")
+    if not checkout or not python or not (Path(checkout) / "backend/nn/unet.py").exists():
+        pytest.skip("LAYERDIFFUSION_WEBUI and LAYERDIFFUSION_WEBUI_PYTHON name no Forge")
+    command = [python, "-m", "tests.e2e.forge_parity", checkout]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+    answer = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["lora", "diff", "widened", "sharing_1", "sharing_3"])
+def test_sampled_latents_are_those_of_merged_weights(differences: dict[str, tuple[float, float]], kind: str) -> None:
+    ours, plain = differences[kind]
+    assert ours < 1e-4
+    assert plain > 0.1, "the patches do nothing"
