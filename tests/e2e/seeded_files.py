@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,16 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
 from tests.e2e.server import CHECKPOINT
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8}
+TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                              num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
+TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name is taken in the place of a download
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
 FILES = {  # layer file -> frames, control
     "layer_sd15_transparent_attn": (1, False),
@@ -44,10 +49,8 @@ def list_unet() -> Shapes:
 
 def list_text_encoder() -> Shapes:
     """CLIP ViT-L/14's text model."""
-    config = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                            num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
     with torch.device("meta"):
-        model = CLIPTextModel(config)
+        model = CLIPTextModel(TEXT_ENCODER)
     for name, value in model.state_dict().items():
         inner = name.removeprefix("text_model.")
         if not inner.endswith("position_ids"):
@@ -117,6 +120,14 @@ def write_checkpoint(folder: Path) -> Path:
     return path
 
 
+def write_text_encoder(folder: Path) -> None:
+    """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer, the embedded model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    TEXT_ENCODER.save_pretrained(folder)
+    for file in (EMBEDDED_FOLDER / "tokenizer").iterdir():
+        shutil.copyfile(file, folder / file.name)
+
+
 def write_layer_files(folder: Path) -> None:
     """All layer files of SD1.5, with little effect, so that results stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +160,10 @@ def _half(value: Tensor | None) -> Tensor:
 
 
 if __name__ == "__main__":
-    models = Path(sys.argv[1]) / "models"
+    webui = Path(sys.argv[1])
+    models = webui / "models"
     (models / "Stable-diffusion").mkdir(parents=True, exist_ok=True)
     write_checkpoint(models / "Stable-diffusion")
     write_layer_files(models / "layer_model")
+    if not (webui / "modules_forge").is_dir():
+        write_text_encoder(webui / TEXT_ENCODER_NAME)
