@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
 from lib_layerdiffusion.injection import FILE_PREFIX
 from lib_layerdiffusion.modes import MODES
+from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
@@ -41,6 +43,9 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
 RANK = 8  # of the made-up low-rank patches
+TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                              num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
+TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name is taken in the place of a download
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
 FILES = {  # layer file -> frames, control
     "layer_sd15_transparent_attn": (1, False),
@@ -63,10 +68,8 @@ def list_unet(family: str) -> Shapes:
 
 def list_text_encoder(prefix: str) -> Shapes:
     """CLIP ViT-L/14's text model."""
-    config = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                            num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
     with torch.device("meta"):
-        model = CLIPTextModel(config)
+        model = CLIPTextModel(TEXT_ENCODER)
     for name, value in model.state_dict().items():
         inner = name.removeprefix("text_model.")
         if not inner.endswith("position_ids"):
@@ -204,6 +207,14 @@ def write_lora(folder: Path) -> None:
     _write(folder, LORA, shapes)
 
 
+def write_text_encoder(folder: Path) -> None:
+    """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer, the embedded model's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    TEXT_ENCODER.save_pretrained(folder)
+    for file in (EMBEDDED_FOLDER / "tokenizer").iterdir():
+        shutil.copyfile(file, folder / file.name)
+
+
 def write_layer_files(folder: Path) -> None:
     """All layer files of SD1.5, with little effect, so that results stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -244,6 +255,8 @@ def _main(webui: Path, families: list[str]) -> None:
         write_patch_files(models / "layer_model")
     for family in ("sd15", *families):
         write_checkpoint(models / "Stable-diffusion", family)
+    if not (webui / "modules_forge").is_dir():
+        write_text_encoder(webui / TEXT_ENCODER_NAME)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ LORA = "layerdiffusion-seeded-lora"
 FLAGS = (
     "--server-name=127.0.0.1",
     "--api",
-    "--always-cpu",
     "--skip-prepare-environment",
     "--skip-torch-cuda-test",
     "--skip-version-check",
@@ -32,6 +31,8 @@ FLAGS = (
     "--no-prompt-history",
     "--layerdiffusion-offline",
 )
+FORGE_FLAGS = ("--always-cpu",)
+A1111_FLAGS = ("--use-cpu=all", "--no-half", "--precision=full", "--no-download-sd-model", "--do-not-download-clip")
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
@@ -71,7 +72,8 @@ class WebUIServer:
         # a preview in a page needs a network that Forge would fetch
         (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
-        command = [str(python), "launch.py", *FLAGS, *files, f"--port={self.port}", f"--ckpt={checkpoint}"]
+        flags = [*FLAGS, *(FORGE_FLAGS if (folder / "modules_forge").is_dir() else A1111_FLAGS), *files]
+        command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
