@@ -1,0 +1,231 @@
+"""Adapters of the WebUIs on small doubles with the attributes that their loaded models have; and which one is taken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lib_layerdiffusion.hosts import detect
+from lib_layerdiffusion.hosts.a1111 import A1111Host
+from lib_layerdiffusion.hosts.forge import ForgeHost
+from lib_layerdiffusion.hosts.ldm_patched import LdmPatchedHost
+from lib_layerdiffusion.refusal import Refusal
+
+SCALE = 0.18215
+
+
+class Vae(nn.Module):
+    """Encodes to the moments of each 8x8 square's mean, decodes to its colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant_conv = nn.Conv2d(3, 8, 1)
+        nn.init.zeros_(self.quant_conv.weight)
+        nn.init.zeros_(self.quant_conv.bias)
+        with torch.no_grad():
+            self.quant_conv.weight[:3, :, 0, 0] = torch.eye(3)
+
+    def process_in(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents * SCALE
+
+    def sample(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Draw from the posterior with the global random numbers, as all WebUIs do."""
+        mean, log_variance = self.quant_conv(nn.functional.avg_pool2d(pixels, 8)).chunk(2, dim=1)
+        return mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+
+    def picture(self, latents: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(latents[:, :3], scale_factor=8)
+
+
+class PatchedVae:
+    """The VAE as Forge and its descendants wrap it: channels last, 0..1."""
+
+    def __init__(self) -> None:
+        self.first_stage_model = Vae()
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.first_stage_model.sample(pixels.movedim(-1, 1) * 2 - 1)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return (self.first_stage_model.picture(latents) * 0.5 + 0.5).movedim(1, -1)
+
+
+class Patcher:
+    def __init__(self, unet: nn.Module) -> None:
+        latent_format = SimpleNamespace(process_in=lambda latents: latents * SCALE)
+        self.model = SimpleNamespace(diffusion_model=unet, latent_format=latent_format)
+        self.extra_preserved_memory_during_sampling = 5
+
+    def add_extra_preserved_memory_during_sampling(self, size: int) -> None:
+        self.extra_preserved_memory_during_sampling += size
+
+
+def make_unet(channels: int = 4) -> nn.Module:
+    unet = nn.Module()
+    unet.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(channels, 8, 3))])
+    return unet
+
+
+def forge_model(channels: int = 4) -> Any:
+    objects = SimpleNamespace(unet=Patcher(make_unet(channels)), vae=PatchedVae())
+    return SimpleNamespace(forge_objects=objects, is_sd1=True, is_sdxl=False)
+
+
+def a1111_model(channels: int = 4) -> Any:
+    vae = Vae()
+    return SimpleNamespace(
+        first_stage_model=vae,
+        model=SimpleNamespace(diffusion_model=make_unet(channels)),
+        scale_factor=SCALE,
+        is_sd1=True,
+        is_sdxl=False,
+        encode_first_stage=vae.sample,
+        get_first_stage_encoding=lambda latents: latents * SCALE,
+        decode_first_stage=lambda latents: vae.picture(latents / SCALE),
+    )
+
+
+HOSTS: dict[type[Any], Callable[..., Any]] = {
+    ForgeHost: forge_model,
+    LdmPatchedHost: forge_model,
+    A1111Host: a1111_model,
+}
+
+
+@pytest.fixture(autouse=True)
+def webui(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The WebUIs' modules that adapters import, and a record of what was asked of them."""
+    asked = SimpleNamespace(freed=[])
+
+    def add(name: str, **contents: Any) -> None:
+        module = ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    memory = {"get_torch_device": lambda: "cpu", "free_memory": lambda size, device: asked.freed.append(size)}
+    for package in ("backend", "ldm_patched", "ldm_patched.modules", "modules"):
+        add(package)
+    add("backend.memory_management", **memory)
+    add("ldm_patched.modules.model_management", **memory)
+    devices = {"device": torch.device("cpu"), "torch_gc": lambda: None, "without_autocast": nullcontext}
+    add("modules.devices", **devices)
+    add("modules.lowvram", is_enabled=lambda model: False)
+    add("modules.sd_unet", current_unet=None)
+    for parent, child in (("backend", "memory_management"), ("ldm_patched.modules", "model_management")):
+        setattr(sys.modules[parent], child, sys.modules[f"{parent}.{child}"])
+    for child in ("devices", "lowvram", "sd_unet"):
+        setattr(sys.modules["modules"], child, sys.modules[f"modules.{child}"])
+    return asked
+
+
+@pytest.fixture(params=list(HOSTS), ids=lambda kind: kind.__name__)
+def kind(request: pytest.FixtureRequest) -> type[Any]:
+    return request.param
+
+
+def test_what_a_loaded_model_tells(kind):
+    host = kind(HOSTS[kind](channels=9))
+    assert (host.family, host.unet_channels) == ("sd15", 9)
+    assert host.scaling_factor == pytest.approx(SCALE)
+    assert host.percent_to_timestep(0.0) > host.percent_to_timestep(1.0) == 0
+    assert host.parameter_name("input_blocks.0.0.weight") == "input_blocks.0.0.weight"
+
+
+def test_encoding_gives_the_mean_and_draws_no_random_numbers(kind):
+    host = kind(HOSTS[kind]())
+    pixels = torch.rand(2, 3, 16, 24) * 2 - 1
+    before = torch.get_rng_state()
+    latents = host.encode(pixels)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.allclose(latents[:, :3], nn.functional.avg_pool2d(pixels, 8), atol=1e-5)
+
+
+def test_decoding_gives_pixels_from_0_to_1(kind):
+    host = kind(HOSTS[kind]())
+    latents = torch.rand(2, 4, 2, 3) * 2 - 1
+    pixels = host.decode(latents)
+    assert pixels.shape == (2, 3, 16, 24)
+    assert torch.allclose(pixels[:, :, ::8, ::8], latents[:, :3] * 0.5 + 0.5, atol=1e-5)
+
+
+def test_a_network_is_brought_back_from_the_device_after_an_exception(kind):
+    network = nn.Linear(4, 4)
+    with pytest.raises(KeyError), kind(HOSTS[kind]()).on_device(network) as device:
+        assert device == torch.device("cpu")
+        raise KeyError
+    assert network.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("kind", [ForgeHost, LdmPatchedHost])
+def test_room_is_made_and_kept_free_only_for_a_while(kind, webui):
+    model = forge_model()
+    host = kind(model)
+    with host.on_device(nn.Linear(4, 4)):
+        assert webui.freed == [2 * 4 * (16 + 4)]
+    with pytest.raises(KeyError), host.reserve(100):
+        assert model.forge_objects.unet.extra_preserved_memory_during_sampling == 105
+        raise KeyError
+    assert model.forge_objects.unet.extra_preserved_memory_during_sampling == 5
+
+
+@pytest.mark.parametrize("kind", list(HOSTS))
+def test_no_model_is_refused(kind):
+    with pytest.raises(Refusal, match="No checkpoint is loaded"):
+        kind(None)
+
+
+def test_automatic1111_with_another_unet_is_refused():
+    sys.modules["modules.sd_unet"].current_unet = object()
+    with pytest.raises(Refusal, match='"SD Unet" to "None"'):
+        A1111Host(a1111_model())
+
+
+# -- which WebUI it is
+
+
+@pytest.fixture
+def has(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretend that modules are there."""
+    monkeypatch.setitem(sys.modules, "modules.shared", ModuleType("modules.shared"))
+
+    def pretend(*names: str, hook: bool = True) -> None:
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        scripts = ModuleType("modules.scripts")
+        scripts.Script = type("Script", (), {"process_before_every_sampling": None} if hook else {})
+        monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (("backend.patcher.base", "modules_forge", "modules.sd_hijack"), ForgeHost),
+        (("ldm_patched.modules.model_patcher", "modules_forge", "modules.sd_hijack"), LdmPatchedHost),
+        (("modules.sd_hijack",), A1111Host),
+    ],
+)
+def test_a_webui_is_known_by_what_it_has(has, names, wanted):
+    has(*names)
+    assert detect() is wanted
+
+
+def test_automatic1111_without_the_hook_is_refused(has):
+    has("modules.sd_hijack", hook=False)
+    with pytest.raises(Refusal, match=r"update AUTOMATIC1111 to 1\.10"):
+        detect()
+
+
+@pytest.mark.parametrize("names", [(), ("modules.sd_hijack", "modules.scripts_manager")])
+def test_an_unknown_webui_is_refused_with_those_that_are_known(has, names):
+    has(*names)
+    with pytest.raises(Refusal, match="reForge"):
+        detect()
