@@ -80,7 +80,7 @@ def test_page(webui_server: WebUIServer, browser: Any, tmp_path: Path, mode: str
     label, given, expected = LABELS[mode]
     element(browser, "#txt2img_prompt textarea").send_keys("a red apple")
     set_small(browser)
-    click(browser, f"{PANEL}_enabled-checkbox input")
+    click(browser, f"{PANEL}_enabled .label-wrap")
     field = element(browser, f"{PANEL}_mode input")
     browser.execute_script("arguments[0].scrollIntoView()", field)
     field.click()
