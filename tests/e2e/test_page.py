@@ -84,7 +84,8 @@ def test_page(webui_server: WebUIServer, browser: Any, tmp_path: Path, mode: str
     field = element(browser, f"{PANEL}_mode input")
     browser.execute_script("arguments[0].scrollIntoView()", field)
     field.click()
-    click(browser, f'li[aria-label="{label}"], li[data-value="{label}"]')
+    element(browser, f'li[aria-label="{label}"]').click()  # it answers to the mouse button going down
+    wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
     if given:
         path = tmp_path / "given.png"
         Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
