@@ -169,10 +169,10 @@ def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) 
             delta = _fit(patch.delta, (module.out_channels,), name)
             return module, lambda x: _match(delta, x).reshape(-1, 1, 1), False
         case _, "weight" if _is_linear(module):
-            linear = _fit(patch.delta, _shape_of_linear(module, len(patch.delta), patch.delta[0].numel()), name)
+            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta), name)
             return module, lambda x: F.linear(x, _match(linear, x)), False
         case _, "bias" if _is_linear(module):
-            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta.numel(), 0)[:1], name)
+            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta)[:1], name)
             return module, lambda x: _match(linear, x), False
         case ((nn.GroupNorm() | nn.LayerNorm()), _):
             return module, _plan_norm(module, name, leaf, patch.delta), False
@@ -228,7 +228,7 @@ def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
         raise Refusal(f"{name} can't be changed by a low-rank patch: use another file.")
     scale = patch.scale
     if not isinstance(module, nn.Conv2d):
-        shape = _shape_of_linear(module, patch.up.shape[0], patch.down.shape[1])
+        shape = _shape_of_linear(module, patch.up, patch.down)
         down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
         return lambda x: scale * F.linear(F.linear(x, _match(down, x)), _match(up, x))
     conv, shape = module, _shape_of(module)
@@ -267,8 +267,12 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Linear"
 
 
-def _shape_of_linear(module: nn.Module, outputs: int, inputs: int) -> tuple[int, int]:
-    """Shape of the weight as the layer computes; quantised ones are stored in another, and some don't tell at all."""
+def _shape_of_linear(module: nn.Module, up: Tensor, down: Tensor) -> tuple[int, int]:
+    """Shape of the weight as the layer computes; quantised ones are stored in another.
+
+    Some don't tell at all: they are taken to have the outputs of the patch's `up` and the inputs of its `down`.
+    """
+    outputs, inputs = torch.Size(up.shape[:1]).numel(), torch.Size(down.shape[1:]).numel()
     return int(getattr(module, "out_features", outputs)), int(getattr(module, "in_features", inputs))
 
 
