@@ -12,7 +12,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS_demo := demo
 EXTRAS_webui := webui
 EXTRAS_test := demo,webui,train,psd,test
-EXTRAS_gradio3 := gradio3
+EXTRAS_gradio3 := demo,gradio3
 
 .PHONY: demo webui test test-gradio3 lint format clean
 .DELETE_ON_ERROR:
