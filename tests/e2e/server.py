@@ -33,8 +33,8 @@ FLAGS = (
     "--no-download-sd-model",
     "--do-not-download-clip",
 )
-ONLY_PROCESSOR = "--always-cpu"
-NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")
+ONLY_PROCESSOR = ("--always-cpu", "--cpu")
+NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # where there is none of those
 OWN_FLAGS = ("--layerdiffusion-offline",)
 # where WebUIs tell their parsers of flags
 PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
@@ -75,15 +75,15 @@ class WebUIServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINTS['sd15']}.safetensors"
         # a preview in a page needs a network that Forge would fetch
-        (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
+        settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
+        (scratch / "config.json").write_text(json.dumps(settings))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*choose_flags(folder), *files]
         self.probe = folder / "extensions" / PROBE_LINK
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
-        command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
+        command = [str(python), "launch.py", *flags, f"--port={self.port}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
@@ -152,7 +152,7 @@ def choose_flags(folder: Path) -> list[str]:
     """Those of the flags that the WebUI in `folder` knows, for some end at another; and what it computes on."""
     texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
     known = {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
-    device = (ONLY_PROCESSOR,) if ONLY_PROCESSOR in known else NO_GRAPHICS_CARD
+    device = NO_GRAPHICS_CARD if known.isdisjoint(ONLY_PROCESSOR) else ONLY_PROCESSOR
     return [flag for flag in (*FLAGS, *device) if flag.partition("=")[0] in known] + [*OWN_FLAGS]
 
 

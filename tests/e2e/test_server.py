@@ -16,14 +16,21 @@ def make_checkout(folder: Path, files: dict[str, list[str]]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("parser", ["backend/args.py", "ldm_patched/modules/args_parser.py"])
-def test_only_what_the_parsers_know(tmp_path: Path, parser: str) -> None:
+@pytest.mark.parametrize(
+    ("parser", "device"),
+    [
+        ("backend/args.py", "--cpu"),
+        ("backend/args.py", "--always-cpu"),
+        ("ldm_patched/modules/args_parser.py", "--always-cpu"),
+    ],
+)
+def test_only_what_the_parsers_know(tmp_path: Path, parser: str, device: str) -> None:
     known = {
         "modules/cmd_args.py": ["--api", "--server-name", "--no-half", "--no-hashing-at-all"],
-        parser: ["--always-cpu"],
+        parser: [device],
     }
     flags = choose_flags(make_checkout(tmp_path, known))
-    assert flags == ["--server-name=127.0.0.1", "--api", "--always-cpu", "--layerdiffusion-offline"]
+    assert flags == ["--server-name=127.0.0.1", "--api", device, "--layerdiffusion-offline"]
 
 
 def test_a_webui_that_has_to_be_told_of_each_part(tmp_path: Path) -> None:
