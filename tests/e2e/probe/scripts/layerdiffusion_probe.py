@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lib_layerdiffusion import hosts, injection
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
-sys.path.append(str(Path(__file__).resolve().parents[4]))  # for `tests`
+sys.path.insert(0, str(Path(__file__).resolve().parents[4]))  # for `tests`
 
 OURS = "lib_layerdiffusion"
 STRENGTH = 0.8
