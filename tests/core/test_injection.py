@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_layerdiffusion.injection import (
     DiffPatch,
@@ -105,6 +107,32 @@ def test_side_path_equals_merged_weights(unet: nn.Module) -> None:
     assert (wanted - plain).abs().max() > 0.1
     assert_untouched(unet, before)
     assert torch.equal(call(unet, x), plain)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied to another device or dtype."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_patches_are_brought_to_the_model_once(unet: nn.Module) -> None:
+    """A patch file of gigabytes isn't to be copied to the GPU in each step."""
+    patches, _ = change_everything(unet)
+    half = {
+        name: type(patch)(**{k: v.half() if isinstance(v, torch.Tensor) else v for k, v in vars(patch).items()})
+        for name, patch in patches.items()
+    }
+    x, copies = torch.randn(1, 4, 8, 8), []
+    with side_path(unet, half, STRENGTH, concat=torch.randn(1, 4, 8, 8)), torch.inference_mode():
+        for _ in range(2):
+            with Copies() as mode:
+                call(unet, x)
+            copies.append(mode.count)
+    assert copies[0] - copies[1] >= len(patches)
 
 
 def test_exception_leaves_nothing_behind(unet: nn.Module) -> None:

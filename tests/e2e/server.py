@@ -36,6 +36,8 @@ A1111_FLAGS = ("--use-cpu=all", "--no-half", "--precision=full", "--no-download-
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
+PROBE = Path(__file__).parent / "probe"
+PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,26 @@ class WebUIServer:
         (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*FLAGS, *(FORGE_FLAGS if (folder / "modules_forge").is_dir() else A1111_FLAGS), *files]
+        self.probe = folder / "extensions" / PROBE_LINK
+        self.probe.unlink(missing_ok=True)  # of a run that was killed
+        self.probe.symlink_to(PROBE, target_is_directory=True)
         command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
             )
 
-    def wait(self) -> None:
-        """Return as soon as requests are served as they should: the extension's routes are the last to be there."""
+    def wait(self, route: str = "/layerdiffusion/v1/version") -> None:
+        """Return as soon as requests are served as they should: the routes of extensions are the last to be there."""
         until = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self._answers(route):
             if time.monotonic() > until or self.process.poll() is not None:
                 raise RuntimeError(f"the WebUI doesn't start:\n{self.log.read_text('utf-8', 'replace')[-3000:]}")
             time.sleep(1)
 
-    def _answers(self) -> bool:
+    def _answers(self, route: str) -> bool:
         try:
-            self.get("/layerdiffusion/v1/version")
+            self.get(route)
         except OSError:  # all of urllib's errors: nothing listens yet, or the routes aren't there yet
             return False
         return True
@@ -99,14 +104,37 @@ class WebUIServer:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.probe.unlink(missing_ok=True)
+
+    def reload(self, *disabled: str) -> None:
+        """Do what the page's "Reload UI" does, with some extensions disabled, and wait for the new page."""
+        assert self.post("/sdapi/v1/options", {"disabled_extensions": disabled}).status == 200
+        self.post("/layerdiffusion-probe/reload")
+        time.sleep(5)  # the old page still answers for a moment
+        self.wait("/layerdiffusion-probe/model" if disabled else "/layerdiffusion/v1/version")
+
+    @property
+    def extension(self) -> str:
+        """The name of the folder in the WebUI's extensions that this project is in."""
+        own = Path(__file__).resolve().parents[2]
+        (name,) = [path.name for path in (self.folder / "extensions").iterdir() if path.resolve() == own]
+        return name
+
+    def look_at_model(self) -> dict[str, Any]:
+        """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
+        return self.get("/layerdiffusion-probe/model")
+
+    def fail_at(self, place: str, kind: str, times: int = 1) -> None:
+        """Let the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""
+        assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as reply:
             return json.load(reply)
 
-    def post(self, path: str, body: dict[str, Any]) -> Answer:
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Answer:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:

@@ -48,6 +48,7 @@ def set_small(page: Page) -> None:
 
 
 @pytest.mark.parametrize("mode", LABELS)
+@pytest.mark.seen("{mode}", "the WebUI's page")
 def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) -> None:
     label, given, expected = LABELS[mode]
     page.element("#txt2img_prompt textarea").send_keys("a red apple")
