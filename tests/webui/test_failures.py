@@ -14,8 +14,8 @@ import torch
 
 from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
-from tests.webui.conftest import encode_image
 from tests.webui.families import disc, given, modes_of
+from tests.webui.jobs import encode_image
 
 ALIASES = {(mode.family, mode.name): mode.alias for mode in MODES}
 
