@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -29,10 +30,14 @@ FLAGS = (
     "--skip-python-version-check",
     "--no-hashing",
     "--no-prompt-history",
-    "--layerdiffusion-offline",
+    "--no-download-sd-model",
+    "--do-not-download-clip",
 )
-FORGE_FLAGS = ("--always-cpu",)
-A1111_FLAGS = ("--use-cpu=all", "--no-half", "--precision=full", "--no-download-sd-model", "--do-not-download-clip")
+ONLY_PROCESSOR = ("--always-cpu", "--cpu")
+NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # where there is none of those
+OWN_FLAGS = ("--layerdiffusion-offline",)
+# where WebUIs tell their parsers of flags
+PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
@@ -70,15 +75,15 @@ class WebUIServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINTS['sd15']}.safetensors"
         # a preview in a page needs a network that Forge would fetch
-        (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
+        settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
+        (scratch / "config.json").write_text(json.dumps(settings))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
-        flags = [*FLAGS, *(FORGE_FLAGS if (folder / "modules_forge").is_dir() else A1111_FLAGS), *files]
+        flags = [*choose_flags(folder), *files]
         self.probe = folder / "extensions" / PROBE_LINK
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
-        command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
+        command = [str(python), "launch.py", *flags, f"--port={self.port}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
@@ -149,6 +154,14 @@ class WebUIServer:
     def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
         """A small picture from an image."""
         return self.post("/sdapi/v1/img2img", _request(layers, {"init_images": [encode(image)], **values}))
+
+
+def choose_flags(folder: Path) -> list[str]:
+    """Those of the flags that the WebUI in `folder` knows, for some end at another; and what it computes on."""
+    texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
+    known = {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
+    device = NO_GRAPHICS_CARD if known.isdisjoint(ONLY_PROCESSOR) else ONLY_PROCESSOR
+    return [flag for flag in (*FLAGS, *device) if flag.partition("=")[0] in known] + [*OWN_FLAGS]
 
 
 def _request(layers: Any, values: dict[str, Any]) -> dict[str, Any]:

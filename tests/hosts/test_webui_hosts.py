@@ -218,6 +218,35 @@ def test_a_webui_is_known_by_what_it_has(has, names, wanted):
     assert detect() is wanted
 
 
+LAYOUTS: dict[str, tuple[list[str], type[Any]]] = {
+    "Forge": (["backend/patcher/base.py", "modules_forge/main_entry.py"], ForgeHost),
+    "Forge Neo": (["backend/patcher/base.py", "modules_forge/packages/comfy/lora.py"], ForgeHost),
+    "Forge, tag previous": (["ldm_patched/modules/model_patcher.py", "modules_forge/unet_patcher.py"], LdmPatchedHost),
+    "Forge Classic": (["ldm_patched/modules/model_patcher.py", "modules_forge/ops.py"], LdmPatchedHost),
+    "reForge": (["ldm_patched/modules/weight_adapter/base.py", "ldm_patched/modules/model_patcher.py"], LdmPatchedHost),
+    "AUTOMATIC1111": ([], A1111Host),
+}
+
+
+@pytest.mark.parametrize(("files", "wanted"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_webui_is_known_by_its_files(tmp_path, monkeypatch, has, files, wanted):
+    """All of them have the modules of AUTOMATIC1111, from which they come; only few of any are imported by then."""
+    for name in [*files, "modules/sd_hijack.py", "modules/sd_unet.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in [name for name in sys.modules if name.split(".")[0] in ("backend", "ldm_patched")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    has()
+    monkeypatch.setattr(sys.modules["modules"], "__path__", [str(tmp_path / "modules")], raising=False)
+    known = set(sys.modules)
+    try:
+        assert detect() is wanted
+    finally:
+        for name in set(sys.modules) - known:
+            del sys.modules[name]
+
+
 def test_automatic1111_without_the_hook_is_refused(has):
     has("modules.sd_hijack", hook=False)
     with pytest.raises(Refusal, match=r"update AUTOMATIC1111 to 1\.10"):
