@@ -1,4 +1,4 @@
-"""Narrow Stable Diffusion 1 models where `ldm` builds them (AUTOMATIC1111): the yaml of an exported checkpoint names these.
+"""Narrow Stable Diffusion 1 models where `ldm` builds them (AUTOMATIC1111): an exported yaml names these classes.
 
 `ldm` itself knows only widths that are whole multiples of the first and 32 groups in every norm; with so many, norms of
 24 channels can't even be made. Parameters and their names are those of the classes that these derive from.
