@@ -12,9 +12,9 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EXTRAS_demo := demo
 EXTRAS_webui := webui
 EXTRAS_test := demo,webui,train,psd,test
-EXTRAS_gradio3 := gradio3
+EXTRAS_gradio3 := demo,gradio3
 
-.PHONY: demo webui test test-gradio3 lint format clean
+.PHONY: demo webui test test-gradio3 e2e lint format clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -29,6 +29,11 @@ test: .venv-test/installed
 # The panel on the older gradio of some WebUIs; `make test` has the newer one.
 test-gradio3: .venv-gradio3/installed
 	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel xyz settings infotext status))
+
+# In a real WebUI: LAYERDIFFUSION_WEBUI is its checkout, LAYERDIFFUSION_WEBUI_PYTHON its Python; writes docs/hosts.md.
+e2e: export LAYERDIFFUSION_HOSTS_PAGE = docs/hosts.md
+e2e: .venv-test/installed
+	.venv-test/$(BIN)/python -m pytest tests/e2e
 
 lint: .venv-test/lint-installed
 	.venv-test/$(BIN)/ruff check .

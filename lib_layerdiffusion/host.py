@@ -70,6 +70,15 @@ class Host(Protocol):
 
 
 @runtime_checkable
+class Choosy(Protocol):
+    """A Host that rules modes out whatever files there are; a verb that a Host may lack."""
+
+    def why_not(self, mode: str) -> str:
+        """Why the loaded model can't do a mode of its family, in one sentence; "" when it can."""
+        ...
+
+
+@runtime_checkable
 class Reserving(Protocol):
     """A Host that manages the device's memory and can keep some of it free; a verb that a Host may lack."""
 

@@ -89,7 +89,7 @@ def _convert(image: PIL.Image.Image, name: str) -> Bytes:
         logger.warning("%s has several frames; the first is taken", name)
     image.load()
     try:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) or image  # older Pillow declares that it may give None
     except DAMAGED as error:
         logger.warning("%s has unreadable EXIF data (%s); it is taken as it lies", name, _quote(error))
     if image.mode.startswith(("I", "F")):

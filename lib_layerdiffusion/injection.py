@@ -167,13 +167,13 @@ def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) 
             return _plan_conv(module, name, patch.delta, concat)
         case nn.Conv2d(), "bias":
             delta = _fit(patch.delta, (module.out_channels,), name)
-            return module, lambda x: _match(delta, x).reshape(-1, 1, 1), False
+            return module, lambda x: delta.like(x).reshape(-1, 1, 1), False
         case _, "weight" if _is_linear(module):
-            linear = _fit(patch.delta, _shape_of_linear(module, len(patch.delta), patch.delta[0].numel()), name)
-            return module, lambda x: F.linear(x, _match(linear, x)), False
+            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta), name)
+            return module, lambda x: F.linear(x, linear.like(x)), False
         case _, "bias" if _is_linear(module):
-            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta.numel(), 0)[:1], name)
-            return module, lambda x: _match(linear, x), False
+            linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta)[:1], name)
+            return module, linear.like, False
         case ((nn.GroupNorm() | nn.LayerNorm()), _):
             return module, _plan_norm(module, name, leaf, patch.delta), False
         case _:
@@ -184,15 +184,34 @@ def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None)
     own = _shape_of(conv)
     if delta.ndim != 4 or delta.shape[1] <= own[1]:
         fitted = _fit(delta, own, name)
-        return conv, lambda x: _convolve(conv, x, _match(fitted, x)), False
-    widened = _fit(delta, (own[0], delta.shape[1], *own[2:]), name)
+        return conv, lambda x: _convolve(conv, x, fitted.like(x)), False
     more = delta.shape[1] - own[1]
     if concat is None or concat.shape[1] != more:
         given = "none" if concat is None else f"one of {concat.shape[1]}"
         raise Refusal(
             f"The patch file needs a condition of {more} channels and {given} is given: give the layer mode its images."
         )
-    return conv, WidenedConv(conv, widened[:, : own[1]], widened[:, own[1] :], concat), True
+    latent_delta = _fit(delta[:, : own[1]], own, name)
+    concat_delta = _fit(delta[:, own[1] :], (own[0], more, *own[2:]), name)
+    return conv, WidenedConv(conv, latent_delta, concat_delta, concat), True
+
+
+class Resident:
+    """A patch's tensor where a layer computes: brought to its device and dtype once, not in every step."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._own = tensor
+        self._there = tensor
+
+    def like(self, x: Tensor) -> Tensor:
+        """The tensor in the device and dtype of `x`."""
+        place = (x.device, x.dtype)
+        if self._own.requires_grad:  # in training each step has to see what the last one changed
+            return self._own.to(*place)
+        if (self._there.device, self._there.dtype) != place:
+            with torch.inference_mode(False), torch.no_grad():
+                self._there = self._own.to(*place)
+        return self._there
 
 
 @dataclass
@@ -203,8 +222,8 @@ class WidenedConv:
     """
 
     conv: nn.Conv2d
-    latent_delta: Tensor
-    concat_delta: Tensor
+    latent_delta: Resident
+    concat_delta: Resident
     concat: Tensor
     _constant: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
@@ -217,9 +236,9 @@ class WidenedConv:
             )
         place = (x.device, x.dtype)
         if place not in self._constant:
-            self._constant[place] = _convolve(self.conv, self.concat.to(x), self.concat_delta.to(x))
+            self._constant[place] = _convolve(self.conv, self.concat.to(x), self.concat_delta.like(x))
         constant = self._constant[place].repeat(x.shape[0] // images, 1, 1, 1)
-        return _convolve(self.conv, x, _match(self.latent_delta, x)) + constant
+        return _convolve(self.conv, x, self.latent_delta.like(x)) + constant
 
 
 def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
@@ -228,21 +247,21 @@ def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
         raise Refusal(f"{name} can't be changed by a low-rank patch: use another file.")
     scale = patch.scale
     if not isinstance(module, nn.Conv2d):
-        shape = _shape_of_linear(module, patch.up.shape[0], patch.down.shape[1])
+        shape = _shape_of_linear(module, patch.up, patch.down)
         down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
-        return lambda x: scale * F.linear(F.linear(x, _match(down, x)), _match(up, x))
+        return lambda x: scale * F.linear(F.linear(x, down.like(x)), up.like(x))
     conv, shape = module, _shape_of(module)
     if patch.mid is None:
         down = _fit(patch.down, (rank, *shape[1:]), name)
         up = _fit(patch.up, (shape[0], rank, 1, 1), name)
-        return lambda x: scale * F.conv2d(_convolve(conv, x, _match(down, x)), _match(up, x))
+        return lambda x: scale * F.conv2d(_convolve(conv, x, down.like(x)), up.like(x))
     mid = patch.mid
     down, up = _fit(patch.down, (rank, shape[1], 1, 1), name), _fit(patch.up, (shape[0], mid.shape[0], 1, 1), name)
     middle = _fit(mid, (mid.shape[0], rank, *shape[2:]), name)
 
     def compute(x: Tensor) -> Tensor:
-        inner = _convolve(conv, F.conv2d(x, _match(down, x)), _match(middle, x))
-        return scale * F.conv2d(inner, _match(up, x))
+        inner = _convolve(conv, F.conv2d(x, down.like(x)), middle.like(x))
+        return scale * F.conv2d(inner, up.like(x))
 
     return compute
 
@@ -253,13 +272,13 @@ def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: T
     fitted = _fit(delta, (width,), name)
     match norm, leaf:
         case nn.GroupNorm(), "weight":
-            return lambda x: F.group_norm(x, norm.num_groups, _match(fitted, x), None, norm.eps)
+            return lambda x: F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
         case nn.LayerNorm(), "weight":
-            return lambda x: F.layer_norm(x, (width,), _match(fitted, x), None, norm.eps)
+            return lambda x: F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
         case nn.GroupNorm(), _:
-            return lambda x: _match(fitted, x).reshape(-1, *[1] * (x.ndim - 2))
+            return lambda x: fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
         case _:
-            return lambda x: _match(fitted, x)
+            return fitted.like
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -267,8 +286,12 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Linear"
 
 
-def _shape_of_linear(module: nn.Module, outputs: int, inputs: int) -> tuple[int, int]:
-    """Shape of the weight as the layer computes; quantised ones are stored in another, and some don't tell at all."""
+def _shape_of_linear(module: nn.Module, up: Tensor, down: Tensor) -> tuple[int, int]:
+    """Shape of the weight as the layer computes; quantised ones are stored in another.
+
+    Some don't tell at all: they are taken to have the outputs of the patch's `up` and the inputs of its `down`.
+    """
+    outputs, inputs = torch.Size(up.shape[:1]).numel(), torch.Size(down.shape[1:]).numel()
     return int(getattr(module, "out_features", outputs)), int(getattr(module, "in_features", inputs))
 
 
@@ -276,18 +299,14 @@ def _shape_of(conv: nn.Conv2d) -> tuple[int, ...]:
     return conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size
 
 
-def _fit(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """View of `tensor` in `shape`, when they differ by axes of length 1 or by flattening of the kernel only."""
+def _fit(tensor: Tensor, shape: tuple[int, ...], name: str) -> Resident:
+    """`tensor` in `shape`, when they differ by axes of length 1 or by flattening of the kernel only."""
     if tensor.numel() != torch.Size(shape).numel() or (tensor.ndim and tensor.shape[0] != shape[0]):
         raise Refusal(
             f"The patch of {name} is of shape {list(tensor.shape)} and the loaded model needs {list(shape)}: load a "
             "checkpoint of the family and size that the file is made for."
         )
-    return tensor.reshape(shape)
-
-
-def _match(tensor: Tensor, x: Tensor) -> Tensor:
-    return tensor.to(device=x.device, dtype=x.dtype)
+    return Resident(tensor.reshape(shape))
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:

@@ -40,6 +40,12 @@ def detect() -> Callable[[Any], Host]:
     raise Refusal(f"LayerDiffusion doesn't know this WebUI yet: it works in {SUPPORTED}.")
 
 
+def load_model() -> Any | None:
+    """The chosen checkpoint, in a WebUI that otherwise loads it with the first picture only; None in others."""
+    load = getattr(sys.modules.get("modules.sd_models"), "forge_model_reload", None)
+    return load()[0] if load else None
+
+
 def _refuse_old() -> None:
     """AUTOMATIC1111 lets scripts at the sampler since 1.10."""
     if not hasattr(sys.modules["modules.scripts"].Script, HOOK):

@@ -10,33 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
-from lib_layerdiffusion.hosts.webui_model import percent_to_timestep, read_family
-from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.hosts.webui_model import WebUIHost, need
 from lib_layerdiffusion.refusal import Refusal
 
 
-class A1111Host:
+class A1111Host(WebUIHost):
     """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
 
     name = "AUTOMATIC1111"
 
     def __init__(self, model: Any) -> None:
-        if getattr(model, "first_stage_model", None) is None:
-            raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
+        vae = need(model, "first_stage_model")
         _refuse_other_unet()
-        self._model = model
-        self.family: Family = read_family(model)
-        self.unet: nn.Module = model.model.diffusion_model
-        self.vae: nn.Module = model.first_stage_model
-        first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
-        self.unet_channels = int(first_conv.weight.shape[1])
+        super().__init__(model, model.model.diffusion_model, vae)
         self.scaling_factor = float(model.scale_factor)
-
-    def parameter_name(self, ldm_name: str) -> str | None:
-        return ldm_name
-
-    def percent_to_timestep(self, fraction: float) -> float:
-        return percent_to_timestep(fraction)
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.

@@ -11,26 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
-from lib_layerdiffusion.hosts.webui_model import percent_to_timestep, read_family
-from lib_layerdiffusion.modes import Family
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.hosts.webui_model import WebUIHost, need
 
 
-class ForgeObjectsHost(ABC):
-    """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
+class ForgeObjectsHost(WebUIHost, ABC):
+    """Host of a model whose networks are wrapped in patchers, which know about memory."""
 
     name: str
 
     def __init__(self, model: Any) -> None:
-        if getattr(model, "forge_objects", None) is None:
-            raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
-        self._model = model
-        self._vae: Any = model.forge_objects.vae
-        self.family: Family = read_family(model)
-        self.unet: nn.Module = model.forge_objects.unet.model.diffusion_model
-        self.vae: nn.Module = self._vae.first_stage_model
-        first_conv: Any = self.unet.get_submodule("input_blocks.0.0")
-        self.unet_channels = int(first_conv.weight.shape[1])
+        objects = need(model, "forge_objects")
+        super().__init__(model, objects.unet.model.diffusion_model, objects.vae.first_stage_model)
+        self._vae = objects.vae
         zero, one = self.to_sampler_space(torch.tensor([0.0, 1.0])).tolist()
         self.scaling_factor = one - zero
 
@@ -42,12 +34,6 @@ class ForgeObjectsHost(ABC):
     @abstractmethod
     def memory(self) -> Any:
         """The WebUI's module that manages the memory of its devices."""
-
-    def parameter_name(self, ldm_name: str) -> str | None:
-        return ldm_name
-
-    def percent_to_timestep(self, fraction: float) -> float:
-        return percent_to_timestep(fraction)
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.

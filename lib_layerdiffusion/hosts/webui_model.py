@@ -1,12 +1,40 @@
-"""What the loaded models of all WebUIs tell in the same way."""
+"""What the adapters of all WebUIs share: the loaded model's networks in the LDM layout, its family and its schedule."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.refusal import Refusal
 
 LAST_TIMESTEP = 999
+
+
+class WebUIHost:
+    """Host of one loaded model (`p.sd_model`); nothing in it is changed by making one."""
+
+    def __init__(self, model: Any, unet: nn.Module, vae: nn.Module) -> None:
+        self._model = model
+        self.family: Family = read_family(model)
+        self.unet = unet
+        self.vae = vae
+        first_conv: Any = unet.get_submodule("input_blocks.0.0")
+        self.unet_channels = int(first_conv.weight.shape[1])
+
+    def parameter_name(self, ldm_name: str) -> str | None:
+        return ldm_name
+
+    def percent_to_timestep(self, fraction: float) -> float:
+        return (1.0 - fraction) * LAST_TIMESTEP
+
+
+def need(model: Any, name: str) -> Any:
+    """An attribute that every loaded model has; Refusal where there is no model."""
+    if (value := getattr(model, name, None)) is None:
+        raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
+    return value
 
 
 def read_family(model: Any) -> Family:
@@ -14,8 +42,3 @@ def read_family(model: Any) -> Family:
     if getattr(model, "is_sdxl", False):
         return "sdxl"
     return "sd15" if getattr(model, "is_sd1", False) else type(model).__name__  # pyright: ignore[reportReturnType]
-
-
-def percent_to_timestep(fraction: float) -> float:
-    """Timestep, as these UNets receive it, after `fraction` of the noise schedule."""
-    return (1.0 - fraction) * LAST_TIMESTEP

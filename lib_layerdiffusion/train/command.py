@@ -30,6 +30,14 @@ EMBEDDED = {  # run, which is also the configuration -> stage
     "base": "base",
     "foreground": "finetune",
 }
+
+
+def _go_on_from(run: str) -> dict[str, str]:
+    file = f"{run}/model/layer_sd15_vae_transparent_{{}}.safetensors"
+    starts = {f"start_{network}": file.format(network) for network in ("encoder", "decoder")}
+    return {"autoencoder": "autoencoder_room/model", **starts}
+
+
 # which options of a stage name what another run made
 MADE_BEFORE = {
     "autoencoder_room": {"start": "autoencoder/model"},
@@ -38,26 +46,10 @@ MADE_BEFORE = {
         "autoencoder": "autoencoder_room/model",
         "start_decoder": "transparency_start/model/layer_sd15_vae_transparent_decoder.safetensors",
     },
-    "transparency": {
-        "autoencoder": "autoencoder_room/model",
-        "start_encoder": "transparency_room/model/layer_sd15_vae_transparent_encoder.safetensors",
-        "start_decoder": "transparency_room/model/layer_sd15_vae_transparent_decoder.safetensors",
-    },
-    "transparency_decoder": {
-        "autoencoder": "autoencoder_room/model",
-        "start_encoder": "transparency/model/layer_sd15_vae_transparent_encoder.safetensors",
-        "start_decoder": "transparency/model/layer_sd15_vae_transparent_decoder.safetensors",
-    },
-    "transparency_edges": {
-        "autoencoder": "autoencoder_room/model",
-        "start_encoder": "transparency_decoder/model/layer_sd15_vae_transparent_encoder.safetensors",
-        "start_decoder": "transparency_decoder/model/layer_sd15_vae_transparent_decoder.safetensors",
-    },
-    "transparency_last": {
-        "autoencoder": "autoencoder_room/model",
-        "start_encoder": "transparency_edges/model/layer_sd15_vae_transparent_encoder.safetensors",
-        "start_decoder": "transparency_edges/model/layer_sd15_vae_transparent_decoder.safetensors",
-    },
+    "transparency": _go_on_from("transparency_room"),
+    "transparency_decoder": _go_on_from("transparency"),
+    "transparency_edges": _go_on_from("transparency_decoder"),
+    "transparency_last": _go_on_from("transparency_edges"),
     "base": {"autoencoder": "autoencoder/model"},
     "foreground": {
         "base": "base/model",

@@ -9,7 +9,8 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -37,7 +38,7 @@ from ..session import Session
 from . import results
 from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
 from .inputs import why_not
-from .status import find_family
+from .status import find_host
 
 if TYPE_CHECKING:
     from .extension import Extension
@@ -164,8 +165,8 @@ class Routes:
         return await run_in_threadpool(answer, lambda: work(parse_body(content, name)))
 
     def _list_modes(self) -> dict[str, Any]:
-        family = find_family(self.extension)
-        host = self.extension.host() if family else None
+        host = find_host(self.extension)
+        family = None if host is None else host.family
         rows = [
             asdict(mode) | {"offered": host is not None and mode.family == family and not why_not(host, mode.name)}
             for mode in MODES
@@ -183,9 +184,7 @@ class Routes:
         given = body.get("image")
         image = None if given is None else read_image_code(given, "image", MAX_PIXELS)
         high, wide = (8 * side for side in latent.latent.shape[2:])
-        self._fetch(options, wide, high)
-        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
-            session.open(_plan(session.host, options, wide, high))
+        with self._session(options, wide, high) as session:
             pixels = session.host.decode(latent.latent) if image is None else _as_decoded(image, latent)
             if not torch.isfinite(pixels).all():
                 raise Refusal("The VAE gave values that are no numbers: load it in float32 or bfloat16.")
@@ -196,22 +195,26 @@ class Routes:
         rgba = read_image_code(_need(body, "image", "encode"), "image", MAX_PIXELS)
         height, width = rgba.shape[:2]
         rgba = np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
-        size = rgba.shape[1], rgba.shape[0]
-        self._fetch(LayerOptions(), *size)
-        with self.queue_lock, Session(self.extension.loaded_host(), self.extension.store()) as session, torch.no_grad():
-            session.open(_plan(session.host, LayerOptions(), *size))
-            with session.encoding(rgba) as pixels:
-                latent = session.host.encode(pixels)
+        with (
+            self._session(LayerOptions(), rgba.shape[1], rgba.shape[0]) as session,
+            session.encoding(rgba) as pixels,
+        ):
+            latent = session.host.encode(pixels)
         if not torch.isfinite(latent).all():
             raise Refusal("The VAE gave values that are no numbers: load it in float32 or bfloat16.")
         return {"latent": _to_latent_code(LatentFile(latent, width, height))}
 
-    def _fetch(self, options: LayerOptions, width: int, height: int) -> None:
-        """Download what is missing, meanwhile the WebUI's queue goes on."""
+    @contextmanager
+    def _session(self, options: LayerOptions, width: int, height: int) -> Iterator[Session]:
+        """An open Session, with the WebUI's queue held; the queue goes on while missing files are downloaded."""
+        store = self.extension.store()
         with self.queue_lock:
             files = _plan(self.extension.loaded_host(), options, width, height).files
         for file in files:
-            self.extension.store().fetch(file)
+            store.fetch(file)
+        with self.queue_lock, Session(self.extension.loaded_host(), store) as session, torch.no_grad():
+            session.open(_plan(session.host, options, width, height))
+            yield session
 
 
 def answer(work: Callable[[], Any]) -> JSONResponse:

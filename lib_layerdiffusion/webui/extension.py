@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import Any
 from modules import paths, script_callbacks, shared
 
 from ..host import Host
-from ..hosts import detect
+from ..hosts import detect, load_model
 from ..weights import WeightStore
 from . import api, arguments, settings, xyz
 from .replacing import Replaced, replace_method
@@ -59,8 +58,7 @@ class Extension:
 
     def loaded_host(self) -> Host:
         """The adapter for the chosen checkpoint, which some WebUIs load with the first picture only."""
-        load = getattr(sys.modules.get("modules.sd_models"), "forge_model_reload", None)
-        return self.host(load()[0] if load else None)
+        return self.host(load_model())
 
     def report(self, host: str, plan: str, outcome: str) -> None:
         """Keep what a run came to."""

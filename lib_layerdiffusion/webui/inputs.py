@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..host import Host
+from ..host import Choosy, Host
 from ..modes import any_row, name_mode
 
 ROLES = ("foreground", "background", "blend")
@@ -24,5 +24,4 @@ def wanted(mode_name: str) -> frozenset[str]:
 
 def why_not(host: Host, mode_name: str) -> str:
     """Why a host rules a mode out whatever files there are, as the page with the embedded model does; "" otherwise."""
-    rule = getattr(host, "why_not", None)
-    return rule(name_mode(mode_name)) if rule else ""
+    return host.why_not(name_mode(mode_name)) if isinstance(host, Choosy) else ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
+from ..host import Host
 from ..modes import FAMILIES, MODES, Mode, name_mode
 from ..refusal import Refusal
 from ..weight_file import describe_bytes
@@ -41,13 +42,19 @@ def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> 
         return _to_html([("bad", "", str(error) or type(error).__name__)])
 
 
+def find_host(extension: Extension) -> Host | None:
+    """The adapter for the loaded checkpoint; None when there can be none."""
+    try:
+        return extension.host()
+    except Exception as error:  # noqa: BLE001 - what a WebUI's model raises is its own affair; pages only sort by it
+        logger.debug("The checkpoint can't be told: %s", error)
+        return None
+
+
 def find_family(extension: Extension) -> str | None:
     """The loaded checkpoint's family; None when that can't be told."""
-    try:
-        return extension.host().family
-    except Exception as error:  # noqa: BLE001 - what a WebUI's model raises is its own affair; pages only sort by it
-        logger.debug("The family can't be told: %s", error)
-        return None
+    host = find_host(extension)
+    return None if host is None else host.family
 
 
 def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterator[Line]:

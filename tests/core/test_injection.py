@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_layerdiffusion.injection import (
     DiffPatch,
@@ -105,6 +107,32 @@ def test_side_path_equals_merged_weights(unet: nn.Module) -> None:
     assert (wanted - plain).abs().max() > 0.1
     assert_untouched(unet, before)
     assert torch.equal(call(unet, x), plain)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are copied to another device or dtype."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_patches_are_brought_to_the_model_once(unet: nn.Module) -> None:
+    """A patch file of gigabytes isn't to be copied to the GPU in each step."""
+    patches, _ = change_everything(unet)
+    half = {
+        name: type(patch)(**{k: v.half() if isinstance(v, torch.Tensor) else v for k, v in vars(patch).items()})
+        for name, patch in patches.items()
+    }
+    x, copies = torch.randn(1, 4, 8, 8), []
+    with side_path(unet, half, STRENGTH, concat=torch.randn(1, 4, 8, 8)), torch.inference_mode():
+        for _ in range(2):
+            with Copies() as mode:
+                call(unet, x)
+            copies.append(mode.count)
+    assert copies[0] - copies[1] >= len(patches)
 
 
 def test_exception_leaves_nothing_behind(unet: nn.Module) -> None:
@@ -253,3 +281,45 @@ def test_parse_patches_reads_lora_and_diff() -> None:
 def test_parse_patches_refuses_other_keys(keys: list[str]) -> None:
     with pytest.raises(Refusal, match=r":"):
         parse_patches({key: torch.ones(2, 2) for key in keys})
+
+
+class Linear(nn.Module):
+    """A WebUI's own linear layer: none of torch's, and it doesn't tell its sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+        self.bias = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T + self.bias
+
+
+@pytest.mark.parametrize("kind", [Linear, lambda: nn.Linear(4, 6)], ids=["own", "torch"])
+def test_linear_layers_of_any_class_are_patched(kind) -> None:
+    torch.manual_seed(3)
+    holder, x = nn.ModuleDict({"layer": kind()}), torch.randn(5, 4)
+    layer, up, down, full, bias = (
+        holder["layer"],
+        torch.randn(6, 2),
+        torch.randn(2, 4),
+        torch.randn(6, 4),
+        torch.ones(6),
+    )
+    before = layer(x)
+    for patches, change in (
+        ({"layer.weight": LoraPatch(up, down)}, x @ (up @ down).T),
+        ({"layer.weight": DiffPatch(full), "layer.bias": DiffPatch(bias)}, x @ full.T + bias),
+    ):
+        with side_path(holder, patches, STRENGTH):
+            assert torch.allclose(layer(x), before + STRENGTH * change, atol=1e-5)
+    assert torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize(
+    "patch", [DiffPatch(torch.tensor(1.0)), DiffPatch(torch.ones(6)), LoraPatch(torch.ones(6, 2), torch.ones(2))]
+)
+def test_patches_of_too_few_axes_are_refused(patch: Patch) -> None:
+    holder = nn.ModuleDict({"layer": nn.Linear(4, 6)})
+    with pytest.raises(Refusal, match="is of shape"), side_path(holder, {"layer.weight": patch}, STRENGTH):
+        pass

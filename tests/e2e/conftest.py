@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,58 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def webui_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUIServer]:
-    """The WebUI whose checkout LAYERDIFFUSION_WEBUI names, run by the Python LAYERDIFFUSION_WEBUI_PYTHON.
-
-    The extension has to be in its `extensions` folder; `python -m tests.e2e.seeded_files <checkout>` makes its models.
-    """
+def webui_places() -> tuple[Path, Path]:
+    """The WebUI's checkout, which LAYERDIFFUSION_WEBUI names, and its Python, LAYERDIFFUSION_WEBUI_PYTHON."""
     checkout, python = os.environ.get("LAYERDIFFUSION_WEBUI"), os.environ.get("LAYERDIFFUSION_WEBUI_PYTHON")
     if not checkout or not python:
         pytest.skip("LAYERDIFFUSION_WEBUI and LAYERDIFFUSION_WEBUI_PYTHON name no WebUI")
+    return Path(checkout), Path(python)
+
+
+@pytest.fixture(scope="session")
+def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUIServer]:
+    """That WebUI, running.
+
+    The extension has to be in its `extensions` folder; `python -m tests.e2e.seeded_files <checkout>` makes its models.
+    """
     from tests.e2e.server import WebUIServer
 
-    server = WebUIServer(Path(checkout), Path(python), tmp_path_factory.mktemp("webui"))
+    server = WebUIServer(*webui_places, tmp_path_factory.mktemp("webui"))
     try:
         server.wait()
         yield server
     finally:
         server.stop()
+
+
+OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()  # of the rows of docs/hosts.md that this run has seen
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[OUTCOMES] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if isinstance(item, pytest.Function) and (marker := item.get_closest_marker("seen")):
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        mode, path = (text.format(**values) for text in marker.args)
+        outcomes = item.config.stash[OUTCOMES]
+        if report.failed or (report.when == "call" and report.passed and (mode, path) not in outcomes):
+            outcomes[mode, path] = report.outcome
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what was seen into the page that LAYERDIFFUSION_HOSTS_PAGE names."""
+    page, checkout = os.environ.get("LAYERDIFFUSION_HOSTS_PAGE"), os.environ.get("LAYERDIFFUSION_WEBUI")
+    outcomes = session.config.stash[OUTCOMES]
+    if not (page and checkout and outcomes):
+        return
+    from tests.e2e.hosts_page import HostsPage, name_checkout, name_commit
+
+    place = f"{datetime.date.today()} {name_commit(Path(__file__).parent)}"
+    hosts = HostsPage(Path(page))
+    hosts.record(name_checkout(Path(checkout)), {row: f"{outcome} {place}" for row, outcome in outcomes.items()})
+    hosts.write()

@@ -36,6 +36,8 @@ A1111_FLAGS = ("--use-cpu=all", "--no-half", "--precision=full", "--no-download-
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
+PROBE = Path(__file__).parent / "probe"
+PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ class WebUIServer:
         (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*FLAGS, *(FORGE_FLAGS if (folder / "modules_forge").is_dir() else A1111_FLAGS), *files]
+        self.probe = folder / "extensions" / PROBE_LINK
+        self.probe.unlink(missing_ok=True)  # of a run that was killed
+        self.probe.symlink_to(PROBE, target_is_directory=True)
         command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -99,14 +104,29 @@ class WebUIServer:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.probe.unlink(missing_ok=True)
+
+    def reload(self) -> None:
+        """Do what the page's "Reload UI" does, and wait for the new page."""
+        self.post("/layerdiffusion-probe/reload")
+        time.sleep(5)  # the old page still answers for a moment
+        self.wait()
+
+    def look_at_model(self) -> dict[str, Any]:
+        """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
+        return self.get("/layerdiffusion-probe/model")
+
+    def fail_at(self, place: str, kind: str, times: int = 1) -> None:
+        """Let the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""
+        assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as reply:
             return json.load(reply)
 
-    def post(self, path: str, body: dict[str, Any]) -> Answer:
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Answer:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:

@@ -34,6 +34,7 @@ def request(webui: WebUIServer, family: str, layers: Any = None, **values: Any) 
 
 
 @pytest.mark.parametrize("mode", SDXL, ids=lambda mode: mode.name)
+@pytest.mark.seen("{mode.name}", "txt2img, SDXL")
 def test_modes_of_sdxl(webui_server: WebUIServer, families: dict[str, list[str]], mode: Mode) -> None:
     image = encode(Image.linear_gradient("L").resize((SIZE, SIZE)).convert("RGBA"))
     args = {"mode": mode.name} | {f"{role}_image": image for role in mode.inputs}
@@ -43,6 +44,7 @@ def test_modes_of_sdxl(webui_server: WebUIServer, families: dict[str, list[str]]
     assert request(webui_server, "sdxl").encoded == families["sdxl"]
 
 
+@pytest.mark.seen("foreground", "family changed between requests")
 def test_family_changes_between_requests(webui_server: WebUIServer, families: dict[str, list[str]]) -> None:
     images: dict[str, Image.Image] = {}
     for family in ("sd15", "sdxl", "sd15"):
@@ -52,6 +54,7 @@ def test_family_changes_between_requests(webui_server: WebUIServer, families: di
         assert request(webui_server, family).encoded == families[family]
 
 
+@pytest.mark.seen("foreground", "with a LoRA on the same layers")
 def test_lora_on_the_same_layers(webui_server: WebUIServer, families: dict[str, list[str]]) -> None:
     """On attention and convolutions, with shared attention in place."""
     prompt = f"a red apple <lora:{LORA}:1>"

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def differences() -> dict[str, tuple[float, float]]:
-    checkout, python = os.environ.get("LAYERDIFFUSION_WEBUI"), os.environ.get("LAYERDIFFUSION_WEBUI_PYTHON")
-    if not checkout or not python or not (Path(checkout) / "backend/nn/unet.py").exists():
-        pytest.skip("LAYERDIFFUSION_WEBUI and LAYERDIFFUSION_WEBUI_PYTHON name no Forge")
+def differences(webui_places: tuple[Path, Path]) -> dict[str, tuple[float, float]]:
+    checkout, python = webui_places
+    if not (checkout / "backend/nn/unet.py").exists():
+        pytest.skip("LAYERDIFFUSION_WEBUI names no Forge")
     command = [python, "-m", "tests.e2e.forge_parity", checkout]
     surroundings = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
     answer = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import io
-import shutil
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import Page, opened
+
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
 
 PATIENCE = 600  # seconds; the first picture loads the checkpoint
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 PANEL = "#script_txt2img_layerdiffuse"
 SET_NUMBER = """
 const field = document.querySelector(arguments[0]);
@@ -34,66 +32,42 @@ LABELS = {  # mode -> what the page calls it, the image it needs, and the modes 
 
 
 @pytest.fixture
-def browser(webui_server: WebUIServer) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument("--window-size=1300,1800")
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(PATIENCE)
-    driver.get(f"http://127.0.0.1:{webui_server.port}/")
-    yield driver
-    driver.quit()
+def page(webui_server: WebUIServer, tmp_path: Path) -> Iterator[Page]:
+    with opened(f"http://127.0.0.1:{webui_server.port}/", tmp_path, PATIENCE) as page:
+        yield page
 
 
-def wait(condition: Callable[[], Any], what: str) -> Any:
-    """What a condition yields as soon as it holds."""
-    until = time.monotonic() + PATIENCE
-    while not (found := condition()):
-        assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.3)
-    return found
+def click(page: Page, selector: str) -> None:
+    page.run("arguments[0].scrollIntoView(); arguments[0].click()", page.element(selector))
 
 
-def element(browser: Any, selector: str) -> Any:
-    found = wait(lambda: browser.find_elements("css selector", selector), selector)[0]
-    wait(found.is_displayed, f"{selector} to be shown")
-    return found
-
-
-def click(browser: Any, selector: str) -> None:
-    browser.execute_script("arguments[0].scrollIntoView(); arguments[0].click()", element(browser, selector))
-
-
-def set_small(browser: Any) -> None:
+def set_small(page: Page) -> None:
     for name, value in (("width", 64), ("height", 64), ("steps", 1)):
-        element(browser, f"#txt2img_{name} input[type=number]")
-        browser.execute_script(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
+        page.element(f"#txt2img_{name} input[type=number]")
+        page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
 
 
 @pytest.mark.parametrize("mode", LABELS)
-def test_page(webui_server: WebUIServer, browser: Any, tmp_path: Path, mode: str) -> None:
+@pytest.mark.seen("{mode}", "the WebUI's page")
+def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) -> None:
     label, given, expected = LABELS[mode]
-    element(browser, "#txt2img_prompt textarea").send_keys("a red apple")
-    set_small(browser)
-    click(browser, f"{PANEL}_enabled .label-wrap")
-    field = element(browser, f"{PANEL}_mode input")
-    browser.execute_script("arguments[0].scrollIntoView()", field)
+    page.element("#txt2img_prompt textarea").send_keys("a red apple")
+    set_small(page)
+    click(page, f"{PANEL}_enabled .label-wrap")
+    field = page.element(f"{PANEL}_mode input")
+    page.run("arguments[0].scrollIntoView()", field)
     field.click()
-    click(browser, f'li[aria-label="{label}"], li[data-value="{label}"]')
+    page.element(f'li[aria-label="{label}"]').click()  # it answers to the mouse button going down
+    page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
     if given:
         path = tmp_path / "given.png"
         Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
         selector = f"{PANEL}_{given}_image input[type=file]"
-        wait(lambda: browser.find_elements("css selector", selector), selector)[0].send_keys(str(path))
-        element(browser, f"{PANEL}_{given}_image img")
-    click(browser, "#txt2img_generate")
-    wait(lambda: len(list_pictures(browser)) >= len(expected), "the pictures")
-    pictures = [fetch(webui_server, address) for address in list_pictures(browser)]
+        page.wait(lambda: page.find(selector), selector)[0].send_keys(str(path))
+        page.element(f"{PANEL}_{given}_image img")
+    click(page, "#txt2img_generate")
+    page.wait(lambda: len(list_pictures(page)) >= len(expected), "the pictures")
+    pictures = [fetch(webui_server, address) for address in list_pictures(page)]
     assert [picture.mode for picture in pictures[: len(expected)]] == ["RGBA" if m == "A" else "RGB" for m in expected]
     transparent = pictures[0]
     assert transparent.size == (64, 64)
@@ -101,11 +75,9 @@ def test_page(webui_server: WebUIServer, browser: Any, tmp_path: Path, mode: str
     assert f"layerdiffusion_mode: {mode}" in transparent.info["parameters"]
 
 
-def list_pictures(browser: Any) -> list[str]:
+def list_pictures(page: Page) -> list[str]:
     """Addresses of the gallery's pictures, in its order."""
-    images = browser.find_elements(
-        "css selector", "#txt2img_gallery .thumbnails img, #txt2img_gallery .grid-container img"
-    )
+    images = page.find("#txt2img_gallery .thumbnails img, #txt2img_gallery .grid-container img")
     return list(dict.fromkeys(image.get_attribute("src") for image in images))
 
 

@@ -21,6 +21,7 @@ ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_additional_modules": ["Use same choices"]}
 
 
+@pytest.mark.seen("any", "encode route before the first picture")
 def test_encoding_before_the_first_picture(webui_server: WebUIServer, sprite: Image.Image) -> None:
     """Forge loads the checkpoint with the first picture."""
     answer = webui_server.post("/layerdiffusion/v1/encode", {"image": encode(sprite)})
@@ -74,38 +75,46 @@ def check(answer: Answer, modes: str, size: tuple[int, int] = (128, 128)) -> lis
 
 
 @pytest.mark.parametrize("args", [FOREGROUND, FOREGROUND[0]], ids=["list", "object"])
+@pytest.mark.seen("foreground", "txt2img")
 def test_foreground(webui: WebUIServer, args: Any) -> None:
     check(webui.txt2img(args), "A")
 
 
+@pytest.mark.seen("foreground", "positional arguments")
 def test_positional_list(webui: WebUIServer) -> None:
     args = [True, ALIASES["foreground"], 1.0, 1.0, None, None, None, "Crop and Resize", False, "", "", ""]
     check(webui.txt2img(args), "A-")
 
 
+@pytest.mark.seen("any", "switched off")
 def test_switched_off(webui: WebUIServer, plain: list[str]) -> None:
     assert webui.txt2img([{"enabled": False}]).encoded == plain
 
 
+@pytest.mark.seen("together", "txt2img")
 def test_together(webui: WebUIServer) -> None:
     check(webui.txt2img([{"mode": "together", "background_prompt": "a meadow"}]), "A--")
 
 
+@pytest.mark.seen("foreground_to_background", "txt2img")
 def test_foreground_to_background(webui: WebUIServer, sprite: Image.Image) -> None:
     args = [{"mode": "foreground_to_background", "foreground_image": encode(sprite)}]
     check(webui.txt2img(args), "--")
 
 
+@pytest.mark.seen("background_to_foreground", "txt2img")
 def test_background_to_foreground(webui: WebUIServer, scene: Image.Image) -> None:
     args = [{"mode": "background_to_foreground", "background_image": encode(scene)}]
     check(webui.txt2img(args), "A-")
 
 
+@pytest.mark.seen("foreground", "batch size x batch count")
 def test_batches(webui: WebUIServer) -> None:
     images = check(webui.txt2img(FOREGROUND, batch_size=2, n_iter=2), "AAAA")
     assert len({image.tobytes() for image in images}) == 4
 
 
+@pytest.mark.seen("together", "batch size x batch count")
 def test_batches_of_sets(webui: WebUIServer) -> None:
     answer = webui.txt2img([{"mode": "together"}], batch_size=2, n_iter=2)
     check(answer, 4 * "A--")
@@ -113,10 +122,12 @@ def test_batches_of_sets(webui: WebUIServer) -> None:
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+@pytest.mark.seen("foreground", "hires fix, {upscaler}")
 def test_second_pass(webui: WebUIServer, upscaler: str) -> None:
     check(webui.txt2img(FOREGROUND, **HIRES, hr_upscaler=upscaler), "A", (192, 192))
 
 
+@pytest.mark.seen("foreground", "img2img, transparent")
 def test_image_to_image_from_transparency(webui: WebUIServer, sprite: Image.Image) -> None:
     transparent = check(webui.img2img(sprite, FOREGROUND, denoising_strength=0.5), "A")[0]
     grey = Image.new("RGBA", sprite.size, (128, 128, 128, 255))
@@ -126,6 +137,7 @@ def test_image_to_image_from_transparency(webui: WebUIServer, sprite: Image.Imag
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
+@pytest.mark.seen("foreground", "inpaint, only masked: {only_masked}")
 def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, only_masked: bool) -> None:
     options = {"mask": encode(mask), "mask_blur": 0, "inpaint_full_res": only_masked, "inpainting_fill": 1}
     image = check(webui.img2img(sprite, FOREGROUND, denoising_strength=0.8, **options), "A")[0]
@@ -137,6 +149,7 @@ def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, 
     assert (before != after)[~outside].any()
 
 
+@pytest.mark.seen("foreground", "264x200")
 def test_size_between_steps(webui: WebUIServer) -> None:
     answer = webui.txt2img(FOREGROUND, width=264, height=200)
     check(answer, "A", (264, 200))
@@ -154,6 +167,7 @@ def test_size_between_steps(webui: WebUIServer) -> None:
         ([True, ALIASES["together"]], "batch"),
     ],
 )
+@pytest.mark.seen("any", "refusals")
 def test_refusals(webui: WebUIServer, args: Any, named: str) -> None:
     answer = webui.txt2img(args)
     assert answer.status == 422
@@ -162,6 +176,7 @@ def test_refusals(webui: WebUIServer, args: Any, named: str) -> None:
 
 
 @pytest.mark.parametrize("override", [{}, {"samples_format": "jpg"}], ids=["default", "jpg"])
+@pytest.mark.seen("foreground", "saved file")
 def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: dict[str, str]) -> None:
     unsaved = read(webui.txt2img(FOREGROUND).encoded[0])
     folder = {"outdir_txt2img_samples": str(tmp_path)}  # read before a job's own settings are
@@ -176,6 +191,7 @@ def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: di
         assert image.tobytes() == unsaved.tobytes() == check(answer, "A")[0].tobytes()
 
 
+@pytest.mark.seen("any", "settings stay")
 def test_settings_stay(webui: WebUIServer) -> None:
     before = webui.get("/sdapi/v1/options")
     check(webui.txt2img(FOREGROUND, save_images=True), "A")

@@ -1,0 +1,85 @@
+"""An extension for the end-to-end suite only: looks into the running WebUI and makes it fail on demand.
+
+`tests.e2e.server` links it into the WebUI's extensions for as long as its server runs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from modules import script_callbacks, shared
+from torch import nn
+
+from lib_layerdiffusion import hosts
+from lib_layerdiffusion.transparent_vae import TransparentDecoder
+
+OURS = "lib_layerdiffusion"
+
+
+def list_networks() -> Iterator[nn.Module]:
+    """The loaded checkpoint: one module, or in Forge and its kin three in patchers."""
+    model: Any = shared.sd_model
+    if isinstance(model, nn.Module):
+        yield model
+    else:
+        objects = model.forge_objects
+        yield from (objects.unet.model, objects.vae.first_stage_model, objects.clip.cond_stage_model)
+
+
+def look_at_model() -> dict[str, Any]:
+    """A checksum of all weights, and the names of modules on which something of ours hangs."""
+    checksum, left = 0, []
+    for network in list_networks():
+        for tensor in (*network.parameters(), *network.buffers()):
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum) if flat.numel() else checksum
+        left += [name for name, module in network.named_modules() if any(map(is_ours, list_attached(module)))]
+    return {"checksum": checksum, "left": left}
+
+
+def list_attached(module: nn.Module) -> Iterator[Any]:
+    """Hooks and instance attributes."""
+    for value in vars(module).values():
+        yield from value.values() if isinstance(value, dict) else (value,)
+
+
+def is_ours(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").startswith(OURS)
+
+
+def fail_at(place: str, kind: str, times: int) -> None:
+    """Let the next calls of the UNet or of the decoder fail, run out of memory, or find an interruption."""
+    owner, name = {
+        "sampling": (hosts.detect()(shared.sd_model).unet, "forward"),
+        "decoding": (TransparentDecoder, "decode"),
+    }[place]
+    own = vars(owner).get(name)
+    before: Callable[..., Any] = getattr(owner, name)
+    left = times
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if own is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, own)
+        if kind == "interrupt":
+            shared.state.interrupt()
+            return before(*args, **kwargs)
+        raise {"error": RuntimeError, "memory": torch.cuda.OutOfMemoryError}[kind]("can't allocate, on demand")
+
+    setattr(owner, name, failing)
+
+
+def add_routes(_page: Any, app: Any) -> None:
+    app.get("/layerdiffusion-probe/model")(look_at_model)
+    app.post("/layerdiffusion-probe/fail")(fail_at)
+    app.post("/layerdiffusion-probe/reload")(shared.state.request_restart)
+
+
+script_callbacks.on_app_started(add_routes)
