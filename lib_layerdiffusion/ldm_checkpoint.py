@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from lib_layerdiffusion.export import whole_file
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
 from lib_layerdiffusion.refusal import Refusal
 
+UNET, VAE = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae"))
+TEXT_ENCODER = "text_encoder/model.safetensors"
+CONFIGS = {part: f"{part}/config.json" for part in ("unet", "vae", "text_encoder")}
+CONFIGS["scheduler"] = "scheduler/scheduler_config.json"
+PARTS = (UNET, VAE, TEXT_ENCODER, *CONFIGS.values(), "tokenizer")
+DOWN_BLOCKS = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]  # of SD1.5
 RESNET = {
     "norm1": "norm1",
     "conv1": "conv1",
@@ -30,43 +35,48 @@ CLASSES = "lib_layerdiffusion.hosts.narrow_ldm"
 def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
     """Write the diffusers folder `model` into `models` (a WebUI's) and its layer files into `layers`; the new files.
 
-    A file that is there already with other contents is never replaced.
+    A file that is there already with other contents is never replaced: Refusal.
     """
     folder = models / "Stable-diffusion"
     text_encoder = folder / f"{name}-text"
-    copies = {path: layers / path.name for path in sorted((model / "layer_model").iterdir())}
-    for source, target in copies.items():
-        if target.exists() and not filecmp.cmp(source, target, shallow=False):
-            raise Refusal(
-                f"{target} is another model's: name an empty folder with --layers, "
-                "and start the WebUI with --layerdiffusion-dir and that folder."
-            )
-    copies[model / "text_encoder" / "config.json"] = text_encoder / "config.json"
-    copies |= {path: text_encoder / path.name for path in sorted((model / "tokenizer").iterdir())}
-    for source, target in copies.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-    checkpoint, config = folder / f"{name}.safetensors", folder / f"{name}.yaml"
-    save_file(dict(translate_model(model)), checkpoint)
-    config.write_text(json.dumps(describe(model, text_encoder.resolve()), indent=2), "utf-8")  # JSON is YAML, too
-    return [checkpoint, config, *copies.values()]
+    for needed in (model / part for part in PARTS):
+        if not needed.exists():
+            raise Refusal(f"{needed} is missing: name a complete diffusers folder of an SD1.5 model with --model.")
+    files = {
+        folder / f"{name}.safetensors": save(dict(translate_model(model))),
+        folder / f"{name}.yaml": json.dumps(describe(model, text_encoder.name), indent=2).encode(),  # JSON is YAML
+        text_encoder / "config.json": (model / CONFIGS["text_encoder"]).read_bytes(),
+    }
+    files |= {text_encoder / path.name: path.read_bytes() for path in sorted((model / "tokenizer").iterdir())}
+    files |= {layers / path.name: path.read_bytes() for path in sorted((model / "layer_model").glob("*.safetensors"))}
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != content:
+            raise Refusal(f"{path} is there with other contents: delete it, or choose another name with --name.")
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(content)
+    return list(files)
 
 
 def translate_model(model: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of a diffusers folder under its name in an LDM checkpoint."""
-    back = {diffusers: ldm for ldm, diffusers in name_modules(_config(model, "unet")).items()}
-    for key, value in load_file(model / "unet" / "diffusion_pytorch_model.safetensors").items():
+    """Every parameter of a diffusers folder under its name in an LDM checkpoint; Refusal when it is no SD1.5 model."""
+    unet = _config(model, "unet")
+    if unet.get("down_block_types") != DOWN_BLOCKS or unet.get("use_linear_projection"):
+        raise Refusal(f"{model} is no SD1.5 model, and only those can be exported: name another one with --model.")
+    back = {diffusers: ldm for ldm, diffusers in name_modules(unet).items()}
+    for key, value in load_file(model / UNET).items():
         module, _, leaf = key.rpartition(".")
         yield f"model.diffusion_model.{translate(module, back)}.{leaf}", value
     vae = _config(model, "vae")
     table = name_vae(len(vae["block_out_channels"]), vae["layers_per_block"])
-    for key, value in load_file(model / "vae" / "diffusion_pytorch_model.safetensors").items():
+    for key, value in load_file(model / VAE).items():
         module, _, leaf = key.rpartition(".")
         name = translate(module, table)
         convolved = ".attn_1." in str(name) and value.ndim == 2
         yield f"first_stage_model.{name}.{leaf}", value[:, :, None, None] if convolved else value
-    for key, value in load_file(model / "text_encoder" / "model.safetensors").items():
-        yield f"cond_stage_model.transformer.{key}", value
+    for key, value in load_file(model / TEXT_ENCODER).items():
+        yield f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}", value
     length = _config(model, "text_encoder")["max_position_embeddings"]
     yield "cond_stage_model.transformer.text_model.embeddings.position_ids", torch.arange(length)[None]
 
@@ -93,8 +103,8 @@ def name_vae(levels: int, depth: int) -> dict[str, str]:
     return table
 
 
-def describe(model: Path, text_encoder: Path) -> dict[str, Any]:
-    """The yaml beside the checkpoint: what AUTOMATIC1111 builds."""
+def describe(model: Path, text_encoder: str) -> dict[str, Any]:
+    """The yaml beside the checkpoint: what AUTOMATIC1111 builds. `text_encoder`: the name of a folder beside both."""
     unet, vae, scheduler = (_config(model, part) for part in ("unet", "vae", "scheduler"))
     autoencoder = {
         "double_z": True,
@@ -135,7 +145,7 @@ def describe(model: Path, text_encoder: Path) -> dict[str, Any]:
                 "lossconfig": {"target": "torch.nn.Identity"},
             },
         ),
-        "cond_stage_config": ("ldm.modules.encoders.modules.FrozenCLIPEmbedder", {"version": str(text_encoder)}),
+        "cond_stage_config": (f"{CLASSES}.open_text_encoder", {"folder": text_encoder}),
     }
     params: dict[str, Any] = {
         "linear_start": scheduler["beta_start"],
@@ -157,5 +167,4 @@ def describe(model: Path, text_encoder: Path) -> dict[str, Any]:
 
 
 def _config(model: Path, part: str) -> Mapping[str, Any]:
-    file = "scheduler_config.json" if part == "scheduler" else "config.json"
-    return json.loads((model / part / file).read_text("utf-8"))
+    return json.loads((model / CONFIGS[part]).read_text("utf-8"))

@@ -126,7 +126,7 @@ class Generation:
     def prepare(self) -> None:
         """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
         p = self.p
-        self.session = Session(self.extension.host(p.sd_model), self.extension.store())
+        self.session = Session(self.extension.host(p.sd_model), self.extension.store(p.sd_model))
         if reason := why_not(self.session.host, self.mode.name):
             raise Refusal(reason)
         self._refuse_merging()
@@ -162,7 +162,7 @@ class Generation:
         same_model = host.unet is self.live.host.unet
         if not same_model:  # another checkpoint for this pass
             self.live.close()
-            self.session = Session(host, self.extension.store())
+            self.session = Session(host, self.extension.store(p.sd_model))
         if not (same_size and same_model):
             self._open(self._plan(*size))
         if p.sampler is not self._sampler:
