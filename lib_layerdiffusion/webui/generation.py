@@ -176,9 +176,18 @@ class Generation:
                 return sample(*args, **kwargs)
             with self.live.sampling():
                 self.latents = sample(*args, **kwargs)
+            self._refuse_refiner()
             return self.latents
 
         return inject_and_sample
+
+    def _refuse_refiner(self) -> None:
+        """A refiner may have put another UNet in the place of ours in mid-sampling, and that one made no layers."""
+        if self.extension.host(self.p.sd_model).unet is not self.live.host.unet:
+            refusal = Refusal("The refiner's own UNet makes no layers: set the refiner to None.")
+            self.fail(refusal)
+            if not self.extension.setting("go_on"):
+                raise refusal
 
     @step
     def take_samples(self, samples: Any) -> None:
