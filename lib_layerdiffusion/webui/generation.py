@@ -126,7 +126,7 @@ class Generation:
     def prepare(self) -> None:
         """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
         p = self.p
-        self.session = Session(self.extension.host(p.sd_model), self.extension.store())
+        self.session = Session(self.extension.host(p.sd_model), self.extension.store(p.sd_model))
         if reason := why_not(self.session.host, self.mode.name):
             raise Refusal(reason)
         self._refuse_merging()
@@ -162,7 +162,7 @@ class Generation:
         same_model = host.unet is self.live.host.unet
         if not same_model:  # another checkpoint for this pass
             self.live.close()
-            self.session = Session(host, self.extension.store())
+            self.session = Session(host, self.extension.store(p.sd_model))
         if not (same_size and same_model):
             self._open(self._plan(*size))
         if p.sampler is not self._sampler:
@@ -176,9 +176,18 @@ class Generation:
                 return sample(*args, **kwargs)
             with self.live.sampling():
                 self.latents = sample(*args, **kwargs)
+            self._refuse_refiner()
             return self.latents
 
         return inject_and_sample
+
+    def _refuse_refiner(self) -> None:
+        """A refiner may have put another UNet in the place of ours in mid-sampling, and that one made no layers."""
+        if self.extension.host(self.p.sd_model).unet is not self.live.host.unet:
+            refusal = Refusal("The refiner's own UNet makes no layers: set the refiner to None.")
+            self.fail(refusal)
+            if not self.extension.setting("go_on"):
+                raise refusal
 
     @step
     def take_samples(self, samples: Any) -> None:

@@ -6,6 +6,7 @@ before (the fixture `families` sees to it).
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -154,6 +155,21 @@ def test_a_user_s_lora_in_the_first_plain_image_after_layers(families):
     families.images({"views": 1})
     assert families.images(prompt="a cat <lora:style:1>") == before
     assert families.images() != before
+
+
+def test_a_refiner_that_puts_another_unet_in_place(families, monkeypatch):
+    other = copy.deepcopy(families.pipes["sd15"])
+    callbacks = families.webui.module("script_callbacks")
+    plain = families.images()
+    callbacks.on_cfg_denoiser(lambda _: families.webui.load(other, "refiner"))
+    assert "refiner" in families.refusal({"views": 1})
+    families.load("sd15")
+    monkeypatch.setitem(families.webui.shared.opts.data, "layerdiffusion_go_on", True)
+    assert modes_of(families.images({"views": 1})) == ["RGB"]
+    callbacks.callback_map.pop("cfg_denoiser")
+    families.load("sd15")
+    assert families.images() == plain
+    assert modes_of(families.images({"views": 1})) == ["RGBA"]
 
 
 def test_each_family_is_decoded_by_its_own_decoder(families, monkeypatch):
