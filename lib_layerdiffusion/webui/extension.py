@@ -14,6 +14,7 @@ from ..host import Host
 from ..hosts import detect, load_model
 from ..weights import WeightStore
 from . import api, arguments, settings, xyz
+from .generation import present
 from .replacing import Replaced, replace_method
 
 
@@ -75,6 +76,7 @@ class Extension:
         callbacks: dict[str, Callable[..., Any]] = {
             "on_ui_settings": settings.add,
             "on_before_ui": xyz.add,
+            "on_cfg_denoiser": lambda params: present(params.denoiser.p).follow_refiner(),
             "on_app_started": lambda demo, app: api.add_routes(demo, app, self),
             "on_script_unloaded": self.unload,
         }
