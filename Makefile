@@ -21,7 +21,7 @@ demo: .venv-demo/installed
 	.venv-demo/$(BIN)/python -m lib_layerdiffusion demo
 
 webui: .venv-webui/installed
-	.venv-webui/$(BIN)/python -m lib_layerdiffusion webui
+	.venv-webui/$(BIN)/python -m lib_layerdiffusion webui $(if $(PORT),--port $(PORT))
 
 test: .venv-test/installed
 	.venv-test/$(BIN)/python -m pytest

@@ -140,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encode(command("encode", "Turn images into latents that carry their transparency."))
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
+    _add_export(command("export", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
     _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, with a cure for each."))
     for name, text in (
         ("train", "Train transparent encoders, decoders and layer weights (`train --help`)."),
@@ -262,6 +263,14 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
         help="'checker' (default), a colour like white or #3366cc, or an image, which is cropped to fit",
     )
     _add_out(parser, "outputs")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", type=Path, metavar="MODELS", help="the `models` folder of AUTOMATIC1111")
+    parser.add_argument("--model", default="embedded", help="'embedded' (default), or a diffusers folder of SD1.5")
+    parser.add_argument("--name", help="of the checkpoint (default: layerdiffusion-embedded, or the folder's name)")
+    text = "where the layer files go (default: MODELS/layer_model/NAME, where the extension finds them)"
+    parser.add_argument("--layers", type=Path, metavar="FOLDER", help=text)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:

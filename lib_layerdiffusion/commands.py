@@ -24,6 +24,7 @@ from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.layers import composite as put_over
+from lib_layerdiffusion.ldm_checkpoint import export as write_checkpoint
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.output_folder import OutputFolder, slug
 from lib_layerdiffusion.pipelines import EMBEDDED, EMBEDDED_FOLDER, load_pipeline, model_path
@@ -37,6 +38,7 @@ SEEDS = 2**32
 DEMO_BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
 GUIDANCE = 7.0
 EMBEDDED_GUIDANCE = 3.0
+EMBEDDED_CHECKPOINT = "layerdiffusion-embedded"
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -118,6 +120,21 @@ def composite(arguments: argparse.Namespace) -> int:
         flat = put_over(layers, arguments.over)
     with OutputFolder(arguments.out) as out:
         _write(flat, out.new_path(slug("-".join(path.stem for path in arguments.layers)) + "-composite", ".png"))
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a model's checkpoint and layer files into a WebUI's folder of models, and their paths on stdout."""
+    model, models = model_path(arguments.model), arguments.models
+    if not model.is_dir():
+        raise Refusal(
+            f"{model} is a checkpoint already: copy it into {models}, or name a diffusers folder with --model."
+        )
+    if not (models / "Stable-diffusion").is_dir():
+        raise Refusal(f"There is no folder {models / 'Stable-diffusion'}: name the `models` folder of AUTOMATIC1111.")
+    name = arguments.name or (EMBEDDED_CHECKPOINT if arguments.model == EMBEDDED else model.resolve().name)
+    for path in write_checkpoint(model, models, arguments.layers or models / "layer_model" / name, name):
+        print(path)
     return 0
 
 

@@ -207,9 +207,9 @@ class Routes:
     @contextmanager
     def _session(self, options: LayerOptions, width: int, height: int) -> Iterator[Session]:
         """An open Session, with the WebUI's queue held; the queue goes on while missing files are downloaded."""
-        store = self.extension.store()
         with self.queue_lock:
             files = _plan(self.extension.loaded_host(), options, width, height).files
+            store = self.extension.store()
         for file in files:
             store.fetch(file)
         with self.queue_lock, Session(self.extension.loaded_host(), store) as session, torch.no_grad():

@@ -14,6 +14,7 @@ from ..host import Host
 from ..hosts import detect, load_model
 from ..weights import WeightStore
 from . import api, arguments, settings, xyz
+from .generation import present
 from .replacing import Replaced, replace_method
 
 
@@ -41,15 +42,21 @@ class Extension:
         default = settings.defaults()[name]
         return getattr(shared.opts, settings.PREFIX + name, default)
 
-    def store(self) -> WeightStore:
-        """The weight files as flags and settings say; the same object, with what it loaded, until those change."""
+    def store(self, model: Any | None = None) -> WeightStore:
+        """The weight files as flags and settings say; the same object, with what it loaded, until those change.
+
+        Files for one checkpoint only (of `model`, else the loaded one) lie in a folder of its name, and go first.
+        """
         own = getattr(shared.cmd_opts, "layerdiffusion_dir", None) or self.setting("folder")
         home = Path(paths.models_path) / "layer_model"
         offline = bool(getattr(shared.cmd_opts, "layerdiffusion_offline", False) or self.setting("offline"))
-        wanted = (Path(own).expanduser() if own else None, home, offline, self.setting("endpoint") or None)
+        folder = Path(own).expanduser() if own else home
+        checkpoint = getattr(shared.sd_model if model is None else model, "sd_checkpoint_info", None)
+        special = [path for path in (home / Path(checkpoint.filename).stem,) if path.is_dir()] if checkpoint else []
+        folders, endpoint = (*special, folder, home), self.setting("endpoint") or None
+        wanted = (folders, offline, endpoint)
         if self._store is None or self._store[0] != wanted:
-            folders = dict.fromkeys([wanted[0] or home, home])
-            self._store = wanted, WeightStore([*folders], next(iter(folders)), offline, endpoint=wanted[3])
+            self._store = wanted, WeightStore([*dict.fromkeys(folders)], folder, offline, endpoint=endpoint)
         return self._store[1]
 
     def host(self, model: Any | None = None) -> Host:
@@ -69,6 +76,7 @@ class Extension:
         callbacks: dict[str, Callable[..., Any]] = {
             "on_ui_settings": settings.add,
             "on_before_ui": xyz.add,
+            "on_cfg_denoiser": lambda params: present(params.denoiser.p).follow_refiner(),
             "on_app_started": lambda demo, app: api.add_routes(demo, app, self),
             "on_script_unloaded": self.unload,
         }

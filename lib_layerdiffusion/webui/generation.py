@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
 
+from ..host import Host
 from ..layers import fit
 from ..modes import Mode, Role, any_row
 from ..options import LayerOptions
@@ -81,6 +83,7 @@ class Generation:
         self.batch: results.Batch | None = None
         self.sets: list[results.LayerSet] = []
         self._sampler: Any = None
+        self._injected = ExitStack()  # what is in place during the sampler's call
         self._replaced: list[Replaced] = []
         self._before: dict[str, Any] = {}  # attributes of `p` as they were
         self._options_before: dict[str, Any] = {}  # of the WebUI
@@ -126,7 +129,7 @@ class Generation:
     def prepare(self) -> None:
         """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
         p = self.p
-        self.session = Session(self.extension.host(p.sd_model), self.extension.store())
+        self.session = Session(self.extension.host(p.sd_model), self.extension.store(p.sd_model))
         if reason := why_not(self.session.host, self.mode.name):
             raise Refusal(reason)
         self._refuse_merging()
@@ -160,25 +163,41 @@ class Generation:
         same_size = (width, height) == (self.plan.width, self.plan.height)
         size = self.plan.size if same_size else (width, height)
         same_model = host.unet is self.live.host.unet
-        if not same_model:  # another checkpoint for this pass
-            self.live.close()
-            self.session = Session(host, self.extension.store())
         if not (same_size and same_model):
-            self._open(self._plan(*size))
+            self._open_for(host, size)
         if p.sampler is not self._sampler:
             self._sampler = p.sampler
             for name in ("sample", "sample_img2img"):
                 self._replaced.append(replace_method(p.sampler, name, self._inject))
 
+    def _open_for(self, host: Host, size: tuple[int, int]) -> None:
+        """Open a session for a pass of another size or of another checkpoint."""
+        if host.unet is not self.live.host.unet:
+            self.live.close()
+            self.session = Session(host, self.extension.store(self.p.sd_model))
+        self._open(self._plan(*size))
+
     def _inject(self, sample: Callable[..., Any]) -> Callable[..., Any]:
         def inject_and_sample(*args: Any, **kwargs: Any) -> Any:
             if self.failure is not None:
                 return sample(*args, **kwargs)
-            with self.live.sampling():
+            with self._injected:
+                self._injected.enter_context(self.live.sampling())
                 self.latents = sample(*args, **kwargs)
+            if self.failure is not None and not self.extension.setting("go_on"):
+                raise self.failure
             return self.latents
 
         return inject_and_sample
+
+    @step
+    def follow_refiner(self) -> None:
+        """Inject into the refiner's UNet, once that stands in for the checkpoint's; before every step of sampling."""
+        host = self.extension.host(self.p.sd_model)
+        if host.unet is not self.live.host.unet:
+            self._injected.close()
+            self._open_for(host, self.plan.size)
+            self._injected.enter_context(self.live.sampling())
 
     @step
     def take_samples(self, samples: Any) -> None:

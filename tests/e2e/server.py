@@ -89,17 +89,17 @@ class WebUIServer:
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
             )
 
-    def wait(self) -> None:
-        """Return as soon as requests are served as they should: the extension's routes are the last to be there."""
+    def wait(self, route: str = "/layerdiffusion/v1/version") -> None:
+        """Return as soon as requests are served as they should: the routes of extensions are the last to be there."""
         until = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self._answers(route):
             if time.monotonic() > until or self.process.poll() is not None:
                 raise RuntimeError(f"the WebUI doesn't start:\n{self.log.read_text('utf-8', 'replace')[-3000:]}")
             time.sleep(1)
 
-    def _answers(self) -> bool:
+    def _answers(self, route: str) -> bool:
         try:
-            self.get("/layerdiffusion/v1/version")
+            self.get(route)
         except OSError:  # all of urllib's errors: nothing listens yet, or the routes aren't there yet
             return False
         return True
@@ -111,11 +111,19 @@ class WebUIServer:
         self.process.wait()
         self.probe.unlink(missing_ok=True)
 
-    def reload(self) -> None:
-        """Do what the page's "Reload UI" does, and wait for the new page."""
+    def reload(self, *disabled: str) -> None:
+        """Do what the page's "Reload UI" does, with some extensions disabled, and wait for the new page."""
+        assert self.post("/sdapi/v1/options", {"disabled_extensions": disabled}).status == 200
         self.post("/layerdiffusion-probe/reload")
         time.sleep(5)  # the old page still answers for a moment
-        self.wait()
+        self.wait("/layerdiffusion-probe/model" if disabled else "/layerdiffusion/v1/version")
+
+    @property
+    def extension(self) -> str:
+        """The name of the folder in the WebUI's extensions that this project is in."""
+        own = Path(__file__).resolve().parents[2]
+        (name,) = [path.name for path in (self.folder / "extensions").iterdir() if path.resolve() == own]
+        return name
 
     def look_at_model(self) -> dict[str, Any]:
         """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""

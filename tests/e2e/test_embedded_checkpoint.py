@@ -1,0 +1,196 @@
+"""The embedded model as a checkpoint of a real WebUI: transparent pictures through its API and its page, measured.
+
+LAYERDIFFUSION_PICTURES names a folder that keeps the pictures; LAYERDIFFUSION_SPRITES the archive that the model was
+trained on (docs/training.md), which the measure of all prompts needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from lib_layerdiffusion.commands import EMBEDDED_CHECKPOINT
+from lib_layerdiffusion.ldm_checkpoint import export
+from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
+from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
+from lib_layerdiffusion.train.evaluate import judge, summarise
+from tests.browser import Page, opened
+from tests.e2e.server import Answer, WebUIServer, encode
+from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_pictures
+
+if TYPE_CHECKING:
+    Pixels = NDArray[np.uint8]
+
+FOREGROUND = {"mode": "foreground"}
+SIZE = 128
+SETTINGS = {"negative_prompt": "", "steps": 20, "cfg_scale": 3, "width": SIZE, "height": SIZE, "sampler_name": "DDIM"}
+SEEDS = range(1000, 1004)
+LEAST = {"prompt_fidelity": 0.85, "clean_outside": 0.98, "solid_inside_of_opaque": 0.98}
+LEAST["half_transparent_kept_of_soft"] = 0.85
+
+
+@pytest.fixture(scope="module")
+def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
+    """The WebUI with the embedded model as its checkpoint."""
+    if (webui_server.folder / "modules_forge").is_dir():
+        pytest.skip("Forge and its kin know checkpoints of full shape only")
+    models = webui_server.folder / "models"
+    export(EMBEDDED_FOLDER, models, models / "layer_model" / EMBEDDED_CHECKPOINT, EMBEDDED_CHECKPOINT)
+    assert webui_server.post("/sdapi/v1/refresh-checkpoints").status == 200
+    before = webui_server.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    choose(webui_server, f"{EMBEDDED_CHECKPOINT}.safetensors")
+    yield webui_server
+    choose(webui_server, before)
+
+
+def choose(server: WebUIServer, checkpoint: str) -> None:
+    assert server.post("/sdapi/v1/options", {"sd_model_checkpoint": checkpoint}).status == 200
+
+
+@pytest.fixture
+def keep() -> Callable[[Image.Image, str], None]:
+    """Keeps a picture where somebody wants them."""
+    folder = os.environ.get("LAYERDIFFUSION_PICTURES")
+
+    def keep(image: Image.Image, name: str) -> None:
+        if folder:
+            image.save(Path(folder) / f"{name}.png")
+
+    return keep
+
+
+def draw(server: WebUIServer, prompt: str, seed: int, **values: Any) -> Image.Image:
+    return first_of(server.txt2img(FOREGROUND, prompt=prompt, seed=seed, **SETTINGS | values))
+
+
+def first_of(answer: Answer) -> Image.Image:
+    image = answer.images[0]
+    assert image.mode == "RGBA"
+    return image
+
+
+def check_apple(image: Image.Image, colour: int = 0) -> None:
+    """Nothing around it, solid inside, and of its colour (red, green or blue)."""
+    rgba = np.asarray(image)
+    alpha = rgba[..., 3] / 255
+    assert frame_of(alpha) < 0.02
+    assert alpha.max() > 0.98
+    assert 0.15 < (alpha > 0.9).mean() < 0.8
+    means = rgba[alpha > 0.9][:, :3].mean(axis=0)
+    assert means.argmax() == colour
+
+
+def frame_of(alpha: NDArray[np.float64]) -> float:
+    return np.concatenate([alpha[:4].ravel(), alpha[-4:].ravel(), alpha[:, :4].ravel(), alpha[:, -4:].ravel()]).mean()
+
+
+@pytest.mark.seen("foreground", "embedded model, txt2img")
+def test_text_to_image(embedded: WebUIServer, keep: Any) -> None:
+    plain = embedded.txt2img(prompt="red apple", seed=5, **SETTINGS).encoded
+    apple = draw(embedded, "red apple", 5)
+    keep(apple, "a1111-api")
+    check_apple(apple)
+    assert draw(embedded, "red apple", 5).tobytes() == apple.tobytes()
+    assert embedded.txt2img(prompt="red apple", seed=5, **SETTINGS).encoded == plain
+
+
+@pytest.mark.seen("foreground", "embedded model, half-transparent")
+def test_bubble_lets_the_background_through(embedded: WebUIServer, keep: Any) -> None:
+    bubble = draw(embedded, "soap bubble", 6)
+    keep(bubble, "a1111-bubble")
+    alpha = np.asarray(bubble)[..., 3] / 255
+    half = (alpha > 0.1) & (alpha < 0.9)
+    assert frame_of(alpha) < 0.02
+    assert half.mean() > 0.15
+    assert half.sum() > (alpha >= 0.9).sum()
+
+
+@pytest.mark.seen("foreground", "embedded model, hires fix")
+def test_second_pass(embedded: WebUIServer, keep: Any) -> None:
+    hires = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.4, "hr_upscaler": "Lanczos"}
+    apple = draw(embedded, "red apple", 5, **hires)
+    keep(apple, "a1111-hires")
+    assert apple.size == (192, 192)
+    check_apple(apple)
+
+
+@pytest.mark.seen("foreground", "embedded model, img2img")
+def test_image_to_image(embedded: WebUIServer, keep: Any) -> None:
+    start = draw(embedded, "red apple", 5)
+    values = SETTINGS | {"prompt": "red apple", "seed": 11, "denoising_strength": 0.5}
+    image = first_of(embedded.img2img(start, FOREGROUND, **values))
+    keep(image, "a1111-img2img")
+    check_apple(image)
+    before, after = (np.asarray(each)[..., 3].astype(float) / 255 for each in (start, image))
+    assert abs(before - after).mean() < 0.1, "the shape that it started from is lost"
+
+
+@pytest.mark.seen("foreground", "embedded model, inpaint")
+def test_inpainting(embedded: WebUIServer, keep: Any) -> None:
+    start = draw(embedded, "red apple", 5)
+    mask = Image.new("L", start.size)
+    ImageDraw.Draw(mask).rectangle((64, 0, 127, 127), fill=255)
+    values = SETTINGS | {"prompt": "red apple", "seed": 12, "denoising_strength": 0.6, "mask": encode(mask)}
+    values |= {"mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
+    image = first_of(embedded.img2img(start, FOREGROUND, **values))
+    keep(image, "a1111-inpaint")
+    check_apple(image)
+    before, after = np.asarray(start).astype(int), np.asarray(image).astype(int)
+    assert abs(before[:, :64, 3] - after[:, :64, 3]).max() <= 1
+    assert (before[:, 64:] != after[:, 64:]).any()
+
+
+@pytest.mark.seen("together", "embedded model, refused")
+def test_mode_without_files_of_its_own_is_refused(embedded: WebUIServer) -> None:
+    answer = embedded.txt2img({"mode": "together"}, prompt="red apple", **SETTINGS)
+    assert answer.status == 422
+    assert "layer_sd15_joint" in answer.body["detail"]
+
+
+@pytest.fixture
+def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:
+    with opened(f"http://127.0.0.1:{embedded.port}/", tmp_path, PATIENCE) as page:
+        yield page
+
+
+@pytest.mark.seen("foreground", "embedded model, the WebUI's page")
+def test_page(embedded: WebUIServer, page: Page, keep: Any) -> None:
+    page.element("#txt2img_prompt textarea").send_keys("red apple")
+    for name, value in (("width", SIZE), ("height", SIZE), ("steps", 20), ("cfg_scale", 3)):
+        page.element(f"#txt2img_{name} input[type=number]")
+        page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
+    page.run(SET_NUMBER, "#txt2img_seed input", "5")
+    click(page, f"{PANEL}_enabled .label-wrap")
+    click(page, "#txt2img_generate")
+    page.wait(lambda: list_pictures(page), "the picture")
+    image = fetch(embedded, list_pictures(page)[0])
+    assert "Seed: 5" in image.info["parameters"]
+    keep(image, "a1111-page")
+    assert image.mode == "RGBA"
+    check_apple(image)
+
+
+@pytest.mark.seen("foreground", "embedded model, all prompts measured")
+def test_measures(embedded: WebUIServer, record_property: Any, keep: Any) -> None:
+    """Every prompt with four seeds, by the measures of `layerdiffusion train evaluate`."""
+    if not (archive := os.environ.get("LAYERDIFFUSION_SPRITES")):
+        pytest.skip("LAYERDIFFUSION_SPRITES names no archive of the training's sprites")
+    known = find_prompts(split_sprites(read_sprites(Path(archive), SIZE))[0])
+    rows = []
+    for caption in dict.fromkeys(sprite.text for sprite in known):
+        for seed in SEEDS:
+            image = draw(embedded, caption, seed)
+            keep(image, f"{caption.replace(' ', '-')}-{seed}")
+            rows.append(judge(np.asarray(image), caption, seed, known))
+    measures = summarise(rows)
+    record_property("measures", json.dumps(measures))
+    short = {name: measures[name] for name, least in LEAST.items() if measures[name] < least}
+    assert not short, measures
