@@ -84,9 +84,17 @@ class WebUIServer:
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
         command = [str(python), "launch.py", *flags, f"--port={self.port}"]
-        with self.log.open("wb") as log:
+        enter = scratch / "enter"
+        enter.write_text("\n")  # Forge Neo waits for this key over settings that it didn't write itself
+        with self.log.open("wb") as log, enter.open("rb") as keys:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
+                command,
+                cwd=folder,
+                stdin=keys,
+                stdout=log,
+                stderr=log,
+                env=os.environ | SURROUNDINGS,
+                start_new_session=True,
             )
 
     def wait(self, route: str = "/layerdiffusion/v1/version") -> None:
