@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lib_layerdiffusion.commands import EMBEDDED_CHECKPOINT
 from lib_layerdiffusion.ldm_checkpoint import export
 from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
@@ -29,6 +29,7 @@ from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_
 if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
+CHECKPOINT = "layerdiffusion-tested"
 FOREGROUND = {"mode": "foreground"}
 SIZE = 128
 SETTINGS = {"negative_prompt": "", "steps": 20, "cfg_scale": 3, "width": SIZE, "height": SIZE, "sampler_name": "DDIM"}
@@ -43,16 +44,20 @@ def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
     if (webui_server.folder / "modules_forge").is_dir():
         pytest.skip("Forge and its kin know checkpoints of full shape only")
     models = webui_server.folder / "models"
-    export(EMBEDDED_FOLDER, models, models / "layer_model" / EMBEDDED_CHECKPOINT, EMBEDDED_CHECKPOINT)
+    for old in [*models.glob(f"*/{CHECKPOINT}*")]:  # of an earlier model
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    export(EMBEDDED_FOLDER, models, models / "layer_model" / CHECKPOINT, CHECKPOINT)
+    webui_server.look_at_model()  # it answers while its first checkpoint is being loaded, and mixes up two loads
     assert webui_server.post("/sdapi/v1/refresh-checkpoints").status == 200
     before = webui_server.get("/sdapi/v1/options")["sd_model_checkpoint"]
-    choose(webui_server, f"{EMBEDDED_CHECKPOINT}.safetensors")
+    choose(webui_server, f"{CHECKPOINT}.safetensors")
     yield webui_server
     choose(webui_server, before)
 
 
 def choose(server: WebUIServer, checkpoint: str) -> None:
     assert server.post("/sdapi/v1/options", {"sd_model_checkpoint": checkpoint}).status == 200
+    assert server.get("/sdapi/v1/options")["sd_model_checkpoint"].startswith(checkpoint), server.log.read_text()[-2000:]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.e2e.server import CHECKPOINTS, LORA, Answer
-from tests.e2e.test_embedded_checkpoint import EMBEDDED_CHECKPOINT, SETTINGS, check_apple, embedded
+from tests.e2e.test_embedded_checkpoint import CHECKPOINT, SETTINGS, check_apple, embedded
 
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
@@ -55,7 +55,7 @@ def test_checkpoint_of_another_width(webui: WebUIServer, embedded: WebUIServer, 
     own = {**SETTINGS, "prompt": "red apple", "seed": 5}
     images = []
     for _ in range(2):
-        images.append(ask(webui, FOREGROUND, EMBEDDED_CHECKPOINT, **own).images[0])
+        images.append(ask(webui, FOREGROUND, CHECKPOINT, **own).images[0])
         check_apple(images[-1])
         assert ask(webui, FOREGROUND).encoded == before[1]
     assert images[0].tobytes() == images[1].tobytes()
