@@ -26,7 +26,8 @@ HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upsc
 
 def ask(server: WebUIServer, layers: Any = None, checkpoint: str = USUAL, **values: Any) -> Answer:
     override = {"sd_model_checkpoint": f"{checkpoint}.safetensors"} | values.pop("override_settings", {})
-    return server.txt2img(layers, override_settings=override, override_settings_restore_afterwards=False, **values)
+    values = {"width": 64, "height": 64, "override_settings_restore_afterwards": False} | values
+    return server.txt2img(layers, override_settings=override, **values)
 
 
 @pytest.fixture(scope="module")
