@@ -113,7 +113,7 @@ def test_token_merging(webui: WebUIServer) -> None:
         assert refused.status == 422
         assert "token merging" in refused.body["detail"]
     finally:  # AUTOMATIC1111 keeps a setting that it had no value for
-        webui.post("/sdapi/v1/options", {"token_merging_ratio": 0})
+        ask(webui, override_settings={"token_merging_ratio": 0})
 
 
 @pytest.mark.seen("foreground", "interrupted by the API")
