@@ -296,8 +296,13 @@ class Generation:
     def report(self, outcome: str) -> None:
         """Keep the outcome for the status line and `doctor`."""
         host = self.session.host.name if self.session else ""
-        plan = f"{self.options.mode}, weight {self.options.weight:g}"
-        self.extension.report(host, plan, outcome)
+        options, p = self.options, self.p
+        plan = f"{options.mode}, weight {options.weight:g}"
+        job = (
+            f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
+            f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
+        )
+        self.extension.report(host, plan, job, outcome)
 
     # -- parts of the steps
 
