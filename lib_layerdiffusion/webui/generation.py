@@ -139,7 +139,7 @@ class Generation:
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
-            p.extra_generation_params["layerdiffusion_layer"] = lambda index=0, **_: frames[index % len(frames)]
+            p.extra_generation_params["layerdiffusion_layer"] = [*frames] * (p.batch_size * p.n_iter // len(frames))
         if self.starts:
             self._start_from_transparency(plan)
 

@@ -7,6 +7,7 @@ before (the fixture `families` sees to it).
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ ALIASES = {(mode.family, mode.name): mode.alias for mode in MODES}
 
 def test_together_with_a_batch_of_one_gives_a_whole_set(families):
     assert modes_of(families.images({"mode": "together", "views": 1})) == ["RGBA", "RGB", "RGB"]
+
+
+def test_each_image_of_a_set_names_its_layer(families):
+    """By a list: Forge Classic writes an answer's parameters as JSON, and a function in them ended the request."""
+    answer = families.ask({"mode": "together", "views": 1}, batch_size=2, n_iter=2)
+    info, layers = json.loads(answer.json()["info"]), ["foreground", "background", "blend"] * 4
+    assert info["extra_generation_params"]["layerdiffusion_layer"] == layers
+    for layer, text in zip(layers, info["infotexts"], strict=True):
+        assert f"layerdiffusion_layer: {layer}," in text
 
 
 def test_together_as_a_list_with_a_batch_of_one_is_told_the_right_number(families):
