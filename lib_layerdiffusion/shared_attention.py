@@ -5,6 +5,7 @@ LayerDiffusion, arXiv 2402.17113, section 3.3; the weights are those of the publ
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,8 @@ ControlWeights: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"
 class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
-    low_rank: Mapping[str, tuple[Tensor, Tensor]]  # projection -> down [f, r, in], up [f, out, r]
-    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
+    low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
+    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias; of one frame the values' whole way
     control: ControlWeights | None
 
 
@@ -186,24 +187,21 @@ class AttentionSharingUnit(nn.Module):
         linear, rest = _split_output(attention.to_out)
         return rest(self._project(linear, attend(q, k, v, attention.heads), low_rank["to_out"]))
 
-    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """Call the host's layer on all rows and add each frame's low-rank product."""
-        down, up = factors
         if self.frames == 1:
-            return linear(x) + functional.linear(functional.linear(x, down[0]), up[0])
+            return linear(x) + functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x)
         by_frame = x.unflatten(0, (-1, self.frames))
-        return linear(x) + (by_frame @ down.mT @ up.mT).flatten(0, 1)
+        return linear(x) + functools.reduce(lambda x, factor: x @ factor.mT, factors, by_frame).flatten(0, 1)
 
     def _attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
         """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
         linear = weights.linear
         x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
-        x = functional.linear(x, *linear["temporal_i"])
-        v = functional.linear(x, *linear["temporal_v"])
         if self.frames == 1:
-            return functional.linear(v, *linear["temporal_o"])
-        q = functional.linear(x, *linear["temporal_q"])
-        k = functional.linear(x, *linear["temporal_k"])
+            return functional.linear(x, *linear["temporal_values"])
+        x = functional.linear(x, *linear["temporal_i"])
+        q, k, v = (functional.linear(x, *linear[f"temporal_{name}"]) for name in "qkv")
         q, k, v = (self._bring_frames_together(part) for part in (q, k, v))
         chunks = zip(q.split(TEMPORAL_CHUNK), k.split(TEMPORAL_CHUNK), v.split(TEMPORAL_CHUNK), strict=True)
         mixed = torch.cat([attend(*chunk, self.attention.heads) for chunk in chunks])
@@ -274,17 +272,10 @@ class AttentionSharingUnit(nn.Module):
         return self._ready[1]
 
     def _stack_weights(self, h: Tensor) -> UnitWeights:
-        low_rank = {
-            name: (
-                _stack([self.get_parameter(f"{name}_lora.{frame}.down.weight").to(h) for frame in range(self.frames)]),
-                _stack([self.get_parameter(f"{name}_lora.{frame}.up.weight").to(h) for frame in range(self.frames)]),
-            )
-            for name in PROJECTIONS
-        }
-        linear = {
-            name: (self.get_parameter(f"{name}.weight").to(h), self.get_parameter(f"{name}.bias").to(h))
-            for name in (*LINEARS, "temporal_n")
-        }
+        low_rank = {name: self._stack_low_rank(name, h) for name in PROJECTIONS}
+        linear = {name: self._read_linear(name, h) for name in ("temporal_n", *(LINEARS if self.frames > 1 else ()))}
+        if self.frames == 1:
+            linear["temporal_values"] = self._join_values(h)
         control = None
         if self.control_convs is not None:
             names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -294,6 +285,29 @@ class AttentionSharingUnit(nn.Module):
             )
             control = (first, first_bias, second, second_bias)
         return UnitWeights(low_rank, linear, control)
+
+    def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
+        """The two factors, or their product where that is no larger, so that multiplying by it is less work."""
+        exact = _make_exact(h)
+        down, up = (
+            _stack([self.get_parameter(f"{name}_lora.{f}.{part}.weight").to(exact) for f in range(self.frames)])
+            for part in ("down", "up")
+        )
+        outputs, inputs = up.shape[1], down.shape[2]
+        factors = ((up @ down),) if outputs * inputs <= down[0].numel() + up[0].numel() else (down, up)
+        return tuple(factor.to(h) for factor in factors)
+
+    def _read_linear(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.get_parameter(f"{name}.weight").to(like), self.get_parameter(f"{name}.bias").to(like)
+
+    def _join_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The way of one frame's values, three layers with nothing between them, as one layer."""
+        exact = _make_exact(h)
+        weight, bias = self._read_linear("temporal_i", exact)
+        for name in ("temporal_v", "temporal_o"):
+            following, added = self._read_linear(name, exact)
+            weight, bias = following @ weight, following @ bias + added
+        return weight.to(h), bias.to(h)
 
 
 class ControlEncoder(nn.Module):
@@ -463,6 +477,11 @@ def _split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:
     return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
+
+
+def _make_exact(h: Tensor) -> Tensor:
+    """An empty tensor of h's device, in single precision at least: what products of weights are computed in."""
+    return h.new_empty(0, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:

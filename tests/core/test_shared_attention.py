@@ -43,9 +43,11 @@ class HostAttention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def make_unit(host: nn.Module, frames: int, control: bool = False, seed: int = 6) -> AttentionSharingUnit:
+def make_unit(
+    host: nn.Module, frames: int, control: bool = False, seed: int = 6, rank: int = RANK
+) -> AttentionSharingUnit:
     """A unit none of whose parts does nothing."""
-    unit = AttentionSharingUnit(host, frames, control, RANK)
+    unit = AttentionSharingUnit(host, frames, control, rank)
     seeded.fill(unit, seed)
     return unit.eval().requires_grad_(False)
 
@@ -111,6 +113,15 @@ def test_equals_rows_and_frames_one_by_one(frames: int, sets: int, cross: bool) 
     unit = make_unit(HostAttention() if cross else HostAttention(WIDTH), frames)
     h = draw(sets * frames, TOKENS, WIDTH)
     context = draw(sets * frames, 7, WORDS_WIDTH, seed=2) if cross else None
+    assert_close(unit(h, context), compute(unit, h, context))
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_factors_that_are_larger_than_their_product(frames: int, cross: bool) -> None:
+    unit = make_unit(HostAttention() if cross else HostAttention(WIDTH), frames, rank=WIDTH)
+    h = draw(2 * frames, TOKENS, WIDTH)
+    context = draw(2 * frames, 7, WORDS_WIDTH, seed=2) if cross else None
     assert_close(unit(h, context), compute(unit, h, context))
 
 
