@@ -26,6 +26,8 @@ LARGEST_STRETCH = 1.5
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
+VALUE_LINEARS = ("temporal_i", "temporal_v", "temporal_o")
+JOIN_CALLS = 4
 
 _BLOCKS = (
     *(f"input_blocks.{number}.1" for number in (1, 2, 4, 5, 7, 8)),
@@ -64,7 +66,8 @@ class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
     low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
-    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias; of one frame the values' whole way
+    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
+    values: Sequence[tuple[Tensor, Tensor]]  # the layers that one frame's values pass
     control: ControlWeights | None
 
 
@@ -199,7 +202,7 @@ class AttentionSharingUnit(nn.Module):
         linear = weights.linear
         x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
         if self.frames == 1:
-            return functional.linear(x, *linear["temporal_values"])
+            return functools.reduce(lambda x, layer: functional.linear(x, *layer), weights.values, x)
         x = functional.linear(x, *linear["temporal_i"])
         q, k, v = (functional.linear(x, *linear[f"temporal_{name}"]) for name in "qkv")
         q, k, v = (self._bring_frames_together(part) for part in (q, k, v))
@@ -265,7 +268,7 @@ class AttentionSharingUnit(nn.Module):
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_weights(h)
-        state = (h.dtype, h.device, tuple(_version(parameter) for parameter in parameters))
+        state = (h.dtype, h.device, self._pays_to_join(h), tuple(_version(parameter) for parameter in parameters))
         if self._ready is None or self._ready[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._ready = (state, self._stack_weights(h))
@@ -273,9 +276,7 @@ class AttentionSharingUnit(nn.Module):
 
     def _stack_weights(self, h: Tensor) -> UnitWeights:
         low_rank = {name: self._stack_low_rank(name, h) for name in PROJECTIONS}
-        linear = {name: self._read_linear(name, h) for name in ("temporal_n", *(LINEARS if self.frames > 1 else ()))}
-        if self.frames == 1:
-            linear["temporal_values"] = self._join_values(h)
+        linear = {name: self._read_linear(name, h) for name in (*LINEARS, "temporal_n")}
         control = None
         if self.control_convs is not None:
             names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -284,7 +285,13 @@ class AttentionSharingUnit(nn.Module):
                 for name in names
             )
             control = (first, first_bias, second, second_bias)
-        return UnitWeights(low_rank, linear, control)
+        joins = self._pays_to_join(h)
+        values = [self._join_values(h)] if joins else [linear[name] for name in VALUE_LINEARS]
+        return UnitWeights(low_rank, linear, values, control)
+
+    def _pays_to_join(self, h: Tensor) -> bool:
+        """Whether one frame's values' layers are less work after JOIN_CALLS calls when they are joined at first."""
+        return self.frames == 1 and h.shape[-1] <= JOIN_CALLS * h.shape[:-1].numel()
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
         """The two factors, or their product where that is no larger, so that multiplying by it is less work."""
@@ -301,11 +308,10 @@ class AttentionSharingUnit(nn.Module):
         return self.get_parameter(f"{name}.weight").to(like), self.get_parameter(f"{name}.bias").to(like)
 
     def _join_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The way of one frame's values, three layers with nothing between them, as one layer."""
+        """VALUE_LINEARS, which have nothing between them, as one layer."""
         exact = _make_exact(h)
-        weight, bias = self._read_linear("temporal_i", exact)
-        for name in ("temporal_v", "temporal_o"):
-            following, added = self._read_linear(name, exact)
+        (weight, bias), *others = (self._read_linear(name, exact) for name in VALUE_LINEARS)
+        for following, added in others:
             weight, bias = following @ weight, following @ bias + added
         return weight.to(h), bias.to(h)
 

@@ -159,6 +159,15 @@ def test_frames_in_one_call_equal_frame_by_frame() -> None:
         assert_close(alone(h[frame::3], context[frame::3]), output[frame::3])
 
 
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_single_frame_of_few_or_many_tokens(tokens: int) -> None:
+    """The values' layers are joined for many."""
+    unit = make_unit(HostAttention(WIDTH), 1)
+    for count in (tokens, 65 - tokens):
+        h = draw(2, count, WIDTH)
+        assert_close(unit(h), compute(unit, h))
+
+
 def test_single_frame_needs_only_the_values() -> None:
     """The softmax over one frame is 1, so queries and keys don't matter."""
     unit = make_unit(HostAttention(WIDTH), 1)
