@@ -121,9 +121,8 @@ def test_interruption_by_the_api(webui: WebUIServer) -> None:
     answers: list[Answer] = []
     thread = threading.Thread(target=lambda: answers.append(ask(webui, FOREGROUND, steps=60)))
     thread.start()
-    until = time.monotonic() + 300
     while webui.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] < 3:
-        assert time.monotonic() < until
+        assert thread.is_alive()
         time.sleep(0.1)
     assert webui.post("/sdapi/v1/interrupt").status == 200
     thread.join()
