@@ -323,6 +323,7 @@ class LiveAttention:
     extra_contexts: list[Tensor | None] | None = None  # one per frame
     cond_mark: Tensor | None = None  # [(b f)], 0 conditional, 1 unconditional
     active: Active = None
+    rows: int | None = None  # of the UNet's present batch
 
 
 @contextmanager
@@ -350,7 +351,13 @@ def shared_attention(
             "isn't pruned or distilled."
         )
     live = LiveAttention(len(units), control_signal, weight, extra_contexts, cond_mark, active)
+
+    def count_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
+        live.rows = None if batch is None else len(batch)
+
     with ExitStack() as stack:
+        stack.callback(unet.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
         for name, unit in units.items():
             stack.enter_context(_stand_in(modules[name], unit, live))
         yield live
@@ -367,6 +374,11 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
         if not present or (live.active is not None and not live.active()):
             return before(*args, **kwargs)
         x, context = _read_inputs(args, kwargs)
+        if live.rows not in (None, len(x)) and (unit.frames > 1 or unit.control_convs is not None):
+            raise Refusal(
+                "Another extension (such as Hypertile) cuts the image into parts within the UNet, which this layer "
+                "mode can't be used with: switch that off."
+            )
         return unit(
             x,
             context,

@@ -6,14 +6,17 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from fastapi import HTTPException
 from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
 
+from ..host import Host
 from ..layers import fit
 from ..modes import Mode, Role, any_row
 from ..options import LayerOptions
@@ -40,6 +43,16 @@ RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode"
 def present(p: Any) -> Any:
     """The generation on `p`, or something with the same steps that does nothing."""
     return getattr(p, ATTRIBUTE, None) or IDLE
+
+
+class Refused(Refusal, HTTPException):
+    """A refusal as the WebUI's API answers it; after any other exception the server would cut the connection."""
+
+    def __init__(self, refusal: Refusal, status: int = 422) -> None:
+        HTTPException.__init__(self, status, str(refusal))
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class Idle:
@@ -81,6 +94,7 @@ class Generation:
         self.batch: results.Batch | None = None
         self.sets: list[results.LayerSet] = []
         self._sampler: Any = None
+        self._injected = ExitStack()  # what is in place during the sampler's call
         self._replaced: list[Replaced] = []
         self._before: dict[str, Any] = {}  # attributes of `p` as they were
         self._options_before: dict[str, Any] = {}  # of the WebUI
@@ -136,7 +150,7 @@ class Generation:
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
-            p.extra_generation_params["layerdiffusion_layer"] = lambda index=0, **_: frames[index % len(frames)]
+            p.extra_generation_params["layerdiffusion_layer"] = [*frames] * (p.batch_size * p.n_iter // len(frames))
         if self.starts:
             self._start_from_transparency(plan)
 
@@ -160,34 +174,41 @@ class Generation:
         same_size = (width, height) == (self.plan.width, self.plan.height)
         size = self.plan.size if same_size else (width, height)
         same_model = host.unet is self.live.host.unet
-        if not same_model:  # another checkpoint for this pass
-            self.live.close()
-            self.session = Session(host, self.extension.store(p.sd_model))
         if not (same_size and same_model):
-            self._open(self._plan(*size))
+            self._open_for(host, size)
         if p.sampler is not self._sampler:
             self._sampler = p.sampler
             for name in ("sample", "sample_img2img"):
                 self._replaced.append(replace_method(p.sampler, name, self._inject))
 
+    def _open_for(self, host: Host, size: tuple[int, int]) -> None:
+        """Open a session for a pass of another size or of another checkpoint."""
+        if host.unet is not self.live.host.unet:
+            self.live.close()
+            self.session = Session(host, self.extension.store(self.p.sd_model))
+        self._open(self._plan(*size))
+
     def _inject(self, sample: Callable[..., Any]) -> Callable[..., Any]:
         def inject_and_sample(*args: Any, **kwargs: Any) -> Any:
             if self.failure is not None:
                 return sample(*args, **kwargs)
-            with self.live.sampling():
+            with self._injected:
+                self._injected.enter_context(self.live.sampling())
                 self.latents = sample(*args, **kwargs)
-            self._refuse_refiner()
+            if self.failure is not None and not self.extension.setting("go_on"):
+                raise self.failure
             return self.latents
 
         return inject_and_sample
 
-    def _refuse_refiner(self) -> None:
-        """A refiner may have put another UNet in the place of ours in mid-sampling, and that one made no layers."""
-        if self.extension.host(self.p.sd_model).unet is not self.live.host.unet:
-            refusal = Refusal("The refiner's own UNet makes no layers: set the refiner to None.")
-            self.fail(refusal)
-            if not self.extension.setting("go_on"):
-                raise refusal
+    @step
+    def follow_refiner(self) -> None:
+        """Inject into the refiner's UNet, once that stands in for the checkpoint's; before every step of sampling."""
+        host = self.extension.host(self.p.sd_model)
+        if host.unet is not self.live.host.unet:
+            self._injected.close()
+            self._open_for(host, self.plan.size)
+            self._injected.enter_context(self.live.sampling())
 
     @step
     def take_samples(self, samples: Any) -> None:
@@ -248,20 +269,18 @@ class Generation:
 
     # -- the end, good or bad
 
-    def fail(self, error: Exception, *places: Any) -> None:
+    def fail(self, error: Exception, *places: Any) -> Refused:
         """End the generation: say why in the log, and make the WebUI's next step raise it, for page and API."""
-        refusal = error if isinstance(error, Refusal) else _wrap(error)
-        refusal.status_code = 422 if refusal is error else 500  # pyright: ignore[reportAttributeAccessIssue]
-        refusal.detail = str(refusal)  # pyright: ignore[reportAttributeAccessIssue] - both are what the API answers
-        self.failure = refusal
+        foreseen = isinstance(error, Refusal)
+        self.failure = refusal = Refused(error) if foreseen else Refused(_wrap(error), 500)
         self.report(str(refusal))
         p = self.p
         self.close()
         if self.extension.setting("go_on"):
             logger.warning("%s The generation goes on without layers.", refusal)
             self._comment(str(refusal))
-            return
-        logger.error("%s", refusal, exc_info=None if refusal is error else error)
+            return refusal
+        logger.error("%s", refusal, exc_info=None if foreseen else error)
         sampler = getattr(p, "sampler", None)
         for owner, name in ((p, "init"), (p, "sample"), (sampler, "sample"), (sampler, "sample_img2img")):
             if hasattr(owner, name):
@@ -270,6 +289,7 @@ class Generation:
             for name in ("images", "image"):
                 if hasattr(place, name):
                     setattr(place, name, Unavailable(refusal))
+        return refusal
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
@@ -286,8 +306,13 @@ class Generation:
     def report(self, outcome: str) -> None:
         """Keep the outcome for the status line and `doctor`."""
         host = self.session.host.name if self.session else ""
-        plan = f"{self.options.mode}, weight {self.options.weight:g}"
-        self.extension.report(host, plan, outcome)
+        options, p = self.options, self.p
+        plan = f"{options.mode}, weight {options.weight:g}"
+        job = (
+            f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
+            f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
+        )
+        self.extension.report(host, plan, job, outcome)
 
     # -- parts of the steps
 
@@ -374,8 +399,7 @@ class Generation:
                     with self.live.encoding_batch(encoded_now):
                         return init(*args, **kwargs)
                 except Refusal as refusal:
-                    self.fail(refusal)
-                    raise
+                    raise self.fail(refusal) from None
 
             return encode_transparency
 

@@ -41,7 +41,7 @@ def add() -> None:
     """Add the axes to the loaded plot script, once; called by the WebUI before it builds its pages."""
     plot = find_script()
     if plot is None:
-        logger.info("This WebUI has no X/Y/Z plot script, so there are no axes for it")
+        logger.debug("This WebUI has no X/Y/Z plot script, so there are no axes for it")
         return
     present = {option.label for option in plot.axis_options}
     plot.axis_options.extend(_make(plot.AxisOption, axis) for axis in AXES if axis.label not in present)

@@ -174,6 +174,25 @@ def test_forward_wrapped_meanwhile_keeps_working(unet: nn.Module) -> None:
     del attention.__dict__["forward"]
 
 
+def test_images_cut_into_parts_are_refused(unet: nn.Module) -> None:
+    """As Hypertile does: a layer set's frames would get mixed up."""
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    attention = unet.get_submodule(name)
+    with shared_attention(unet, {name: trained_unit(attention, frames=2)}):
+        ours = attention.forward
+
+        def tiled(hidden_states: Tensor, **kwargs: Any) -> Tensor:
+            parts = hidden_states.unflatten(1, (2, -1)).flatten(0, 1)
+            return ours(parts, **kwargs).unflatten(0, (-1, 2)).flatten(1, 2)
+
+        attention.forward = tiled
+        try:
+            with pytest.raises(Refusal, match="Hypertile"):
+                call(unet, torch.randn(2, 4, 8, 8))
+        finally:
+            attention.forward = ours
+
+
 def trained_unit(attention: nn.Module, frames: int = 1) -> AttentionSharingUnit:
     torch.manual_seed(3)
     unit = AttentionSharingUnit(attention, frames, rank=2)

@@ -1,4 +1,4 @@
-"""Our side paths and shared attention against the same patches merged into a copy of Forge's own UNet.
+"""Our side paths and shared attention against the same patches merged into a copy of Forge's or Forge Neo's own UNet.
 
 `python -m tests.e2e.forge_parity <Forge's folder>` with Forge's Python writes a JSON object: the relative difference of
 the sampled latents, and how far the patches moved them. The UNets have Forge's classes and depth, and few channels.
@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lib_layerdiffusion import injection
 from lib_layerdiffusion.injection import DiffPatch, LoraPatch
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit
 from tests import seeded
+from tests.e2e.server import ONLY_PROCESSOR, choose_flags
 
 UNETS: dict[str, dict[str, Any]] = {
     "sdxl": {
@@ -196,7 +198,8 @@ def measure() -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    folder = sys.argv[1]
-    sys.path[:0] = [folder, f"{folder}/packages_3rdparty"]
-    sys.argv[1:] = ["--always-cpu"]  # Forge reads the command line
+    folder = Path(sys.argv[1])
+    sys.path[:0] = [str(folder / name) for name in ("", "packages_3rdparty", "modules_forge/packages")]
+    sys.argv[1:] = [flag for flag in choose_flags(folder) if flag in ONLY_PROCESSOR]  # Forge reads the command line
+    torch.set_num_threads(1)  # the layers are small: on a busy machine threads would wait for each other all the time
     sys.stdout.write(f"{json.dumps(measure())}\n")

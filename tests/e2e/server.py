@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from PIL import Image
 
 CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # which seeded_files makes
 LORA = "layerdiffusion-seeded-lora"
+CONTROL = "layerdiffusion-seeded-control"
 FLAGS = (
     "--server-name=127.0.0.1",
     "--api",
@@ -29,10 +31,14 @@ FLAGS = (
     "--skip-python-version-check",
     "--no-hashing",
     "--no-prompt-history",
-    "--layerdiffusion-offline",
+    "--no-download-sd-model",
+    "--do-not-download-clip",
 )
-FORGE_FLAGS = ("--always-cpu",)
-A1111_FLAGS = ("--use-cpu=all", "--no-half", "--precision=full", "--no-download-sd-model", "--do-not-download-clip")
+ONLY_PROCESSOR = ("--always-cpu", "--cpu")
+NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # where there is none of those
+OWN_FLAGS = ("--layerdiffusion-offline",)
+# where WebUIs tell their parsers of flags
+PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
@@ -70,31 +76,31 @@ class WebUIServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        checkpoint = folder / "models" / "Stable-diffusion" / f"{CHECKPOINTS['sd15']}.safetensors"
         # a preview in a page needs a network that Forge would fetch
-        (scratch / "config.json").write_text(json.dumps({"live_previews_enable": False}))
+        settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
+        (scratch / "config.json").write_text(json.dumps(settings))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
-        flags = [*FLAGS, *(FORGE_FLAGS if (folder / "modules_forge").is_dir() else A1111_FLAGS), *files]
+        flags = [*choose_flags(folder), *files]
         self.probe = folder / "extensions" / PROBE_LINK
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
-        command = [str(python), "launch.py", *flags, f"--port={self.port}", f"--ckpt={checkpoint}"]
+        command = [str(python), "launch.py", *flags, f"--port={self.port}"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, stdout=log, stderr=log, env=os.environ | SURROUNDINGS, start_new_session=True
             )
 
-    def wait(self) -> None:
-        """Return as soon as requests are served as they should: the extension's routes are the last to be there."""
+    def wait(self, route: str = "/layerdiffusion/v1/version") -> None:
+        """Return as soon as requests are served as they should: the routes of extensions are the last to be there."""
         until = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self._answers(route):
             if time.monotonic() > until or self.process.poll() is not None:
                 raise RuntimeError(f"the WebUI doesn't start:\n{self.log.read_text('utf-8', 'replace')[-3000:]}")
             time.sleep(1)
 
-    def _answers(self) -> bool:
+    def _answers(self, route: str) -> bool:
         try:
-            self.get("/layerdiffusion/v1/version")
+            self.get(route)
         except OSError:  # all of urllib's errors: nothing listens yet, or the routes aren't there yet
             return False
         return True
@@ -106,11 +112,19 @@ class WebUIServer:
         self.process.wait()
         self.probe.unlink(missing_ok=True)
 
-    def reload(self) -> None:
-        """Do what the page's "Reload UI" does, and wait for the new page."""
+    def reload(self, *disabled: str) -> None:
+        """Do what the page's "Reload UI" does, with some extensions disabled, and wait for the new page."""
+        assert self.post("/sdapi/v1/options", {"disabled_extensions": disabled}).status == 200
         self.post("/layerdiffusion-probe/reload")
         time.sleep(5)  # the old page still answers for a moment
-        self.wait()
+        self.wait("/layerdiffusion-probe/model" if disabled else "/layerdiffusion/v1/version")
+
+    @property
+    def extension(self) -> str:
+        """The name of the folder in the WebUI's extensions that this project is in."""
+        own = Path(__file__).resolve().parents[2]
+        (name,) = [path.name for path in (self.folder / "extensions").iterdir() if path.resolve() == own]
+        return name
 
     def look_at_model(self) -> dict[str, Any]:
         """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
@@ -141,6 +155,14 @@ class WebUIServer:
     def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
         """A small picture from an image."""
         return self.post("/sdapi/v1/img2img", _request(layers, {"init_images": [encode(image)], **values}))
+
+
+def choose_flags(folder: Path) -> list[str]:
+    """Those of the flags that the WebUI in `folder` knows, for some end at another; and what it computes on."""
+    texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
+    known = {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
+    device = NO_GRAPHICS_CARD if known.isdisjoint(ONLY_PROCESSOR) else ONLY_PROCESSOR
+    return [flag for flag in (*FLAGS, *device) if flag.partition("=")[0] in known] + [*OWN_FLAGS]
 
 
 def _request(layers: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,21 +16,28 @@ FOREGROUND = {"mode": "foreground"}
 MODES = ["foreground", "together"]
 
 
+@dataclass(frozen=True)
+class Before:
+    """Answers before any fault."""
+
+    plain: list[str]
+    layers: list[str]
+    model: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def before(webui_server: WebUIServer) -> tuple[list[str], list[str], dict[str, object]]:
-    """A plain picture, one with layers, and the model after them."""
+def before(webui_server: WebUIServer) -> Before:
     plain, layers = webui_server.txt2img().encoded, webui_server.txt2img(FOREGROUND).encoded
-    return plain, layers, webui_server.look_at_model()
+    return Before(plain, layers, webui_server.look_at_model())
 
 
 @pytest.fixture
-def webui(webui_server: WebUIServer, before: tuple[list[str], list[str], dict[str, object]]) -> Iterator[WebUIServer]:
-    plain, layers, model = before
+def webui(webui_server: WebUIServer, before: Before) -> Iterator[WebUIServer]:
     yield webui_server
-    assert webui_server.look_at_model() == model
-    assert model["left"] == []
-    assert webui_server.txt2img().encoded == plain
-    assert webui_server.txt2img(FOREGROUND).encoded == layers
+    assert webui_server.look_at_model() == before.model
+    assert before.model["left"] == []
+    assert webui_server.txt2img().encoded == before.plain
+    assert webui_server.txt2img(FOREGROUND).encoded == before.layers
 
 
 @pytest.mark.seen("any", "nothing left in the model")
@@ -59,10 +67,10 @@ def test_interruptions(webui: WebUIServer, place: str, mode: str) -> None:
 
 @pytest.mark.seen("any", "memory short while decoding, {times} times")
 @pytest.mark.parametrize("times", [1, 2])
-def test_short_memory(webui: WebUIServer, before: tuple[list[str], list[str], dict[str, object]], times: int) -> None:
+def test_short_memory(webui: WebUIServer, before: Before, times: int) -> None:
     """Tiles and the processor give the same picture; a small one is one tile."""
     webui.fail_at("decoding", "memory", times)
-    assert webui.txt2img(FOREGROUND).encoded == before[1]
+    assert webui.txt2img(FOREGROUND).encoded == before.layers
 
 
 @pytest.mark.seen("any", "memory short in every way")
@@ -74,14 +82,23 @@ def test_no_memory_at_all(webui: WebUIServer) -> None:
 
 
 @pytest.mark.seen("any", "two requests at once")
-def test_two_requests_at_once(webui: WebUIServer, before: tuple[list[str], list[str], dict[str, object]]) -> None:
-    plain, layers, _ = before
+def test_two_requests_at_once(webui: WebUIServer, before: Before) -> None:
     with ThreadPoolExecutor() as pool:
         answers = [pool.submit(webui.txt2img, args) for args in (FOREGROUND, None, FOREGROUND)]
-    assert [answer.result().encoded for answer in answers] == [layers, plain, layers]
+    assert [answer.result().encoded for answer in answers] == [before.layers, before.plain, before.layers]
 
 
 @pytest.mark.seen("any", "UI reloaded")
 def test_reloaded_page(webui: WebUIServer) -> None:
     webui.reload()
     assert webui.txt2img(FOREGROUND).images[0].mode == "RGBA"
+
+
+@pytest.mark.seen("any", "extension disabled and enabled again")
+def test_disabled_extension(webui: WebUIServer, before: Before) -> None:
+    webui.reload(webui.extension)
+    try:
+        assert webui.txt2img(FOREGROUND).status == 422
+        assert webui.txt2img().encoded == before.plain
+    finally:
+        webui.reload()

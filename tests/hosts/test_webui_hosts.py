@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib_layerdiffusion.hosts import detect
+from lib_layerdiffusion.hosts import detect, find_capabilities, find_webui_version
 from lib_layerdiffusion.hosts.a1111 import A1111Host
 from lib_layerdiffusion.hosts.forge import ForgeHost
 from lib_layerdiffusion.hosts.ldm_patched import LdmPatchedHost
@@ -218,6 +218,35 @@ def test_a_webui_is_known_by_what_it_has(has, names, wanted):
     assert detect() is wanted
 
 
+LAYOUTS: dict[str, tuple[list[str], type[Any]]] = {
+    "Forge": (["backend/patcher/base.py", "modules_forge/main_entry.py"], ForgeHost),
+    "Forge Neo": (["backend/patcher/base.py", "modules_forge/packages/comfy/lora.py"], ForgeHost),
+    "Forge, tag previous": (["ldm_patched/modules/model_patcher.py", "modules_forge/unet_patcher.py"], LdmPatchedHost),
+    "Forge Classic": (["ldm_patched/modules/model_patcher.py", "modules_forge/ops.py"], LdmPatchedHost),
+    "reForge": (["ldm_patched/modules/weight_adapter/base.py", "ldm_patched/modules/model_patcher.py"], LdmPatchedHost),
+    "AUTOMATIC1111": ([], A1111Host),
+}
+
+
+@pytest.mark.parametrize(("files", "wanted"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_webui_is_known_by_its_files(tmp_path, monkeypatch, has, files, wanted):
+    """All of them have the modules of AUTOMATIC1111, from which they come; only few of any are imported by then."""
+    for name in [*files, "modules/sd_hijack.py", "modules/sd_unet.py"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in [name for name in sys.modules if name.split(".")[0] in ("backend", "ldm_patched")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    has()
+    monkeypatch.setattr(sys.modules["modules"], "__path__", [str(tmp_path / "modules")], raising=False)
+    known = set(sys.modules)
+    try:
+        assert detect() is wanted
+    finally:
+        for name in set(sys.modules) - known:
+            del sys.modules[name]
+
+
 def test_automatic1111_without_the_hook_is_refused(has):
     has("modules.sd_hijack", hook=False)
     with pytest.raises(Refusal, match=r"update AUTOMATIC1111 to 1\.10"):
@@ -229,3 +258,43 @@ def test_an_unknown_webui_is_refused_with_those_that_are_known(has, names):
     has(*names)
     with pytest.raises(Refusal, match="reForge"):
         detect()
+
+
+# -- for a report
+
+
+def test_what_detection_goes_by_is_listed(has):
+    has("modules.sd_hijack", "modules_forge", hook=False)
+    assert find_capabilities() == ["modules.sd_hijack", "modules_forge"]
+    has("backend.patcher.base")
+    assert find_capabilities() == [
+        "backend.patcher.base",
+        "modules.sd_hijack",
+        "modules_forge",
+        "process_before_every_sampling",
+    ]
+
+
+def test_a_webui_that_has_nothing_has_no_capabilities(monkeypatch):
+    monkeypatch.delitem(sys.modules, "modules.scripts", raising=False)
+    assert find_capabilities() == []
+
+
+@pytest.mark.parametrize(
+    ("contents", "version"),
+    [
+        ({"git_tag": lambda: "v1.10.1", "commit_hash": lambda: "82a973c0"}, "v1.10.1 82a973c0"),
+        ({"git_tag": lambda: "classic 1.6"}, "classic 1.6"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_webui_s_version_is_what_it_calls_it(monkeypatch, contents, version):
+    launcher = ModuleType("modules.launch_utils")
+    vars(launcher).update(contents)
+    monkeypatch.setitem(sys.modules, "modules.launch_utils", launcher)
+    assert find_webui_version() == version
+
+
+def test_without_a_launcher_the_version_is_unknown(monkeypatch):
+    monkeypatch.delitem(sys.modules, "modules.launch_utils", raising=False)
+    assert find_webui_version() == "unknown"

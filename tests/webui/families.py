@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from tests import seeded
-from tests.webui.conftest import WebUI, decode_image, encode_image
+from tests.webui.jobs import WebUI, decode_image, encode_image
 
 ALIKE = {"layer_xl_fgble2bg": "layer_xl_bgble2fg", "layer_xl_bg2ble": "layer_xl_fg2ble"}  # of the same shapes
 QUICK: dict[str, Any] = {"steps": 2, "prompt": "a cat"}

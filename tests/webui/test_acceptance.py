@@ -24,8 +24,8 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.webui import infotext, status
 from lib_layerdiffusion.weights import WEIGHTS
 from tests import seeded
-from tests.webui.conftest import decode_image, encode_image
 from tests.webui.families import disc, given, modes_of
+from tests.webui.jobs import decode_image, encode_image
 
 FAST = {"views": 1}
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.webui.conftest import decode_image, encode_image
+from tests.webui.jobs import decode_image, encode_image
 
 SMALL = {"steps": 4, "width": 64, "height": 64}
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib_layerdiffusion.modes import MODE_NAMES
 from lib_layerdiffusion.webui import status
-from tests.webui.conftest import decode_image, encode_image
+from tests.webui.jobs import decode_image, encode_image
 
 SETTINGS: dict[str, Any] = {"steps": 6, "width": 128, "height": 128}
 FAST = {"views": 1}

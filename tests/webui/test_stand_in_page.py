@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.browser import Page, opened
-from tests.webui.conftest import read_png
+from tests.webui.jobs import read_png
 
 PATIENCE = 240  # seconds; a browser without a GPU takes what the model would need
 

@@ -56,7 +56,9 @@ def check_port(port: int) -> None:
         try:
             probe.bind((ADDRESS, port))
         except OSError as error:
-            raise Refusal(f"Port {port} can't be used ({error.strerror}): choose another with --port.") from error
+            raise Refusal(
+                f"Port {port} can't be used ({error.strerror}): choose another with --port, or make webui PORT=7862."
+            ) from error
 
 
 def main(words: Sequence[str]) -> int:
