@@ -5,6 +5,7 @@ LayerDiffusion, arXiv 2402.17113, section 3.3; the weights are those of the publ
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ LARGEST_STRETCH = 1.5
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
+VALUE_LINEARS = ("temporal_i", "temporal_v", "temporal_o")
+JOIN_CALLS = 4
 
 _BLOCKS = (
     *(f"input_blocks.{number}.1" for number in (1, 2, 4, 5, 7, 8)),
@@ -62,8 +65,9 @@ ControlWeights: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"
 class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
-    low_rank: Mapping[str, tuple[Tensor, Tensor]]  # projection -> down [f, r, in], up [f, out, r]
+    low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
     linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
+    values: Sequence[tuple[Tensor, Tensor]]  # the layers that one frame's values pass
     control: ControlWeights | None
 
 
@@ -186,24 +190,21 @@ class AttentionSharingUnit(nn.Module):
         linear, rest = _split_output(attention.to_out)
         return rest(self._project(linear, attend(q, k, v, attention.heads), low_rank["to_out"]))
 
-    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, Tensor]) -> Tensor:
+    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """Call the host's layer on all rows and add each frame's low-rank product."""
-        down, up = factors
         if self.frames == 1:
-            return linear(x) + functional.linear(functional.linear(x, down[0]), up[0])
+            return linear(x) + functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x)
         by_frame = x.unflatten(0, (-1, self.frames))
-        return linear(x) + (by_frame @ down.mT @ up.mT).flatten(0, 1)
+        return linear(x) + functools.reduce(lambda x, factor: x @ factor.mT, factors, by_frame).flatten(0, 1)
 
     def _attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
         """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
         linear = weights.linear
         x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
-        x = functional.linear(x, *linear["temporal_i"])
-        v = functional.linear(x, *linear["temporal_v"])
         if self.frames == 1:
-            return functional.linear(v, *linear["temporal_o"])
-        q = functional.linear(x, *linear["temporal_q"])
-        k = functional.linear(x, *linear["temporal_k"])
+            return functools.reduce(lambda x, layer: functional.linear(x, *layer), weights.values, x)
+        x = functional.linear(x, *linear["temporal_i"])
+        q, k, v = (functional.linear(x, *linear[f"temporal_{name}"]) for name in "qkv")
         q, k, v = (self._bring_frames_together(part) for part in (q, k, v))
         chunks = zip(q.split(TEMPORAL_CHUNK), k.split(TEMPORAL_CHUNK), v.split(TEMPORAL_CHUNK), strict=True)
         mixed = torch.cat([attend(*chunk, self.attention.heads) for chunk in chunks])
@@ -267,24 +268,15 @@ class AttentionSharingUnit(nn.Module):
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_weights(h)
-        state = (h.dtype, h.device, tuple(_version(parameter) for parameter in parameters))
+        state = (h.dtype, h.device, self._pays_to_join(h), tuple(_version(parameter) for parameter in parameters))
         if self._ready is None or self._ready[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._ready = (state, self._stack_weights(h))
         return self._ready[1]
 
     def _stack_weights(self, h: Tensor) -> UnitWeights:
-        low_rank = {
-            name: (
-                _stack([self.get_parameter(f"{name}_lora.{frame}.down.weight").to(h) for frame in range(self.frames)]),
-                _stack([self.get_parameter(f"{name}_lora.{frame}.up.weight").to(h) for frame in range(self.frames)]),
-            )
-            for name in PROJECTIONS
-        }
-        linear = {
-            name: (self.get_parameter(f"{name}.weight").to(h), self.get_parameter(f"{name}.bias").to(h))
-            for name in (*LINEARS, "temporal_n")
-        }
+        low_rank = {name: self._stack_low_rank(name, h) for name in PROJECTIONS}
+        linear = {name: self._read_linear(name, h) for name in (*LINEARS, "temporal_n")}
         control = None
         if self.control_convs is not None:
             names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -293,7 +285,35 @@ class AttentionSharingUnit(nn.Module):
                 for name in names
             )
             control = (first, first_bias, second, second_bias)
-        return UnitWeights(low_rank, linear, control)
+        joins = self._pays_to_join(h)
+        values = [self._join_values(h)] if joins else [linear[name] for name in VALUE_LINEARS]
+        return UnitWeights(low_rank, linear, values, control)
+
+    def _pays_to_join(self, h: Tensor) -> bool:
+        """Whether one frame's values' layers are less work after JOIN_CALLS calls when they are joined at first."""
+        return self.frames == 1 and h.shape[-1] <= JOIN_CALLS * h.shape[:-1].numel()
+
+    def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
+        """The two factors, or their product where that is no larger, so that multiplying by it is less work."""
+        exact = _make_exact(h)
+        down, up = (
+            _stack([self.get_parameter(f"{name}_lora.{f}.{part}.weight").to(exact) for f in range(self.frames)])
+            for part in ("down", "up")
+        )
+        outputs, inputs = up.shape[1], down.shape[2]
+        factors = ((up @ down),) if outputs * inputs <= down[0].numel() + up[0].numel() else (down, up)
+        return tuple(factor.to(h) for factor in factors)
+
+    def _read_linear(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        return self.get_parameter(f"{name}.weight").to(like), self.get_parameter(f"{name}.bias").to(like)
+
+    def _join_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """VALUE_LINEARS, which have nothing between them, as one layer."""
+        exact = _make_exact(h)
+        (weight, bias), *others = (self._read_linear(name, exact) for name in VALUE_LINEARS)
+        for following, added in others:
+            weight, bias = following @ weight, following @ bias + added
+        return weight.to(h), bias.to(h)
 
 
 class ControlEncoder(nn.Module):
@@ -463,6 +483,11 @@ def _split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:
     return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
+
+
+def _make_exact(h: Tensor) -> Tensor:
+    """An empty tensor of h's device, in single precision at least: what products of weights are computed in."""
+    return h.new_empty(0, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
 def _version(parameter: Tensor) -> tuple[int, int]:

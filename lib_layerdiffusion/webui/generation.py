@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from fastapi import HTTPException
 from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
@@ -42,6 +43,16 @@ RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode"
 def present(p: Any) -> Any:
     """The generation on `p`, or something with the same steps that does nothing."""
     return getattr(p, ATTRIBUTE, None) or IDLE
+
+
+class Refused(Refusal, HTTPException):
+    """A refusal as the WebUI's API answers it; after any other exception the server would cut the connection."""
+
+    def __init__(self, refusal: Refusal, status: int = 422) -> None:
+        HTTPException.__init__(self, status, str(refusal))
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class Idle:
@@ -258,20 +269,18 @@ class Generation:
 
     # -- the end, good or bad
 
-    def fail(self, error: Exception, *places: Any) -> None:
+    def fail(self, error: Exception, *places: Any) -> Refused:
         """End the generation: say why in the log, and make the WebUI's next step raise it, for page and API."""
-        refusal = error if isinstance(error, Refusal) else _wrap(error)
-        refusal.status_code = 422 if refusal is error else 500  # pyright: ignore[reportAttributeAccessIssue]
-        refusal.detail = str(refusal)  # pyright: ignore[reportAttributeAccessIssue] - both are what the API answers
-        self.failure = refusal
+        foreseen = isinstance(error, Refusal)
+        self.failure = refusal = Refused(error) if foreseen else Refused(_wrap(error), 500)
         self.report(str(refusal))
         p = self.p
         self.close()
         if self.extension.setting("go_on"):
             logger.warning("%s The generation goes on without layers.", refusal)
             self._comment(str(refusal))
-            return
-        logger.error("%s", refusal, exc_info=None if refusal is error else error)
+            return refusal
+        logger.error("%s", refusal, exc_info=None if foreseen else error)
         sampler = getattr(p, "sampler", None)
         for owner, name in ((p, "init"), (p, "sample"), (sampler, "sample"), (sampler, "sample_img2img")):
             if hasattr(owner, name):
@@ -280,6 +289,7 @@ class Generation:
             for name in ("images", "image"):
                 if hasattr(place, name):
                     setattr(place, name, Unavailable(refusal))
+        return refusal
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
@@ -296,8 +306,13 @@ class Generation:
     def report(self, outcome: str) -> None:
         """Keep the outcome for the status line and `doctor`."""
         host = self.session.host.name if self.session else ""
-        plan = f"{self.options.mode}, weight {self.options.weight:g}"
-        self.extension.report(host, plan, outcome)
+        options, p = self.options, self.p
+        plan = f"{options.mode}, weight {options.weight:g}"
+        job = (
+            f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
+            f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
+        )
+        self.extension.report(host, plan, job, outcome)
 
     # -- parts of the steps
 
@@ -384,8 +399,7 @@ class Generation:
                     with self.live.encoding_batch(encoded_now):
                         return init(*args, **kwargs)
                 except Refusal as refusal:
-                    self.fail(refusal)
-                    raise
+                    raise self.fail(refusal) from None
 
             return encode_transparency
 

@@ -43,9 +43,11 @@ class HostAttention(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def make_unit(host: nn.Module, frames: int, control: bool = False, seed: int = 6) -> AttentionSharingUnit:
+def make_unit(
+    host: nn.Module, frames: int, control: bool = False, seed: int = 6, rank: int = RANK
+) -> AttentionSharingUnit:
     """A unit none of whose parts does nothing."""
-    unit = AttentionSharingUnit(host, frames, control, RANK)
+    unit = AttentionSharingUnit(host, frames, control, rank)
     seeded.fill(unit, seed)
     return unit.eval().requires_grad_(False)
 
@@ -114,6 +116,15 @@ def test_equals_rows_and_frames_one_by_one(frames: int, sets: int, cross: bool) 
     assert_close(unit(h, context), compute(unit, h, context))
 
 
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_factors_that_are_larger_than_their_product(frames: int, cross: bool) -> None:
+    unit = make_unit(HostAttention() if cross else HostAttention(WIDTH), frames, rank=WIDTH)
+    h = draw(2 * frames, TOKENS, WIDTH)
+    context = draw(2 * frames, 7, WORDS_WIDTH, seed=2) if cross else None
+    assert_close(unit(h, context), compute(unit, h, context))
+
+
 def test_sets_do_not_see_each_other() -> None:
     unit = make_unit(HostAttention(), 2)
     h, context = draw(8, TOKENS, WIDTH), draw(8, 7, WORDS_WIDTH, seed=2)
@@ -146,6 +157,15 @@ def test_frames_in_one_call_equal_frame_by_frame() -> None:
         state = unit.state_dict()
         alone.load_state_dict({name: state[name.replace("_lora.0.", f"_lora.{frame}.")] for name in alone.state_dict()})
         assert_close(alone(h[frame::3], context[frame::3]), output[frame::3])
+
+
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_single_frame_of_few_or_many_tokens(tokens: int) -> None:
+    """The values' layers are joined for many."""
+    unit = make_unit(HostAttention(WIDTH), 1)
+    for count in (tokens, 65 - tokens):
+        h = draw(2, count, WIDTH)
+        assert_close(unit(h), compute(unit, h))
 
 
 def test_single_frame_needs_only_the_values() -> None:

@@ -201,4 +201,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     sys.path[:0] = [str(folder / name) for name in ("", "packages_3rdparty", "modules_forge/packages")]
     sys.argv[1:] = [flag for flag in choose_flags(folder) if flag in ONLY_PROCESSOR]  # Forge reads the command line
+    torch.set_num_threads(1)  # the layers are small: on a busy machine threads would wait for each other all the time
     sys.stdout.write(f"{json.dumps(measure())}\n")

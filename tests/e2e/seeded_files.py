@@ -1,6 +1,6 @@
-"""Made-up checkpoints, layer files and a LoRA of full shape, for a WebUI that knows only those: seeded, half precision.
+"""Made-up files of full shape for a WebUI that knows only those, seeded, half precision: checkpoints, layers and more.
 
-`python -m tests.e2e.seeded_files <folder of the WebUI> [sdxl]`: SD1.5 takes 5 GB on disk, SDXL 10 GB more.
+`python -m tests.e2e.seeded_files <folder of the WebUI> [sdxl]`: SD1.5 takes 6 GB on disk, SDXL 10 GB more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -24,7 +24,7 @@ from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
-from tests.e2e.server import CHECKPOINTS, LORA
+from tests.e2e.server import CHECKPOINTS, CONTROL, LORA
 
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -207,6 +207,14 @@ def write_lora(folder: Path) -> None:
     _write(folder, LORA, shapes)
 
 
+def write_control(folder: Path) -> None:
+    """A ControlNet for SD1.5 in diffusers' layout, which Forge and sd-webui-controlnet read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        network = ControlNetModel(**UNETS["sd15"])
+    _write(folder, CONTROL, {name: value.shape for name, value in network.state_dict().items()})
+
+
 def write_text_encoder(folder: Path) -> None:
     """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer, the embedded model's."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,6 +259,7 @@ def _main(webui: Path, families: list[str]) -> None:
     (models / "Stable-diffusion").mkdir(parents=True, exist_ok=True)
     write_layer_files(models / "layer_model")
     write_lora(models / "Lora")
+    write_control(models / "ControlNet")
     if "sdxl" in families:
         write_patch_files(models / "layer_model")
     for family in ("sd15", *families):

@@ -21,6 +21,7 @@ from PIL import Image
 
 CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # which seeded_files makes
 LORA = "layerdiffusion-seeded-lora"
+CONTROL = "layerdiffusion-seeded-control"
 FLAGS = (
     "--server-name=127.0.0.1",
     "--api",
