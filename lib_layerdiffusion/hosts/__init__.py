@@ -10,7 +10,7 @@ from typing import Any
 from ..host import Host
 from ..refusal import Refusal
 
-SUPPORTED = "AUTOMATIC1111, Forge, reForge and Forge Classic"
+SUPPORTED = "AUTOMATIC1111, Forge, Forge Neo, reForge and Forge Classic"
 HOOK = "process_before_every_sampling"
 OWN = "layerdiffusion_host"  # of `modules.shared`, in the page that ships with this project
 # Modules by which WebUIs are told apart.
