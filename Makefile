@@ -14,7 +14,7 @@ EXTRAS_webui := webui
 EXTRAS_test := demo,webui,train,psd,test
 EXTRAS_gradio3 := demo,gradio3
 
-.PHONY: demo webui test test-gradio3 e2e lint format clean
+.PHONY: demo webui test test-gradio3 screenshots e2e lint format clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -34,6 +34,11 @@ test-gradio3: .venv-gradio3/installed
 e2e: export LAYERDIFFUSION_HOSTS_PAGE = docs/hosts.md
 e2e: .venv-test/installed
 	.venv-test/$(BIN)/python -m pytest tests/e2e
+
+# The pictures in docs/modes.md, on both; they need chromium and chromedriver.
+screenshots: .venv-gradio3/installed .venv-test/installed
+	.venv-gradio3/$(BIN)/python -m tests.webui.screenshots
+	.venv-test/$(BIN)/python -m tests.webui.screenshots
 
 lint: .venv-test/lint-installed
 	.venv-test/$(BIN)/ruff check .

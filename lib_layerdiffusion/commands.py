@@ -141,7 +141,7 @@ def export(arguments: argparse.Namespace) -> int:
 def doctor(arguments: argparse.Namespace) -> int:
     """Print what is found, missing or damaged; 1 if anything stops a generation."""
     folders = [arguments.weights] if arguments.weights else []
-    findings = list(examine(WeightStore(folders, download_to=cache_folder())))
+    findings = list(examine(WeightStore(folders, download_to=cache_folder()), EMBEDDED_FOLDER))
     for finding in findings:
         print(finding)
     return int(any(finding.state == "broken" for finding in findings))

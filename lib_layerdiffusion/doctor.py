@@ -1,4 +1,4 @@
-"""The self-test behind `layerdiffusion doctor`: what is installed, found, missing or damaged, and the cure for each."""
+"""The self-test behind `layerdiffusion doctor` and a WebUI's: what is found, missing or damaged, and the cure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_layerdiffusion import __version__
-from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.weight_file import UnreadableFileError, describe_bytes, read_header
 from lib_layerdiffusion.weights import WeightStore
 
@@ -44,18 +43,31 @@ class Finding:
         return f"{self.state:7} {self.subject}" + (f" -> {self.cure}" if self.cure else "")
 
 
-def examine(store: WeightStore) -> Iterator[Finding]:
-    """Look at everything that a generation needs; "broken" is what stops one."""
+def examine(store: WeightStore, embedded: Path) -> Iterator[Finding]:
+    """Look at everything that a generation with diffusers needs; "broken" is what stops one."""
+    yield from examine_installation()
+    yield from _examine_diffusers()
+    yield from examine_machine()
+    yield from _examine_embedded(embedded)
+    yield from examine_weights(store)
+
+
+def examine_installation() -> Iterator[Finding]:
+    """Versions of this package, of Python and of what the package can't do without."""
     yield Finding("ok", f"lib_layerdiffusion {__version__}, Python {platform.python_version()}, {platform.platform()}")
     if not (3, 10) <= sys.version_info[:2] <= (3, 13):
         yield Finding("broken", "this Python is not one of 3.10 to 3.13", "use one of them")
-    yield from _examine_packages()
-    yield from _examine_machine()
-    yield from _examine_embedded()
-    yield from _examine_weights(store)
+    for package in REQUIRED:
+        found = find_version(package)
+        cure = "" if found else f"pip install {package}"
+        yield Finding("ok" if found else "broken", f"{package} {found or 'is missing'}", cure)
+    found = find_version(*OPENCV)
+    cure = "" if found else f"pip install {OPENCV[0]}"
+    yield Finding("ok" if found else "broken", f"opencv {found or 'is missing'}", cure)
 
 
-def _version(*names: str) -> str | None:
+def find_version(*names: str) -> str | None:
+    """Version of the first of these packages that is installed."""
     for name in names:
         try:
             return importlib.metadata.version(name)
@@ -64,19 +76,12 @@ def _version(*names: str) -> str | None:
     return None
 
 
-def _examine_packages() -> Iterator[Finding]:
-    for package in REQUIRED:
-        found = _version(package)
-        cure = "" if found else f"pip install {package}"
-        yield Finding("ok" if found else "broken", f"{package} {found or 'is missing'}", cure)
-    found = _version(*OPENCV)
-    cure = "" if found else f"pip install {OPENCV[0]}"
-    yield Finding("ok" if found else "broken", f"opencv {found or 'is missing'}", cure)
+def _examine_diffusers() -> Iterator[Finding]:
     for package in OPTIONAL:
-        found = _version(package)
+        found = find_version(package)
         cure = "" if found else f"pip install {package}"
         yield Finding("ok" if found else "absent", f"{package} {found or 'is not installed'}", cure)
-    found = _version("diffusers")
+    found = find_version("diffusers")
     yield (
         Finding("ok", f"host: diffusers {found}")
         if found
@@ -84,11 +89,12 @@ def _examine_packages() -> Iterator[Finding]:
     )
 
 
-def _examine_machine() -> Iterator[Finding]:
+def examine_machine() -> Iterator[Finding]:
+    """Processor, memory and devices."""
     total = memory_bytes()
     memory = f"{total / 2**30:.1f} GiB of memory" if total else "memory unknown"
     yield Finding("ok", f"{os.cpu_count() or 1} CPU cores, {memory}")
-    if _version("torch") is None:
+    if find_version("torch") is None:
         return
     import torch
 
@@ -124,12 +130,12 @@ def _windows_memory() -> int | None:
     return status.numbers[0] if found else None
 
 
-def _examine_embedded() -> Iterator[Finding]:
-    problems = [f"{name} {problem}" for name in EMBEDDED_FILES if (problem := _diagnose(EMBEDDED_FOLDER / name))]
+def _examine_embedded(folder: Path) -> Iterator[Finding]:
+    problems = [f"{name} {problem}" for name in EMBEDDED_FILES if (problem := _diagnose(folder / name))]
     for problem in problems:
-        yield Finding("broken", f"embedded model: {problem}", f"install the package again ({EMBEDDED_FOLDER})")
+        yield Finding("broken", f"embedded model: {problem}", f"install the package again ({folder})")
     if not problems:
-        yield Finding("ok", f"embedded model in {EMBEDDED_FOLDER}")
+        yield Finding("ok", f"embedded model in {folder}")
 
 
 def _diagnose(path: Path) -> str:
@@ -144,8 +150,10 @@ def _diagnose(path: Path) -> str:
     return ""
 
 
-def _examine_weights(store: WeightStore) -> Iterator[Finding]:
-    yield Finding("ok", f"layer weights are looked for in {', '.join(str(folder) for folder in store.folders)}")
+def examine_weights(store: WeightStore) -> Iterator[Finding]:
+    """Where layer files are looked for, and the state of each."""
+    folders = ", ".join(str(folder) for folder in store.folders)
+    yield Finding("ok", f"layer weights are looked for in {folders}{', and never downloaded' if store.offline else ''}")
     states = {"found": "ok", "missing": "absent", "damaged": "broken"}
     for row in store.check():
         yield Finding(states[row.state], f"{row.name}: {row.state} ({describe_bytes(row.size)})", row.cure)

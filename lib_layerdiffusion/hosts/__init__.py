@@ -12,6 +12,15 @@ from ..refusal import Refusal
 
 SUPPORTED = "AUTOMATIC1111, Forge, reForge and Forge Classic"
 HOOK = "process_before_every_sampling"
+OWN = "layerdiffusion_host"  # of `modules.shared`, in the page that ships with this project
+# Modules by which WebUIs are told apart.
+TELLING = (
+    "backend.patcher.base",
+    "ldm_patched.modules.model_patcher",
+    "modules.sd_hijack",
+    "modules_forge",
+    "modules.scripts_manager",
+)
 
 
 def detect() -> Callable[[Any], Host]:
@@ -22,7 +31,7 @@ def detect() -> Callable[[Any], Host]:
     shared = sys.modules.get("modules.shared")
     if shared is None:
         raise Refusal("No WebUI runs here: use `lib_layerdiffusion.layer_diffusion` with a diffusers pipeline instead.")
-    if own := getattr(shared, "layerdiffusion_host", None):  # the page that ships with this project
+    if own := getattr(shared, OWN, None):
         return own
     if _has("backend.patcher.base"):
         from .forge import ForgeHost
@@ -46,10 +55,28 @@ def load_model() -> Any | None:
     return load()[0] if load else None
 
 
+def find_capabilities() -> list[str]:
+    """What there is of all that `detect` goes by, for a report."""
+    tried = {name: _has(name) for name in TELLING}
+    tried |= {HOOK: _has_hook(), OWN: hasattr(sys.modules.get("modules.shared"), OWN)}
+    return [name for name, there in tried.items() if there]
+
+
+def find_webui_version() -> str:
+    """What the WebUI calls its version, and its commit, for a report."""
+    launcher = sys.modules.get("modules.launch_utils")
+    asked = (getattr(launcher, name, None) for name in ("git_tag", "commit_hash"))
+    return " ".join(str(ask()) for ask in asked if ask) or "unknown"
+
+
 def _refuse_old() -> None:
     """AUTOMATIC1111 lets scripts at the sampler since 1.10."""
-    if not hasattr(sys.modules["modules.scripts"].Script, HOOK):
+    if not _has_hook():
         raise Refusal("This WebUI is too old for LayerDiffusion: update AUTOMATIC1111 to 1.10 or later.")
+
+
+def _has_hook() -> bool:
+    return hasattr(getattr(sys.modules.get("modules.scripts"), "Script", None), HOOK)
 
 
 def _has(module: str) -> bool:

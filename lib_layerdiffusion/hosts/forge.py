@@ -1,4 +1,4 @@
-"""Forge main (and reForge's newforge branch): the `backend` package."""
+"""Forge main, reForge's newforge branch and Forge Neo: the `backend` package."""
 
 from __future__ import annotations
 

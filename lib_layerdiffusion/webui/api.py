@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastapi import Depends, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,7 +35,7 @@ from ..planning import MIN_SIZE, Facts, Plan
 from ..planning import plan as make_plan
 from ..refusal import Refusal, list_choices
 from ..session import Session
-from . import results
+from . import doctor, results
 from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
 from .inputs import why_not
 from .status import find_host
@@ -89,7 +89,7 @@ def add_routes(demo: Any, app: Any, extension: Extension) -> None:
     allowed = read_credentials(getattr(flags, "api_auth", None) or "")
     settings: dict[str, Any] = {"response_model": None, "tags": ["LayerDiffusion"]}
     settings["dependencies"] = [Depends(make_guard(allowed))] if allowed else []
-    for name in ("version", "modes", "schema", "weights"):
+    for name in ("version", "modes", "schema", "weights", "doctor"):
         app.add_api_route(f"{PREFIX}/{name}", getattr(routes, name), methods=["GET"], **settings)
     for name, keys in KEYS.items():
         endpoint = getattr(routes, name)
@@ -140,6 +140,10 @@ class Routes:
     def weights(self) -> JSONResponse:
         """List the weight files: found, missing or damaged, and what to do about it."""
         return answer(self._list_weights)
+
+    def doctor(self) -> PlainTextResponse:
+        """Say what is found, missing or damaged, and how the last run ended, as text for a bug report."""
+        return PlainTextResponse(doctor.report(self.extension))
 
     async def decode(self, request: Request) -> JSONResponse:
         """Make the transparent image that a latent holds."""

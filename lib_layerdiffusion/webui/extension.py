@@ -13,7 +13,8 @@ from modules import paths, script_callbacks, shared
 from ..host import Host
 from ..hosts import detect, load_model
 from ..weights import WeightStore
-from . import api, arguments, settings, xyz
+from . import api, arguments, doctor, settings, xyz
+from .generation import present
 from .replacing import Replaced, replace_method
 
 
@@ -23,7 +24,8 @@ class LastRun:
 
     when: datetime
     host: str
-    plan: str  # one line
+    plan: str  # one line: what of the panel matters most
+    job: str  # one line: the rest, and what was asked of the WebUI
     outcome: str  # "ok" with figures, or the sentence that says why not
 
 
@@ -66,15 +68,16 @@ class Extension:
         """The adapter for the chosen checkpoint, which some WebUIs load with the first picture only."""
         return self.host(load_model())
 
-    def report(self, host: str, plan: str, outcome: str) -> None:
+    def report(self, host: str, plan: str, job: str, outcome: str) -> None:
         """Keep what a run came to."""
-        self.last_run = LastRun(datetime.now(), host, plan, outcome)
+        self.last_run = LastRun(datetime.now(), host, plan, job, outcome)
 
     def register(self) -> None:
         """Sign up with the WebUI; all of it ends when the scripts are unloaded."""
         callbacks: dict[str, Callable[..., Any]] = {
-            "on_ui_settings": settings.add,
+            "on_ui_settings": lambda: settings.add(lambda: doctor.report(self)),
             "on_before_ui": xyz.add,
+            "on_cfg_denoiser": lambda params: present(params.denoiser.p).follow_refiner(),
             "on_app_started": lambda demo, app: api.add_routes(demo, app, self),
             "on_script_unloaded": self.unload,
         }

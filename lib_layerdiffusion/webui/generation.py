@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
 
+from ..host import Host
 from ..layers import fit
 from ..modes import Mode, Role, any_row
 from ..options import LayerOptions
@@ -94,6 +96,7 @@ class Generation:
         self.batch: results.Batch | None = None
         self.sets: list[results.LayerSet] = []
         self._sampler: Any = None
+        self._injected = ExitStack()  # what is in place during the sampler's call
         self._replaced: list[Replaced] = []
         self._before: dict[str, Any] = {}  # attributes of `p` as they were
         self._options_before: dict[str, Any] = {}  # of the WebUI
@@ -150,7 +153,7 @@ class Generation:
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
-            p.extra_generation_params["layerdiffusion_layer"] = lambda index=0, **_: frames[index % len(frames)]
+            p.extra_generation_params["layerdiffusion_layer"] = [*frames] * (p.batch_size * p.n_iter // len(frames))
         if self.starts:
             self._start_from_transparency(plan)
 
@@ -174,33 +177,41 @@ class Generation:
         same_size = (width, height) == (self.plan.width, self.plan.height)
         size = self.plan.size if same_size else (width, height)
         same_model = host.unet is self.live.host.unet
-        if not same_model:  # another checkpoint for this pass
-            self.live.close()
-            self.session = Session(host, self.extension.store(p.sd_model))
         if not (same_size and same_model):
-            self._open(self._plan(*size))
+            self._open_for(host, size)
         if p.sampler is not self._sampler:
             self._sampler = p.sampler
             for name in ("sample", "sample_img2img"):
                 self._replaced.append(replace_method(p.sampler, name, self._inject))
 
+    def _open_for(self, host: Host, size: tuple[int, int]) -> None:
+        """Open a session for a pass of another size or of another checkpoint."""
+        if host.unet is not self.live.host.unet:
+            self.live.close()
+            self.session = Session(host, self.extension.store(self.p.sd_model))
+        self._open(self._plan(*size))
+
     def _inject(self, sample: Callable[..., Any]) -> Callable[..., Any]:
         def inject_and_sample(*args: Any, **kwargs: Any) -> Any:
             if self.failure is not None:
                 return sample(*args, **kwargs)
-            with self.live.sampling():
+            with self._injected:
+                self._injected.enter_context(self.live.sampling())
                 self.latents = sample(*args, **kwargs)
-            self._refuse_refiner()
+            if self.failure is not None and not self.extension.setting("go_on"):
+                raise self.failure
             return self.latents
 
         return inject_and_sample
 
-    def _refuse_refiner(self) -> None:
-        """A refiner may have put another UNet in the place of ours in mid-sampling, and that one made no layers."""
-        if self.extension.host(self.p.sd_model).unet is not self.live.host.unet:
-            refused = self.fail(Refusal("The refiner's own UNet makes no layers: set the refiner to None."))
-            if not self.extension.setting("go_on"):
-                raise refused
+    @step
+    def follow_refiner(self) -> None:
+        """Inject into the refiner's UNet, once that stands in for the checkpoint's; before every step of sampling."""
+        host = self.extension.host(self.p.sd_model)
+        if host.unet is not self.live.host.unet:
+            self._injected.close()
+            self._open_for(host, self.plan.size)
+            self._injected.enter_context(self.live.sampling())
 
     @step
     def take_samples(self, samples: Any) -> None:
@@ -299,8 +310,13 @@ class Generation:
     def report(self, outcome: str) -> None:
         """Keep the outcome for the status line and `doctor`."""
         host = self.session.host.name if self.session else ""
-        plan = f"{self.options.mode}, weight {self.options.weight:g}"
-        self.extension.report(host, plan, outcome)
+        options, p = self.options, self.p
+        plan = f"{options.mode}, weight {options.weight:g}"
+        job = (
+            f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
+            f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
+        )
+        self.extension.report(host, plan, job, outcome)
 
     # -- parts of the steps
 
@@ -387,8 +403,7 @@ class Generation:
                     with self.live.encoding_batch(encoded_now):
                         return init(*args, **kwargs)
                 except Refusal as refusal:
-                    self.fail(refusal)
-                    raise
+                    raise self.fail(refusal) from None
 
             return encode_transparency
 

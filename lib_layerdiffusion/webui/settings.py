@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import gradio as gr
+
+from .gradio_compat import QUIET
 
 PREFIX = "layerdiffusion_"
 SECTION = ("layerdiffusion", "LayerDiffusion")
+REPORT = "report"  # the name of what is no setting, but stands among them
+REPORT_LABEL = "What LayerDiffusion finds here"
+REPORT_HELP = "to paste into a bug report; it has names of folders"
+REPORT_BUTTON = "Write the report"
 
 
 @dataclass(frozen=True)
@@ -56,8 +66,8 @@ def defaults() -> dict[str, Any]:
     return {setting.name: setting.default for setting in SETTINGS}
 
 
-def add() -> None:
-    """Put the section on the settings page; called by the WebUI when it builds that."""
+def add(report: Callable[[], str]) -> None:
+    """Put the section on the settings page, with a button for a report; called by the WebUI when it builds that."""
     from modules import shared
 
     for setting in SETTINGS:
@@ -65,3 +75,13 @@ def add() -> None:
             setting.help
         )
         shared.opts.add_option(PREFIX + setting.name, option)
+    shown = shared.OptionInfo("", REPORT_LABEL, component=partial(_report_box, report), section=SECTION)
+    shown.do_not_save = True  # before it is added, or it gets a value
+    shared.opts.add_option(PREFIX + REPORT, shown.info(REPORT_HELP))
+
+
+def _report_box(report: Callable[[], str], elem_id: str, **settings: Any) -> Any:
+    """A text box and the button that fills it, where the settings page wants a component for an option."""
+    box = gr.Textbox(elem_id=elem_id, lines=4, max_lines=40, show_copy_button=True, **settings)
+    gr.Button(REPORT_BUTTON, elem_id=f"{elem_id}_button").click(report, outputs=[box], **QUIET)
+    return box

@@ -188,7 +188,7 @@ class TestDoctor:
         model = tmp_path / "model"
         shutil.copytree(run.model, model)
         (model / "captions.json").write_text("[]")
-        monkeypatch.setattr("lib_layerdiffusion.doctor.EMBEDDED_FOLDER", model)
+        monkeypatch.setattr("lib_layerdiffusion.commands.EMBEDDED_FOLDER", model)
         outcome = run("doctor", "--weights", model / "layer_model")
         assert outcome.code == 0, outcome.out
         assert f"torch {torch.__version__}" in outcome.out
@@ -200,7 +200,7 @@ class TestDoctor:
     def test_damaged(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         model = tmp_path / "model"
         shutil.copytree(run.model, model)
-        monkeypatch.setattr("lib_layerdiffusion.doctor.EMBEDDED_FOLDER", model)
+        monkeypatch.setattr("lib_layerdiffusion.commands.EMBEDDED_FOLDER", model)
         unet = next((model / "unet").glob("*.safetensors"))
         unet.write_bytes(unet.read_bytes()[:-9])
         (model / "layer_model" / "layer_sd15_transparent_attn.safetensors").write_bytes(b"")

@@ -118,7 +118,9 @@ def test_batches(webui: WebUIServer) -> None:
 @pytest.mark.seen("together", "batch size x batch count")
 def test_batches_of_sets(webui: WebUIServer) -> None:
     answer = webui.txt2img([{"mode": "together"}], batch_size=2, n_iter=2)
-    check(answer, 4 * "A--")
+    for index, image in enumerate(check(answer, 4 * "A--")):
+        layer = ("foreground", "background", "blend")[index % 3]
+        assert f"layerdiffusion_layer: {layer}" in image.info["parameters"]
     assert answer.info["all_seeds"] == list(range(7, 19))
 
 

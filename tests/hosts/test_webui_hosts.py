@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lib_layerdiffusion.hosts import detect
+from lib_layerdiffusion.hosts import detect, find_capabilities, find_webui_version
 from lib_layerdiffusion.hosts.a1111 import A1111Host
 from lib_layerdiffusion.hosts.forge import ForgeHost
 from lib_layerdiffusion.hosts.ldm_patched import LdmPatchedHost
@@ -258,3 +258,43 @@ def test_an_unknown_webui_is_refused_with_those_that_are_known(has, names):
     has(*names)
     with pytest.raises(Refusal, match="reForge"):
         detect()
+
+
+# -- for a report
+
+
+def test_what_detection_goes_by_is_listed(has):
+    has("modules.sd_hijack", "modules_forge", hook=False)
+    assert find_capabilities() == ["modules.sd_hijack", "modules_forge"]
+    has("backend.patcher.base")
+    assert find_capabilities() == [
+        "backend.patcher.base",
+        "modules.sd_hijack",
+        "modules_forge",
+        "process_before_every_sampling",
+    ]
+
+
+def test_a_webui_that_has_nothing_has_no_capabilities(monkeypatch):
+    monkeypatch.delitem(sys.modules, "modules.scripts", raising=False)
+    assert find_capabilities() == []
+
+
+@pytest.mark.parametrize(
+    ("contents", "version"),
+    [
+        ({"git_tag": lambda: "v1.10.1", "commit_hash": lambda: "82a973c0"}, "v1.10.1 82a973c0"),
+        ({"git_tag": lambda: "classic 1.6"}, "classic 1.6"),
+        ({}, "unknown"),
+    ],
+)
+def test_the_webui_s_version_is_what_it_calls_it(monkeypatch, contents, version):
+    launcher = ModuleType("modules.launch_utils")
+    vars(launcher).update(contents)
+    monkeypatch.setitem(sys.modules, "modules.launch_utils", launcher)
+    assert find_webui_version() == version
+
+
+def test_without_a_launcher_the_version_is_unknown(monkeypatch):
+    monkeypatch.delitem(sys.modules, "modules.launch_utils", raising=False)
+    assert find_webui_version() == "unknown"

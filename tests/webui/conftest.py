@@ -53,12 +53,14 @@ def webui(stand_in: Any) -> Iterator[WebUI]:
     before = shared.traits, shared.sd_model, dict(shared.opts.data), dict(shared.opts.data_labels)
     runners = webui.scripts.scripts_txt2img, webui.scripts.scripts_img2img
     scripts = [(list(runner.scripts), list(runner.inputs)) for runner in runners]
+    callbacks = webui.module("script_callbacks").callback_map
+    own = list(callbacks["cfg_denoiser"])
     shared.state.reset()
     yield webui
     shared.traits, shared.sd_model, shared.opts.data, shared.opts.data_labels = before
     shared.prompt_styles.styles.clear()
     webui.module("extra_networks").extra_network_registry.clear()
-    webui.module("script_callbacks").callback_map.pop("cfg_denoiser", None)
+    callbacks["cfg_denoiser"] = own
     for runner, (kept, inputs) in zip(runners, scripts, strict=True):
         runner.scripts[:], runner.inputs[:] = kept, inputs
 

@@ -19,8 +19,18 @@ from lib_layerdiffusion.weights import WeightStore
 class OptionInfo:
     """An entry of the settings page."""
 
-    def __init__(self, default: Any = None, label: str = "", section: Any = None, restrict_api: bool = False) -> None:
+    do_not_save = False
+
+    def __init__(
+        self,
+        default: Any = None,
+        label: str = "",
+        component: Any = None,
+        section: Any = None,
+        restrict_api: bool = False,
+    ) -> None:
         self.default, self.label, self.section, self.restrict_api = default, label, section, restrict_api
+        self.component = component
         self.comment_after = ""
 
     def info(self, text: str) -> OptionInfo:

@@ -36,14 +36,14 @@ from lib_layerdiffusion.weights import WEIGHTS, WeightStore
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 PREFIX = "/layerdiffusion/v1"
 POSTS = ("decode", "encode", "composite", "export")
-GETS = ("version", "modes", "schema", "weights")
+GETS = ("version", "modes", "schema", "weights", "doctor")
 
 
 class Extension:
     """What the routes ask of the extension."""
 
     def __init__(self, store: WeightStore, host: Callable[[], Any]) -> None:
-        self._store, self._host = store, host
+        self._store, self._host, self.last_run = store, host, None
 
     def store(self) -> WeightStore:
         return self._store
@@ -200,6 +200,12 @@ def test_weights_say_what_is_missing_and_where_it_comes_from(loaded, embedded_mo
     assert rows["layer_sd15_joint"]["state"] == "missing"
     assert rows["layer_sd15_joint"]["path"] is None
     assert "layer_sd15_joint.safetensors" in rows["layer_sd15_joint"]["cure"]
+
+
+def test_the_doctor_answers_in_plain_text(client):
+    answer = client.get(f"{PREFIX}/doctor")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert "broken  No checkpoint is loaded: choose one." in answer.text.splitlines()
 
 
 def test_every_route_is_described(client):
@@ -370,6 +376,8 @@ def test_too_many_images_are_refused_before_one_is_decoded(client, monkeypatch, 
     monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image))
     body = {"layers": [{"image": code(picture())}] * 3} | (PSD if name == "export" else {})
     assert "layers[2].image" in refusal(client, name, body)
+    if name == "composite":
+        assert "layers[1].image" in refusal(client, name, body | {"background": code(picture())})
     assert decoded == []
 
 
@@ -710,6 +718,11 @@ def named(block: tuple[str, str]) -> str:
 @pytest.mark.parametrize("block", blocks("python"), ids=named)
 def test_python_examples_compile(block):
     compile(block[1], "docs/api.md", "exec")
+
+
+def test_base64_is_called_as_linux_and_macos_both_take_it():
+    for _, text in blocks("bash"):
+        assert set(re.findall(r"\bbase64 (\S+)", text)) <= {"<", "-d"}
 
 
 def test_every_mode_has_an_example_in_both_languages():

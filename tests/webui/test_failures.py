@@ -7,6 +7,7 @@ before (the fixture `families` sees to it).
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ ALIASES = {(mode.family, mode.name): mode.alias for mode in MODES}
 
 def test_together_with_a_batch_of_one_gives_a_whole_set(families):
     assert modes_of(families.images({"mode": "together", "views": 1})) == ["RGBA", "RGB", "RGB"]
+
+
+def test_each_image_of_a_set_names_its_layer(families):
+    """By a list: Forge Classic writes an answer's parameters as JSON, and a function in them ended the request."""
+    answer = families.ask({"mode": "together", "views": 1}, batch_size=2, n_iter=2)
+    info, layers = json.loads(answer.json()["info"]), ["foreground", "background", "blend"] * 4
+    assert info["extra_generation_params"]["layerdiffusion_layer"] == layers
+    for layer, text in zip(layers, info["infotexts"], strict=True):
+        assert f"layerdiffusion_layer: {layer}," in text
 
 
 def test_together_as_a_list_with_a_batch_of_one_is_told_the_right_number(families):
@@ -157,19 +167,47 @@ def test_a_user_s_lora_in_the_first_plain_image_after_layers(families):
     assert families.images() != before
 
 
-def test_a_refiner_that_puts_another_unet_in_place(families, monkeypatch):
-    other = copy.deepcopy(families.pipes["sd15"])
+@pytest.fixture
+def refine(families):
+    """Let another model stand in for the loaded one after the first step, as WebUIs do for a refiner."""
     callbacks = families.webui.module("script_callbacks")
-    plain = families.images()
-    callbacks.on_cfg_denoiser(lambda _: families.webui.load(other, "refiner"))
-    assert "refiner" in families.refusal({"views": 1})
+
+    def switch(channels: int) -> None:
+        def put_in_place(params: Any) -> None:
+            if params.sampling_step == 1:
+                families.webui.load(other, "refiner")
+                params.denoiser.model = families.webui.shared.sd_model
+
+        other = copy.deepcopy(families.pipes["sd15"])
+        other.unet.register_to_config(in_channels=channels)
+        callbacks.callback_map["cfg_denoiser"].insert(0, put_in_place)
+        own.append(put_in_place)
+
+    own: list[Any] = []
+    yield switch
+    for callback in own:
+        callbacks.callback_map["cfg_denoiser"].remove(callback)
     families.load("sd15")
-    monkeypatch.setitem(families.webui.shared.opts.data, "layerdiffusion_go_on", True)
-    assert modes_of(families.images({"views": 1})) == ["RGB"]
-    callbacks.callback_map.pop("cfg_denoiser")
+
+
+@pytest.mark.parametrize("mode", ["foreground", "together"])
+def test_a_refiner_with_a_unet_of_its_own_makes_layers_too(families, refine, mode):
     families.load("sd15")
-    assert families.images() == plain
-    assert modes_of(families.images({"views": 1})) == ["RGBA"]
+    without = families.images({"mode": mode, "views": 1}, steps=3)
+    refine(channels=4)  # a copy of the checkpoint, so that nothing may change
+    refined = families.images({"mode": mode, "views": 1}, steps=3)
+    assert families.webui.shared.sd_model.sd_checkpoint_info.title == "refiner"
+    assert [image.tobytes() for image in refined] == [image.tobytes() for image in without]
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_a_refiner_that_does_not_fit(families, refine, monkeypatch, go_on):
+    monkeypatch.setitem(families.webui.shared.opts.data, "layerdiffusion_go_on", go_on)
+    refine(channels=9)
+    if go_on:
+        assert modes_of(families.images({"views": 1}, steps=3)) == ["RGB"]
+    else:
+        assert "9" in families.refusal({"views": 1}, steps=3)
 
 
 @pytest.mark.parametrize("mode", ["foreground", "together"])

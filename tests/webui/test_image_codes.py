@@ -124,6 +124,12 @@ def test_anything_else_is_refused_in_one_sentence(value):
     assert len(sentence) < 300
 
 
+def test_a_header_that_is_cut_off_is_named():
+    text = base64.b64encode(base64.b64decode(encode(RGBA))[:16]).decode()
+    with pytest.raises(Refusal, match=r"^blend_image is damaged or cut off: send"):
+        read_image_code(text, "blend_image")
+
+
 def test_a_damaged_image_is_named():
     noise = np.random.default_rng(1).integers(0, 256, (50, 50, 4), dtype=np.uint8)
     text = base64.b64encode(base64.b64decode(encode(noise))[:-5000]).decode()
@@ -152,7 +158,8 @@ def png_header(width: int, height: int) -> str:
     return base64.b64encode(content).decode()
 
 
-@pytest.mark.parametrize("side", [9000, 60_000, 2**31 - 1])
+@pytest.mark.filterwarnings("error")  # Pillow warns of some sizes
+@pytest.mark.parametrize("side", [9000, 12_000, 60_000, 2**31 - 1])
 def test_a_huge_image_is_refused_by_its_header(side):
     with pytest.raises(Refusal, match="pixels"):
         read_image_code(png_header(side, side), "image")

@@ -353,6 +353,7 @@ def texts_of(page) -> set[str]:
         found |= {each[0] if isinstance(each, tuple) else each for each in getattr(block, "choices", None) or []}
     for setting in settings.SETTINGS:
         found |= {setting.label, f"({setting.help})"}
+    found |= {settings.REPORT_LABEL, f"({settings.REPORT_HELP})", settings.REPORT_BUTTON}
     return {text for text in found if text and not text.isdigit()} - {"LayerDiffusion", "HTML"}
 
 

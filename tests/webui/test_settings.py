@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import gradio as gr
+
 from lib_layerdiffusion.webui import settings
 from tests.webui.panel_host import installed, make_modules
+
+REPORT = "layerdiffusion_report"
 
 
 def add_settings() -> dict:
     with installed(make_modules()) as modules:
-        settings.add()
+        settings.add(lambda: "all is well")
         return modules["modules.shared"].opts.data_labels
 
 
 def test_every_setting_is_added_with_its_default():
     added = add_settings()
-    assert {name: option.default for name, option in added.items()} == {
+    assert {name: option.default for name, option in added.items() if name != REPORT} == {
         "layerdiffusion_folder": "",
         "layerdiffusion_offline": False,
         "layerdiffusion_endpoint": "",
         "layerdiffusion_go_on": False,
         "layerdiffusion_alpha_check": True,
     }
-    assert settings.defaults() == {name.removeprefix("layerdiffusion_"): each.default for name, each in added.items()}
+    assert settings.defaults() == {
+        name.removeprefix("layerdiffusion_"): each.default for name, each in added.items() if name != REPORT
+    }
 
 
 def test_settings_are_in_one_section_with_label_and_explanation():
@@ -35,3 +43,15 @@ def test_settings_are_in_one_section_with_label_and_explanation():
 def test_api_clients_cannot_change_folder_server_or_downloads():
     restricted = {name for name, option in add_settings().items() if option.restrict_api}
     assert restricted == {"layerdiffusion_folder", "layerdiffusion_endpoint", "layerdiffusion_offline"}
+
+
+def test_a_button_fills_the_report_in_and_nothing_of_it_is_saved():
+    option = add_settings()[REPORT]
+    assert option.do_not_save
+    with gr.Blocks(analytics_enabled=False) as demo:  # as settings pages make a component
+        box = option.component(label=option.label, value=option.default, elem_id=f"setting_{REPORT}")
+    assert (box.elem_id, box.label, box.value) == (f"setting_{REPORT}", option.label, "")
+    (button,) = (block for block in demo.blocks.values() if isinstance(block, gr.Button))
+    assert button.elem_id == f"setting_{REPORT}_button"
+    state = gr.blocks.SessionState(demo) if hasattr(gr.blocks, "SessionState") else {}
+    assert asyncio.run(demo.process_api(0, [], state=state))["data"] == ["all is well"]

@@ -28,7 +28,8 @@ class Row:
 class CFGDenoiser:
     """Classifier-free guidance over prompts of one or several parts."""
 
-    def __init__(self, model: Any, cfg_scale: float) -> None:
+    def __init__(self, p: Any, model: Any, cfg_scale: float) -> None:
+        self.p = p
         self.model = model
         self.cfg_scale = cfg_scale
         self.step = 0

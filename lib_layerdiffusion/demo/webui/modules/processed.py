@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lib_layerdiffusion import __version__
-
-from . import errors, shared
+from . import errors, launch_utils, shared
 from .infotext_utils import quote
 
 ANSWERED = (
@@ -110,7 +108,7 @@ def create_infotext(
         "Model": p.sd_model_name,
         "Denoising strength": None,
         **p.extra_generation_params,
-        "Version": f"stand-in {__version__}" if shared.opts.add_version_to_infotext else None,
+        "Version": launch_utils.git_tag() if shared.opts.add_version_to_infotext else None,
     }
     known = {"p": p, "index": index, "prompt_text": prompt_text, "negative_prompt": negative_prompt}
     known |= {"all_prompts": all_prompts, "all_seeds": all_seeds, "use_main_prompt": use_main_prompt}

@@ -111,7 +111,7 @@ class Sampler:
         state, scheduler = shared.state, self.scheduler
         timesteps = scheduler.timesteps[first:]
         scale = p.hr_cfg if p.is_hr_pass else p.cfg_scale
-        denoiser = CFGDenoiser(self.model, scale)
+        denoiser = CFGDenoiser(p, self.model, scale)
         denoiser.total_steps = state.sampling_steps = len(timesteps)
         extra = self._step_settings(p)
         foreseen = x
