@@ -272,7 +272,7 @@ class Generation:
 
     # -- the end, good or bad
 
-    def fail(self, error: Exception, *places: Any) -> None:
+    def fail(self, error: Exception, *places: Any) -> Refused:
         """End the generation: say why in the log, and make the WebUI's next step raise it, for page and API."""
         foreseen = isinstance(error, Refusal)
         self.failure = refusal = Refused(error) if foreseen else Refused(_wrap(error), 500)
@@ -282,7 +282,7 @@ class Generation:
         if self.extension.setting("go_on"):
             logger.warning("%s The generation goes on without layers.", refusal)
             self._comment(str(refusal))
-            return
+            return refusal
         logger.error("%s", refusal, exc_info=None if foreseen else error)
         sampler = getattr(p, "sampler", None)
         for owner, name in ((p, "init"), (p, "sample"), (sampler, "sample"), (sampler, "sample_img2img")):
@@ -292,6 +292,7 @@ class Generation:
             for name in ("images", "image"):
                 if hasattr(place, name):
                     setattr(place, name, Unavailable(refusal))
+        return refusal
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
