@@ -42,7 +42,8 @@ RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode"
 
 def present(p: Any) -> Any:
     """The generation on `p`, or something with the same steps that does nothing."""
-    return getattr(p, ATTRIBUTE, None) or IDLE
+    generation = getattr(p, ATTRIBUTE, None)
+    return generation if generation is not None and generation.p is p else IDLE  # ADetailer ends a copy of `p`
 
 
 class Refused(Refusal, HTTPException):
@@ -86,6 +87,7 @@ class Generation:
         self.extension = extension
         self.p = p
         self.failure: Refusal | None = None
+        self.closed = False
         self.options = LayerOptions()
         self.session: Session | None = None
         self.latents: Any = None  # of the last sampling pass, sampler space
@@ -108,7 +110,8 @@ class Generation:
         setattr(p, ATTRIBUTE, None)
         axes = getattr(p, xyz.ATTRIBUTE, None) or {}
         inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of our picture
-        if inside_another or not (is_enabled(args) or axes):
+        copied = earlier is not None and earlier.p is not p and not earlier.closed  # and begins another
+        if inside_another or copied or not (is_enabled(args) or axes):
             return
         generation = cls(extension, p)
         setattr(p, ATTRIBUTE, generation)
@@ -293,6 +296,7 @@ class Generation:
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
+        self.closed = True
         if self.session is not None:
             self.session.close()
         while self._replaced:

@@ -210,6 +210,27 @@ def test_a_refiner_that_does_not_fit(families, refine, monkeypatch, go_on):
         assert "9" in families.refusal({"views": 1}, steps=3)
 
 
+@pytest.mark.parametrize("mode", ["foreground", "together"])
+def test_an_extension_that_plays_the_hooks_on_copies(families, mode):
+    """As ADetailer does: one copy of the job is ended at the first picture, another begun at the last."""
+
+    def play(_script: Any, p: Any, *_others: Any) -> None:
+        if p.batch_index == 0:
+            p.scripts.postprocess(copy.copy(p), families.webui.module("processing").Processed(p, []))
+        if p.batch_index == p.batch_size - 1:
+            another = copy.copy(p)
+            p.scripts.before_process(another)
+            p.scripts.process(another)
+
+    without = families.images({"mode": mode, "views": 1}, batch_size=2)
+    base, always = families.webui.scripts.Script, families.webui.scripts.AlwaysVisible
+    about = {"title": lambda _: "copies", "show": lambda *_: always, "postprocess_image": play}
+    families.webui.add(type("Copies", (base,), about), True)
+    images = families.images({"mode": mode, "views": 1}, batch_size=2)
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in without]
+    assert modes_of(images) == modes_of(without)
+
+
 def test_each_family_is_decoded_by_its_own_decoder(families, monkeypatch):
     used: list[float] = []
     decode = TransparentDecoder.decode
