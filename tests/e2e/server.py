@@ -41,6 +41,25 @@ OWN_FLAGS = ("--layerdiffusion-offline",)
 PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 # Active waiting of the processor's threads makes a busy machine many times slower.
 SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+# dynamic prompts signs its settings up when AUTOMATIC1111 1.10 and Forge have asked for them already.
+DYNAMIC_PROMPTS = {
+    "dp_parser_variant_start": "{",
+    "dp_parser_variant_end": "}",
+    "dp_parser_wildcard_wrap": "__",
+    "dp_magicprompt_batch_size": 1,
+} | dict.fromkeys(
+    (
+        "dp_ignore_whitespace",
+        "dp_write_raw_template",
+        "dp_write_prompts_to_file",
+        "dp_limit_jinja_prompts",
+        "dp_auto_purge_cache",
+        "dp_wildcard_manager_no_dedupe",
+        "dp_wildcard_manager_no_sort",
+        "dp_wildcard_manager_shuffle",
+    ),
+    False,
+)
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
 PROBE = Path(__file__).parent / "probe"
 PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours
@@ -78,7 +97,7 @@ class WebUIServer:
             self.port = probe.getsockname()[1]
         # a preview in a page needs a network that Forge would fetch
         settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
-        (scratch / "config.json").write_text(json.dumps(settings))
+        (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*choose_flags(folder), *files]
         self.probe = folder / "extensions" / PROBE_LINK

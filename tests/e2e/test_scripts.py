@@ -18,25 +18,6 @@ FOREGROUND = {"mode": "foreground"}
 PLOTTED = ["foreground", "together", "background_to_foreground"]
 # A detector's file in models/adetailer; whatever it is trained for, at confidence 0 it finds something.
 DETECTED = {"ad_confidence": 0, "ad_mask_k": 1, "ad_denoising_strength": 0.9}
-# dynamic prompts signs its settings up when AUTOMATIC1111 1.10 and Forge have asked for them already.
-DYNAMIC_PROMPTS = {
-    "dp_parser_variant_start": "{",
-    "dp_parser_variant_end": "}",
-    "dp_parser_wildcard_wrap": "__",
-    "dp_magicprompt_batch_size": 1,
-} | dict.fromkeys(
-    (
-        "dp_ignore_whitespace",
-        "dp_write_raw_template",
-        "dp_write_prompts_to_file",
-        "dp_limit_jinja_prompts",
-        "dp_auto_purge_cache",
-        "dp_wildcard_manager_no_dedupe",
-        "dp_wildcard_manager_no_sort",
-        "dp_wildcard_manager_shuffle",
-    ),
-    False,
-)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +73,6 @@ def test_plot_over_modes(webui: WebUIServer) -> None:
 @pytest.mark.parametrize("mode", ["foreground", "together"])
 def test_dynamic_prompts(webui: WebUIServer, mode: str) -> None:
     need_script(webui, "dynamic prompts")
-    assert webui.post("/sdapi/v1/options", DYNAMIC_PROMPTS).status == 200
     answer = webui.txt2img({"mode": mode}, prompt="a {red|green|blue|white} apple", batch_size=2)
     frames = {"foreground": 1, "together": 3}[mode]
     assert [image.mode for image in answer.images] == 2 * (["RGBA"] + ["RGB"] * (frames - 1))

@@ -111,15 +111,17 @@ def compare_merged(lora: str) -> dict[str, float]:
     """Repeat that call without LoRA or side path, both added to the weights by hand: the relative differences."""
     unet = hosts.detect()(shared.sd_model).unet
     args, kwargs = Captured.arguments
-    with torch.inference_mode(), added(unet, read_lora(lora, unet)):
-        alone = unet(*args, **kwargs)
-        with added(unet, {name: STRENGTH * full(patch) for name, patch in make_patches(unet).items()}):
-            both = unet(*args, **kwargs)
+    with torch.inference_mode():
+        without = unet(*args, **kwargs)
+        with added(unet, read_lora(lora, unet)):
+            alone = unet(*args, **kwargs)
+            with added(unet, {name: STRENGTH * full(patch) for name, patch in make_patches(unet).items()}):
+                both = unet(*args, **kwargs)
     return {
         "lora": differ(Captured.plain, alone),
         "lora and side path": differ(Captured.ours, both),
         "of the side path": differ(alone, both),
-        "of the call without LoRA": differ(unet(*args, **kwargs), both),
+        "of the call without LoRA": differ(without, both),
     }
 
 
