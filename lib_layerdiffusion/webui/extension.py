@@ -97,6 +97,8 @@ def accept_objects() -> list[Replaced]:
         from modules.api.api import Api
     except ImportError:  # the WebUI runs without its API
         return []
+    if not hasattr(Api, "init_script_args"):  # a WebUI that nobody knows yet
+        return []
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def init_script_args(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -341,6 +341,18 @@ def test_a_picture_reaches_python_with_its_transparency(page, tmp_path):
     assert np.array_equal(np.asarray(image)[..., 3], rgba[..., 3])
 
 
+# -- pictures
+
+
+@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("gradio", ["gradio3", "gradio4"])
+def test_the_document_shows_every_mode(mode, gradio):
+    """`make screenshots` makes them."""
+    path = ROOT / "docs" / "images" / f"panel-{mode}-{gradio}.png"
+    assert path.stat().st_size < 40_000
+    assert f"images/{path.name}" in (ROOT / "docs" / "modes.md").read_text(encoding="utf8")
+
+
 # -- localizations
 
 

@@ -109,9 +109,7 @@ def _assemble(
     words: Sequence[str],
 ) -> StandIn:
     """Everything in the order in which WebUIs start."""
-    shared, paths, scripts, callbacks = (
-        importlib.import_module(f"modules.{name}") for name in ("shared", "paths", "scripts", "script_callbacks")
-    )
+    shared, paths = (importlib.import_module(f"modules.{name}") for name in ("shared", "paths"))
     paths.script_path = paths.data_path = str(outputs)
     paths.models_path = str(EMBEDDED_FOLDER if model == EMBEDDED else cache_folder().parent)
     _set_flags(shared.cmd_opts, script.parent.parent, words)
@@ -125,7 +123,15 @@ def _assemble(
     shared.device = shared.sd_model.device
     shared.defaults = find_defaults(pipe, model)
     shared.examples = [row.caption for row in read_captions(EMBEDDED_FOLDER)] if model == EMBEDDED else []
-    scripts.load_script(script)
+    importlib.import_module("modules.scripts").load_script(script)
+    return make_page(outputs)
+
+
+def make_page(outputs: Path) -> StandIn:
+    """Page and app with the scripts that are loaded; again when those have changed, as by a WebUI's "Reload UI"."""
+    shared, scripts, callbacks = (
+        importlib.import_module(f"modules.{name}") for name in ("shared", "scripts", "script_callbacks")
+    )
     for runner in (scripts.scripts_txt2img, scripts.scripts_img2img):
         runner.initialize_scripts(runner.is_img2img)
     callbacks.call("ui_settings")
