@@ -14,7 +14,7 @@ import pytest
 
 from tests.webui.jobs import WebUI, decode_image
 
-MOMENTS = ("app_started", "before_ui", "script_unloaded", "ui_settings")
+MOMENTS = ("app_started", "before_ui", "cfg_denoiser", "script_unloaded", "ui_settings")
 LAYERS = {"views": 1}
 
 

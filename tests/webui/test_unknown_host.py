@@ -1,4 +1,4 @@
-"""A WebUI that is unknown or too old: the script loads with the least that all have, and the panel says why in a sentence."""
+"""A WebUI that is unknown or too old: the script loads with the least that all have; the panel says why in a sentence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LEAST = """if True:
     add("modules.paths", models_path="/none")
     add("modules.extra_networks")
     add("modules.call_queue", queue_lock=None)
-    names = ("on_ui_settings", "on_before_ui", "on_app_started", "on_script_unloaded")
+    names = ("on_ui_settings", "on_before_ui", "on_cfg_denoiser", "on_app_started", "on_script_unloaded")
     add("modules.script_callbacks", **{name: lambda call, name=name: signed.append((name, call)) for name in names})
     BEFORE
     known = set(sys.modules)
