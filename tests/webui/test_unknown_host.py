@@ -1,4 +1,4 @@
-"""A WebUI that is unknown or too old: the script loads with the least that all have; the panel says why in a sentence."""
+"""A WebUI that is unknown or too old: the script loads with the least that all have; the panel says why."""
 
 from __future__ import annotations
 
