@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from lib_layerdiffusion.modes import MODES
-from tests.e2e.server import LORA, Answer, encode, read
+from tests.e2e.server import Answer, encode, read
 
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
@@ -202,19 +201,3 @@ def test_settings_stay(webui: WebUIServer) -> None:
     before = webui.get("/sdapi/v1/options")
     check(webui.txt2img(FOREGROUND, save_images=True), "A")
     assert webui.get("/sdapi/v1/options") == before
-
-
-@pytest.mark.seen("foreground", "a LoRA and patches against merged weights")
-def test_lora_and_patches_equal_merged_weights(webui: WebUIServer) -> None:
-    """The WebUI's own LoRA (attention and convolutions) with our side path, in a call of its UNet."""
-    webui.post("/layerdiffusion-probe/capture")
-    assert webui.txt2img(prompt=f"a red apple <lora:{LORA}:1>", steps=1).status == 200
-    assert webui.txt2img(steps=1).status == 200  # takes the LoRA off again
-    file = webui.folder / "models" / "Lora" / f"{LORA}.safetensors"
-    answer = webui.post(f"/layerdiffusion-probe/compare?lora={quote(str(file))}")
-    assert answer.status == 200, answer.body
-    differences = answer.body
-    assert differences["lora"] < 1e-3
-    assert differences["lora and side path"] < 1e-3
-    assert differences["of the side path"] > 0.01
-    assert differences["of the call without LoRA"] > 0.01

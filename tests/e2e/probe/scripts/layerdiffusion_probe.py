@@ -5,25 +5,18 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from modules import script_callbacks, shared
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from lib_layerdiffusion import hosts, injection
+from lib_layerdiffusion import hosts
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[4]))  # for `tests`
-
 OURS = "lib_layerdiffusion"
-STRENGTH = 0.8
 
 
 def list_networks() -> Iterator[nn.Module]:
@@ -83,93 +76,9 @@ def fail_at(place: str, kind: str, times: int) -> None:
     setattr(owner, name, failing)
 
 
-class Captured:
-    """A call of the UNet while a user's LoRA was on: its arguments, its output, and that with a side path as well."""
-
-    arguments: tuple[Any, Any] = ((), {})
-    plain: Tensor | None = None
-    ours: Tensor | None = None
-
-
-def capture() -> None:
-    """Call the UNet a second time, with a side path, when it is next called."""
-    unet = hosts.detect()(shared.sd_model).unet
-    before = unet.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        del unet.forward
-        Captured.arguments = args, kwargs
-        Captured.plain = before(*args, **kwargs)
-        with injection.side_path(unet, make_patches(unet), STRENGTH):
-            Captured.ours = unet(*args, **kwargs)
-        return Captured.plain
-
-    unet.forward = forward
-
-
-def compare_merged(lora: str) -> dict[str, float]:
-    """Repeat that call without LoRA or side path, both added to the weights by hand: the relative differences."""
-    unet = hosts.detect()(shared.sd_model).unet
-    args, kwargs = Captured.arguments
-    with torch.inference_mode():
-        without = unet(*args, **kwargs)
-        with added(unet, read_lora(lora, unet)):
-            alone = unet(*args, **kwargs)
-            with added(unet, {name: STRENGTH * full(patch) for name, patch in make_patches(unet).items()}):
-                both = unet(*args, **kwargs)
-    return {
-        "lora": differ(Captured.plain, alone),
-        "lora and side path": differ(Captured.ours, both),
-        "of the side path": differ(alone, both),
-        "of the call without LoRA": differ(without, both),
-    }
-
-
-def make_patches(unet: nn.Module) -> injection.Patches:
-    """Low-rank patches of all attentions, full ones of the middle block."""
-    from tests.e2e.forge_parity import make_diff, make_lora
-
-    middle = {name: patch for name, patch in make_diff(unet).items() if name.startswith("middle_block.")}
-    return {**make_lora(unet), **middle}
-
-
-def full(patch: injection.Patch) -> Tensor:
-    return patch.delta if isinstance(patch, injection.DiffPatch) else patch.scale * patch.up @ patch.down
-
-
-def read_lora(path: str, unet: nn.Module) -> dict[str, Tensor]:
-    """What a LoRA file changes in each of the UNet's weights."""
-    state, changes = load_file(path), {}
-    for name, parameter in unet.named_parameters():
-        key = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}"
-        if f"{key}.lora_up.weight" in state:
-            up, down = (state[f"{key}.lora_{part}.weight"].float().flatten(1) for part in ("up", "down"))
-            changes[name] = (up @ down).reshape(parameter.shape)
-    return changes
-
-
-@contextmanager
-def added(unet: nn.Module, changes: dict[str, Tensor]) -> Iterator[None]:
-    """Add to the weights themselves, as long as the block lasts."""
-    before = {name: unet.get_parameter(name).data for name in changes}
-    for name, change in changes.items():
-        unet.get_parameter(name).data = (before[name].float() + change.float()).to(before[name].dtype)
-    try:
-        yield
-    finally:
-        for name, data in before.items():
-            unet.get_parameter(name).data = data
-
-
-def differ(value: Any, expected: Any) -> float:
-    return float((value - expected).norm() / expected.norm())
-
-
 def add_routes(_page: Any, app: Any) -> None:
     app.get("/layerdiffusion-probe/model")(look_at_model)
     app.post("/layerdiffusion-probe/fail")(fail_at)
-    app.post("/layerdiffusion-probe/capture")(capture)
-    app.post("/layerdiffusion-probe/compare")(compare_merged)
     app.post("/layerdiffusion-probe/reload")(shared.state.request_restart)
 
 
