@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.e2e.server import WebUIServer
+    from tests.e2e.server import State, WebUIServer
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +37,21 @@ def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempP
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def before(webui_server: WebUIServer) -> State:
+    """Its state before the first test."""
+    state = webui_server.observe()
+    assert state.model["left"] == []
+    return state
+
+
+@pytest.fixture
+def webui(webui_server: WebUIServer, before: State) -> Iterator[WebUIServer]:
+    """That WebUI, which the test has to leave as it was: weights, modules, and the next pictures byte for byte."""
+    yield webui_server
+    assert not before.changes(webui_server.observe())
 
 
 OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()  # of the rows of docs/hosts.md that this run has seen

@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,19 @@ DYNAMIC_PROMPTS = {
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
 PROBE = Path(__file__).parent / "probe"
 PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours
+
+
+@dataclass(frozen=True)
+class State:
+    """What a request may not change: a plain picture, one with layers, and the model (see `look_at_model`)."""
+
+    plain: list[str]
+    layers: list[str]
+    model: dict[str, Any]
+
+    def changes(self, other: State) -> list[str]:
+        """The names of what differs, for the pictures themselves are no message."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,15 @@ class WebUIServer:
     def txt2img(self, layers: Any = None, **values: Any) -> Answer:
         """A small picture; `layers` are the script's arguments."""
         return self.post("/sdapi/v1/txt2img", _request(layers, values))
+
+    def ask(self, layers: Any = None, checkpoint: str = CHECKPOINTS["sd15"], **values: Any) -> Answer:
+        """A tiny picture with a checkpoint, which stays chosen."""
+        override = {"sd_model_checkpoint": f"{checkpoint}.safetensors"} | values.pop("override_settings", {})
+        tiny = {"width": 64, "height": 64, "override_settings_restore_afterwards": False}
+        return self.txt2img(layers, override_settings=override, **tiny | values)
+
+    def observe(self) -> State:
+        return State(self.ask().encoded, self.ask({"mode": "foreground"}).encoded, self.look_at_model())
 
     def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
         """A small picture from an image."""

@@ -1,8 +1,7 @@
-"""Requests to a real WebUI, each followed by a plain one: that has to come out as if nothing had been before."""
+"""Requests to a real WebUI: each mode, and each way to a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from lib_layerdiffusion.modes import MODES
 from tests.e2e.server import Answer, encode, read
 
 if TYPE_CHECKING:
-    from tests.e2e.server import WebUIServer
+    from tests.e2e.server import State, WebUIServer
 
 FOREGROUND = [{"mode": "foreground"}]
 ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
@@ -26,18 +25,6 @@ def test_encoding_before_the_first_picture(webui_server: WebUIServer, sprite: Im
     """Forge loads the checkpoint with the first picture."""
     answer = webui_server.post("/layerdiffusion/v1/encode", {"image": encode(sprite)})
     assert answer.status == 200, answer.body
-
-
-@pytest.fixture(scope="module")
-def plain(webui_server: WebUIServer) -> list[str]:
-    """The answer to the first request, which has nothing to do with layers."""
-    return webui_server.txt2img().encoded
-
-
-@pytest.fixture
-def webui(webui_server: WebUIServer, plain: list[str]) -> Iterator[WebUIServer]:
-    yield webui_server
-    assert webui_server.txt2img().encoded == plain, "a plain request comes out otherwise than at first"
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +74,8 @@ def test_positional_list(webui: WebUIServer) -> None:
 
 
 @pytest.mark.seen("any", "switched off")
-def test_switched_off(webui: WebUIServer, plain: list[str]) -> None:
-    assert webui.txt2img([{"enabled": False}]).encoded == plain
+def test_switched_off(webui: WebUIServer, before: State) -> None:
+    assert webui.ask([{"enabled": False}]).encoded == before.plain
 
 
 @pytest.mark.seen("together", "txt2img")
