@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +243,7 @@ def write_layer_files(folder: Path) -> None:
             _write(folder, f"{prefix}vae_transparent_{name}", shapes)
 
 
-def _write(folder: Path, name: str, shapes: dict[str, torch.Size]) -> None:
+def _write(folder: Path, name: str, shapes: Mapping[str, Sequence[int]]) -> None:
     path = folder / f"{name}.safetensors"
     if not path.exists():
         save_file({key: _half(seeded.tensor(key, shape, 2, gain=0.3)) for key, shape in shapes.items()}, path)
