@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -70,6 +71,22 @@ def test_lora_between_requests(webui: WebUIServer) -> None:
         assert first.setdefault(prompt, got) == got
     assert len(set(map(tuple, first.values()))) == 3
     assert first["a red apple"] == pixels(webui.ask(FOREGROUND))
+
+
+@pytest.mark.seen("any", "a LoRA and patches against merged weights")
+def test_lora_and_patches_equal_merged_weights(webui: WebUIServer) -> None:
+    """The WebUI's own LoRA (attention and convolutions) and our side path, in one call of its UNet."""
+    webui.post("/layerdiffusion-probe/capture")
+    assert webui.ask(prompt=f"a red apple <lora:{LORA}:1>", steps=1).status == 200
+    assert webui.ask(steps=1).status == 200  # takes the LoRA off again
+    file = webui.folder / "models" / "Lora" / f"{LORA}.safetensors"
+    answer = webui.post(f"/layerdiffusion-probe/compare?lora={quote(str(file))}")
+    assert answer.status == 200, answer.body
+    differences = answer.body
+    assert differences["lora"] < 1e-3
+    assert differences["lora and patches"] < 1e-3
+    assert differences["effect of the lora"] > 0.01
+    assert differences["effect of the patches"] > 0.01
 
 
 @pytest.mark.seen("foreground", "prompts with AND")
