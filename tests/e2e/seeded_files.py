@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,9 @@ BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
 RANK = 8  # of the made-up low-rank patches
 TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                               num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
+CLIP_NUMBERS = {"a</w>": 320, "red</w>": 736, "apple</w>": 3055, "leaf</w>": 7232}
+CLIP_NUMBERS |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+OTHER_NUMBERS = 40000  # and more
 TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name is taken in the place of a download
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
 FILES = {  # layer file -> frames, control
@@ -216,11 +220,15 @@ def write_control(folder: Path) -> None:
 
 
 def write_text_encoder(folder: Path) -> None:
-    """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer, the embedded model's."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer.
+
+    The embedded model's, with CLIP's numbers for what the usual request holds: the other WebUIs bring CLIP's own.
+    """
+    shutil.copytree(EMBEDDED_FOLDER / "tokenizer", folder, dirs_exist_ok=True)
     TEXT_ENCODER.save_pretrained(folder)
-    for file in (EMBEDDED_FOLDER / "tokenizer").iterdir():
-        shutil.copyfile(file, folder / file.name)
+    vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text("utf-8"))
+    renumbered = {token: CLIP_NUMBERS.get(token, OTHER_NUMBERS + number) for token, number in vocabulary.items()}
+    (folder / "vocab.json").write_text(json.dumps(renumbered), "utf-8")
 
 
 def write_layer_files(folder: Path) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.e2e.server import State, WebUIServer
 
 FOREGROUND = [{"mode": "foreground"}]
+SAME_PICTURE = Path(__file__).with_name("foreground.png")
 ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
 HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_additional_modules": ["Use same choices"]}
 
@@ -65,6 +66,14 @@ def check(answer: Answer, modes: str, size: tuple[int, int] = (128, 128)) -> lis
 @pytest.mark.seen("foreground", "txt2img")
 def test_foreground(webui: WebUIServer, args: Any) -> None:
     check(webui.txt2img(args), "A")
+
+
+@pytest.mark.seen("foreground", "the same picture in every WebUI")
+def test_same_picture_in_every_webui(before: State) -> None:
+    """The picture is Forge's; without a graphics card all draw the same noise."""
+    (made,) = (np.asarray(read(text)).astype(int) for text in before.layers)
+    with Image.open(SAME_PICTURE) as image:
+        assert abs(made - np.asarray(image)).mean() < 2
 
 
 @pytest.mark.seen("foreground", "positional arguments")
