@@ -6,16 +6,20 @@ from typing import Any
 
 from modules import shared
 
-# Other formats drop alpha. Stealth infotext overwrites it: Forge's default writes into the alpha channel, after having
-# made it opaque.
-HELD = {"samples_format": "png", "stealth_pnginfo_option": "None"}
+# Other formats drop alpha. Stealth infotext makes it opaque and writes into it, even where its option was never set.
+HELD = {
+    "samples_format": "png",
+    "stealth_pnginfo_option": "None",  # Forge
+    "stealth_pnginfo_opt": "None",  # reForge
+    "stealth_pnginfo": False,  # the extension of that name
+}
 
 
 def hold(p: Any) -> dict[str, Any]:
-    """Lay ours over a job's `override_settings`; returns what `release` is to put back."""
+    """Lay ours over a job's `override_settings`; returns what `release` is to put back, None for what isn't set."""
     options = shared.opts
     known = {name: value for name, value in HELD.items() if name in options.data_labels}
-    before = {name: options.data.get(name, options.get_default(name)) for name in known}
+    before = {name: options.data.get(name) for name in known}
     if not p.override_settings_restore_afterwards:
         before |= {name: p.override_settings[name] for name in known if name in p.override_settings}
     p.override_settings = {**p.override_settings, **known}
@@ -24,4 +28,8 @@ def hold(p: Any) -> dict[str, Any]:
 
 def release(before: dict[str, Any]) -> None:
     """Put the options back: WebUIs do so only for a job that restores, and only for what was once set."""
-    shared.opts.data.update(before)
+    for name, value in before.items():
+        if value is None:
+            shared.opts.data.pop(name, None)
+        else:
+            shared.opts.data[name] = value

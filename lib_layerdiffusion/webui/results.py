@@ -138,13 +138,11 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
         previews += [(image, _label(text, name)) for name, image in _make_previews(each, stack, options.outputs)]
         _write_files(stack, options.outputs, first)
     _leave_out(sets, options.outputs, processed)
-    extra = getattr(processed, "extra_images", None)
+    missing = len(processed.images) - len(processed.infotexts)
+    processed.infotexts += [processed.info] * max(0, missing) + [text for _, text in previews]
     for image, text in previews:
         image.info["parameters"] = text
-        (processed.images if extra is None else extra).append(image)
-    if extra is None:
-        missing = len(processed.images) - len(previews) - len(processed.infotexts)
-        processed.infotexts += [processed.info] * max(0, missing) + [text for _, text in previews]
+        processed.images.append(image)
 
 
 def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:

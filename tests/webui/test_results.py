@@ -117,42 +117,39 @@ def make_set(mode: str = "together", seed: int = 0) -> LayerSet:
     return LayerSet(chosen, {}, opaque)
 
 
-def answer(sets: list[LayerSet], **more: Any) -> Any:
+def answer(sets: list[LayerSet]) -> Any:
     images = [image for each in sets for image in each.images.values()]
     texts = [f"text {index}" for index in range(len(images))]
-    return SimpleNamespace(images=images, infotexts=texts, info="text 0", index_of_first_image=0, **more)
+    return SimpleNamespace(images=images, infotexts=texts, info="text 0", index_of_first_image=0)
 
 
 def test_previews_come_last_and_are_labelled() -> None:
     sets, options = [make_set(), make_set(seed=9)], LayerOptions(outputs=("rgba", "checker", "alpha", "recomposite"))
-    forge, a1111 = answer(sets, extra_images=[]), answer(sets)
-    results.deliver(sets, options, forge)
-    results.deliver(sets, options, a1111)
-    assert [image.mode for image in forge.images] == ["RGBA"] * 2
-    assert len(forge.extra_images) == 6
-    assert len(a1111.images) == len(a1111.infotexts) == 8
-    labels = [image.info["parameters"].rpartition(": ")[2] for image in a1111.images[2:]]
-    assert labels == ["checker", "alpha", "recomposite"] * 2
-    assert forge.infotexts == ["text 0", "text 3"]
-    checker = np.asarray(forge.extra_images[0])
-    assert checker.shape[2] == 3
-    assert np.array_equal(np.asarray(forge.extra_images[1])[..., 0], np.asarray(forge.images[0])[..., 3])
+    processed = answer(sets)
+    results.deliver(sets, options, processed)
+    assert [image.mode for image in processed.images] == ["RGBA"] * 2 + ["RGB"] * 6
+    assert processed.infotexts[:2] == ["text 0", "text 3"]
+    texts = [image.info["parameters"] for image in processed.images[2:]]
+    assert processed.infotexts[2:] == texts
+    assert [text.rpartition(": ")[2] for text in texts] == ["checker", "alpha", "recomposite"] * 2
+    rgba, alpha = (np.asarray(processed.images[index]) for index in (0, 3))
+    assert np.array_equal(alpha[..., 0], rgba[..., 3])
 
 
 def test_layers_that_are_not_wanted_stay_out_but_never_all() -> None:
     sets = [make_set()]
-    wanted = answer(sets, extra_images=[])
+    wanted = answer(sets)
     results.deliver(sets, LayerOptions(outputs=("background",)), wanted)
     assert wanted.images == [sets[0].images["background"]]
-    nothing = answer(sets, extra_images=[])
+    nothing = answer(sets)
     results.deliver(sets, LayerOptions(outputs=("checker",)), nothing)
-    assert len(nothing.images) == 3
+    assert [image.mode for image in nothing.images] == ["RGBA", "RGB", "RGB", "RGB"], "all layers and the preview"
 
 
 def test_alpha_is_attached_again_where_another_extension_dropped_it() -> None:
     one = make_set("foreground")
     alpha = np.asarray(one.images["foreground"])[..., 3]
-    theirs = answer([one], extra_images=[])
+    theirs = answer([one])
     theirs.images = [Image.new("RGB", SIZE, "blue")]
     results.deliver([one], LayerOptions(), theirs)
     made = np.asarray(theirs.images[0])
@@ -163,7 +160,7 @@ def test_alpha_is_attached_again_where_another_extension_dropped_it() -> None:
 def test_files_lie_beside_the_saved_image(tmp_path: Any) -> None:
     one = make_set()
     one.images["foreground"].already_saved_as = str(tmp_path / "00001-5.png")
-    results.deliver([one], LayerOptions(outputs=("rgba", "ora")), answer([one], extra_images=[]))
+    results.deliver([one], LayerOptions(outputs=("rgba", "ora")), answer([one]))
     assert [path.name for path in tmp_path.iterdir()] == ["00001-5.ora"]
 
 

@@ -100,7 +100,6 @@ def test_shapes_of_what_hooks_are_given(webui):
     assert [args.index for _, (args,), _ in find(calls, "postprocess_maskoverlay")] == [0, 1, 0, 1]
     (_, (processed,), _) = find(calls, "postprocess")[0]
     assert len(processed.images) == len(processed.infotexts) == 4
-    assert processed.extra_images == []
 
 
 @pytest.mark.parametrize(("name", "times"), [("Forge", 2), ("A1111", 1)])
@@ -171,9 +170,8 @@ def test_like_a1111_there_is_less(webui):
     calls = make_probe(webui)
     processed = webui.img2img(init_images=[noise_image()])
     assert "before_process_init_images" not in names_of(calls)
-    for attribute in ("extra_result_images", "latents_after_sampling", "pixels_after_sampling"):
+    for attribute in ("latents_after_sampling", "pixels_after_sampling"):
         assert not hasattr(processed.p, attribute)
-    assert not hasattr(processed, "extra_images")
     assert all(not hasattr(args, "index") for _, (args,), _ in find(calls, "postprocess_image"))
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.modes import MODE_NAMES
+from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.webui import status
 from tests.webui.jobs import decode_image, encode_image
 
@@ -46,8 +47,7 @@ def test_page_values_make_a_transparent_image(webui, name, tmp_path):
     settings = SETTINGS | {"do_not_save_samples": False, "outpath_samples": str(tmp_path)}
     processed = webui.txt2img(is_api=False, page=page, **settings)
     assert_transparent(processed.images[0])
-    extra = processed.extra_images if name == "Forge" else processed.images[1:]
-    assert [image.mode for image in extra] == ["RGB"]
+    assert [image.mode for image in processed.images[1:]] == ["RGB"]
     (path,) = tmp_path.iterdir()
     saved = Image.open(path)
     assert saved.tobytes() == processed.images[0].tobytes()
@@ -89,6 +89,23 @@ def test_alpha_survives_the_users_sample_format(webui, kind):
     answer = webui.post("txt2img", FAST, **SETTINGS)
     assert_transparent(decode_image(answer.json()["images"][0]))
     assert webui.shared.opts.samples_format == kind
+
+
+@pytest.mark.parametrize("name", ["stealth_pnginfo_option", "stealth_pnginfo_opt", "stealth_pnginfo"])
+@pytest.mark.parametrize("own", [None, "RGB"], ids=["never set", "set"])
+def test_stealth_infotext_is_off_as_long_as_layers_are_made(webui, monkeypatch, name, own):
+    options, decode, seen = webui.shared.opts, TransparentDecoder.decode, []
+    options.data_labels[name] = webui.shared.OptionInfo("Alpha")
+    options.data |= {} if own is None else {name: own}
+
+    def look(*args: Any, **named: Any) -> Any:
+        seen.append(options.data[name])
+        return decode(*args, **named)
+
+    monkeypatch.setattr(TransparentDecoder, "decode", look)
+    webui.txt2img(FAST, **SETTINGS)
+    assert seen == [False if name == "stealth_pnginfo" else "None"]
+    assert options.data.get(name) == own
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])

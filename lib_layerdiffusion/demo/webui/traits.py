@@ -10,7 +10,6 @@ class Traits:
     """How one WebUI treats scripts where others do otherwise."""
 
     name: str
-    extra_images: bool  # `p.extra_result_images` is shown and answered after the images
     keeps_latents: bool  # `p.latents_after_sampling` and `p.pixels_after_sampling` are filled
     image_index: bool  # hooks for one image get its `index` in the whole job
     init_images_hook: bool  # `before_process_init_images` is called in `p.init`
@@ -22,7 +21,6 @@ class Traits:
 
 FORGE = Traits(
     name="Forge",
-    extra_images=True,
     keeps_latents=True,
     image_index=True,
     init_images_hook=True,
@@ -33,7 +31,6 @@ FORGE = Traits(
 )
 A1111 = Traits(
     name="A1111",
-    extra_images=False,
     keeps_latents=False,
     image_index=False,
     init_images_hook=False,

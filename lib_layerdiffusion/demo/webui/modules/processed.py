@@ -34,7 +34,7 @@ ANSWERED = (
 
 
 class Processed:
-    """The result of a job. `images` may begin with a grid; `extra_images` (Forge) come after all others."""
+    """The result of a job. `images` may begin with a grid."""
 
     def __init__(
         self,
@@ -52,8 +52,6 @@ class Processed:
         comments: str = "",
     ) -> None:
         self.images = images_list
-        if shared.traits.extra_images:
-            self.extra_images: list[Any] = []
         self.info = info
         self.infotexts = infotexts or [info] * len(images_list)
         self.index_of_first_image = index_of_first_image

@@ -105,8 +105,6 @@ class StableDiffusionProcessing:
         self.extra_network_data: Any = None
         self._scripts: Any = None
         self._script_args: Sequence[Any] = ()
-        if shared.traits.extra_images:
-            self.extra_result_images: list[Any] = []
         if shared.traits.keeps_latents:
             self.latents_after_sampling: list[Any] = []
             self.pixels_after_sampling: list[Any] = []
@@ -541,8 +539,6 @@ def process_images_inner(p: StableDiffusionProcessing) -> Processed:
         index_of_first_image=first,
         infotexts=infotexts,
     )
-    if shared.traits.extra_images:
-        processed.extra_images = p.extra_result_images
     if p.scripts is not None:
         p.scripts.postprocess(p, processed)
     return processed

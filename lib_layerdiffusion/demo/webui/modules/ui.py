@@ -244,9 +244,8 @@ def show_job(make: Callable[[], StableDiffusionProcessing]) -> Iterator[tuple[An
         yield f"<div class='error'>{html.escape(str(error))}</div>", [], None, "", []
         return
     processed = result["processed"]
-    made = [*processed.images, *getattr(processed, "extra_images", [])]
-    texts = [image.info.get("parameters", "") for image in made]
-    paths = [image_file(image) for image in made]
+    texts = [image.info.get("parameters", "") for image in processed.images]
+    paths = [image_file(image) for image in processed.images]
     said = "".join(f"<p class='comments'>{html.escape(line)}</p>" for line in processed.comments.splitlines())
     yield said, paths, paths, texts[0] if texts else processed.info, texts
 

@@ -167,7 +167,7 @@ class Api:
             finally:
                 shared.state.end()
                 p.close()
-        made = [*processed.images, *getattr(processed, "extra_images", [])] if request.send_images else []
+        made = processed.images if request.send_images else []
         parameters = {name: value for name, value in vars(request).items() if name not in ("kind", "given")}
         if not request.include_init_images:
             parameters |= {name: None for name in ("init_images", "mask") if name in parameters}
