@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import shutil
-import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lib_layerdiffusion import cli, commands
-from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.pipelines import load_pipeline
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit
-from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from tests.tiny_models import attention_file, decoder_file, encoder_file, make_sd15, make_tokenizer
 
 
 @dataclass(frozen=True)
@@ -89,68 +82,14 @@ def bare_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of the SD1.5 structure with random weights, and `layer_model/` for it; made once."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    torch.manual_seed(0)
-    pipe = make_pipeline(make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+    pipe = make_sd15(make_tokenizer(tmp_path_factory.mktemp("tokenizer")))
     pipe.save_pretrained(folder)
-    write_layer_files(pipe, folder / "layer_model")
+    files = folder / "layer_model"
+    files.mkdir()
+    save_file(attention_file(pipe.unet, frames=1), files / "layer_sd15_transparent_attn.safetensors")
+    save_file(decoder_file(), files / "layer_sd15_vae_transparent_decoder.safetensors")
+    save_file(encoder_file(), files / "layer_sd15_vae_transparent_encoder.safetensors")
     return folder
-
-
-def make_tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = string.ascii_lowercase + string.digits + ",.-"
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}')
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def make_pipeline(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(
-            block_out_channels=(8, 8, 8, 8),
-            attention_head_dim=2,
-            cross_attention_dim=16,
-            norm_num_groups=2,
-            sample_size=8,
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(4, 4, 8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            norm_num_groups=2,
-            sample_size=64,
-        ),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def write_layer_files(pipe: StableDiffusionPipeline, folder: Path) -> None:
-    """Write random files for the foreground mode."""
-    folder.mkdir()
-    host = DiffusersHost(pipe)
-    attentions = [pipe.unet.get_submodule(str(host.parameter_name(name))) for name in ATTENTION_ORDER]
-    units = torch.nn.ModuleList(AttentionSharingUnit(attention, frames=1, rank=2) for attention in attentions)
-    state = {f"hookers.layers.{key}": torch.randn_like(value) / 4 for key, value in units.state_dict().items()}
-    save_file(state, folder / "layer_sd15_transparent_attn.safetensors")
-    decoder = TransparentDecoder(widths=(8,) * 7)
-    save_file(decoder.state_dict(), folder / "layer_sd15_vae_transparent_decoder.safetensors")
-    encoder = TransparentEncoder(widths=(4, 4, 4, 4))
-    save_file(encoder.state_dict(), folder / "layer_sd15_vae_transparent_encoder.safetensors")
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lib_layerdiffusion.train.autoencoder import build_autoencoder
 from lib_layerdiffusion.train.base import BaseModel, assemble, build_scheduler, train_tokenizer
 from lib_layerdiffusion.train.run import Average
+from tests.tiny_models import make_sdxl_unet, text_config
 from tests.train.tiny import TINY_BASE, TINY_VAE, draw_disc, png
 
 
@@ -73,31 +74,7 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path, toke
     """A pipeline of SDXL's structure with random weights and noise prediction."""
     folder = tmp_path_factory.mktemp("sdxl")
     torch.manual_seed(1)
-    unet = UNet2DConditionModel(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 2, 4),
-        transformer_layers_per_block=(1, 1, 2),
-        layers_per_block=2,
-        cross_attention_dim=32,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 16,
-        norm_num_groups=4,
-        sample_size=8,
-    )
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=16,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    unet, text = make_sdxl_unet(), text_config(tokenizer, layers=2)
     scheduler = type(build_scheduler()).from_config(build_scheduler().config, prediction_type="epsilon")
     StableDiffusionXLPipeline(
         AutoencoderKL.from_pretrained(vae_folder),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.modes import FAMILIES, MODES
-from tests.hosts.conftest import make_scheduler, quiet
+from tests.tiny_models import make_scheduler, quiet
 from tests.webui.test_api import blocks, language, run_example  # noqa: F401 - a fixture among them
 
 

@@ -1,0 +1,132 @@
+"""Tiny real diffusers models with random weights, and the tensors of layer files that fit them."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from tests import seeded
+
+
+def make_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer that spells every word, so that prompts of different letters differ."""
+    letters = string.ascii_lowercase + string.digits + ",.-"
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}')
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def text_config(tokenizer: CLIPTokenizer, layers: int = 1) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        sample_size=64,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+def make_sd15_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(16, 16, 32, 32),
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+
+
+def make_sdxl_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(16, 16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 2, 4),
+        transformer_layers_per_block=(1, 1, 2),
+        cross_attention_dim=32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 16,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+
+
+def make_sd15_parts(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """What a StableDiffusionPipeline is made of, but its scheduler."""
+    torch.manual_seed(15)
+    parts = {"unet": make_sd15_unet(), "vae": make_vae(), "text_encoder": CLIPTextModel(text_config(tokenizer)).eval()}
+    extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return {**parts, "tokenizer": tokenizer, **extra}
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_sd15(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
+    return quiet(StableDiffusionPipeline(**make_sd15_parts(tokenizer), scheduler=make_scheduler()))
+
+
+def decoder_file() -> dict[str, Tensor]:
+    """State dict of a transparent decoder."""
+    return seeded.fill(TransparentDecoder(widths=(8,) * 7), 1, gain=2).state_dict()
+
+
+def encoder_file() -> dict[str, Tensor]:
+    """State dict of a transparent encoder, whose offset is small."""
+    state = seeded.fill(TransparentEncoder(widths=(8, 8, 8, 8)), 2, gain=2).state_dict()
+    return {name: value / 300 if name.startswith("blocks.16") else value for name, value in state.items()}
+
+
+def attention_file(unet: UNet2DConditionModel, frames: int, control: bool = False) -> dict[str, Tensor]:
+    """State dict of an attention-sharing file."""
+    table = name_modules(unet.config)
+    shapes = {f"kwargs_encoder.{key}": value.shape for key, value in ControlEncoder().state_dict().items() if control}
+    with torch.device("meta"):
+        for index, name in enumerate(ATTENTION_ORDER):
+            attention = unet.get_submodule(str(translate(name, table)))
+            unit = AttentionSharingUnit(attention, frames, control, rank=2)
+            shapes |= {f"hookers.layers.{index}.{key}": value.shape for key, value in unit.state_dict().items()}
+    signal = {
+        key: shape for key, shape in shapes.items() if key.startswith("kwargs_encoder.") or "control_convs" in key
+    }
+    rest = {key: shape for key, shape in shapes.items() if key not in signal}
+    return seeded.state_dict(signal, frames, gain=2) | seeded.state_dict(rest, frames, gain=0.5)
+
+
+def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
+    """LDM name -> diffusers name of every parameter."""
+    back = {there: here for here, there in name_modules(unet.config).items()}
+    return {str(translate(name, back)): name for name, _ in unet.named_parameters()}
