@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 import pytest
 
-from tests.e2e.server import CHECKPOINTS, LORA, Answer
+from tests.e2e.server import CHECKPOINTS, LORA, Answer, read
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, SETTINGS, check_apple, embedded
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ def test_checkpoint_of_another_width(webui: WebUIServer, embedded: WebUIServer, 
 @pytest.mark.seen("foreground", "checkpoint of the same shape between requests")
 def test_checkpoint_of_the_same_shape(webui: WebUIServer) -> None:
     assert pixels(webui.ask(FOREGROUND, SECOND)) == pixels(webui.ask(FOREGROUND))
+
+
+@pytest.mark.seen("foreground", "checkpoint switched in mid-queue")
+def test_checkpoint_switched_in_mid_queue(webui: WebUIServer, before: State) -> None:
+    with ThreadPoolExecutor() as pool:
+        names = (CHECKPOINTS["sd15"], SECOND, CHECKPOINTS["sd15"])
+        answers = [pool.submit(webui.ask, FOREGROUND, name) for name in names]
+    expected = [np.asarray(read(text)).tobytes() for text in before.layers]
+    assert [pixels(answer.result()) for answer in answers] == [expected] * len(names)
 
 
 @pytest.mark.seen("foreground", "refiner")
