@@ -60,6 +60,12 @@ DYNAMIC_PROMPTS = {
     ),
     False,
 )
+HIRES: dict[str, Any] = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "denoising_strength": 0.6,
+    "hr_additional_modules": ["Use same choices"],  # Forge fails without it
+}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
 PROBE = Path(__file__).parent / "probe"
 PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours

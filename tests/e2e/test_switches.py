@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from tests.e2e.server import CHECKPOINTS, LORA, Answer, read
+from tests.e2e.server import CHECKPOINTS, HIRES, LORA, Answer, read
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, SETTINGS, check_apple, embedded
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ __all__ = ["embedded"]  # a fixture
 
 FOREGROUND, TOGETHER = {"mode": "foreground"}, {"mode": "together"}
 SECOND = "layerdiffusion-seeded-second"  # the same weights by another name
-HIRES: dict[str, Any] = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
+SECOND_PASS = HIRES | {"hr_upscaler": "Latent"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,8 +68,8 @@ def test_refiner_of_the_same_shape(webui: WebUIServer, layers: Any) -> None:
 
 @pytest.mark.seen("foreground", "hires fix with a second checkpoint")
 def test_second_pass_with_another_checkpoint(webui: WebUIServer) -> None:
-    without = pixels(webui.ask(FOREGROUND, **HIRES))
-    assert pixels(webui.ask(FOREGROUND, **HIRES, hr_checkpoint_name=f"{SECOND}.safetensors")) == without
+    without = pixels(webui.ask(FOREGROUND, **SECOND_PASS))
+    assert pixels(webui.ask(FOREGROUND, **SECOND_PASS, hr_checkpoint_name=f"{SECOND}.safetensors")) == without
 
 
 @pytest.mark.seen("foreground", "LoRA on, off and changed between requests")

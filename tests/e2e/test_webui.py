@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lib_layerdiffusion.modes import MODES
-from tests.e2e.server import Answer, encode, read
+from tests.e2e.server import HIRES, Answer, encode, read
 
 if TYPE_CHECKING:
     from tests.e2e.server import State, WebUIServer
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 FOREGROUND = [{"mode": "foreground"}]
 SAME_PICTURE = Path(__file__).with_name("foreground.png")
 ALIASES = {mode.name: mode.alias for mode in MODES if mode.family == "sd15"}
-HIRES = {"enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_additional_modules": ["Use same choices"]}
 
 
 @pytest.mark.seen("any", "encode route before the first picture")
