@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
@@ -110,15 +110,21 @@ def encoder_file() -> dict[str, Tensor]:
     return {name: value / 300 if name.startswith("blocks.16") else value for name, value in state.items()}
 
 
+def attention_shapes(unet: UNet2DConditionModel, frames: int, control: bool, rank: int) -> dict[str, torch.Size]:
+    """Names and shapes of an attention-sharing file's tensors."""
+    table = name_modules(dict(unet.config))
+    attentions = [unet.get_submodule(str(translate(name, table))) for name in ATTENTION_ORDER]
+    with torch.device("meta"):
+        units = nn.ModuleList(AttentionSharingUnit(each, frames, control, rank) for each in attentions)
+        parts = {"hookers.layers": units} | ({"kwargs_encoder": ControlEncoder()} if control else {})
+    return {
+        f"{prefix}.{key}": value.shape for prefix, part in parts.items() for key, value in part.state_dict().items()
+    }
+
+
 def attention_file(unet: UNet2DConditionModel, frames: int, control: bool = False) -> dict[str, Tensor]:
     """State dict of an attention-sharing file."""
-    table = name_modules(unet.config)
-    shapes = {f"kwargs_encoder.{key}": value.shape for key, value in ControlEncoder().state_dict().items() if control}
-    with torch.device("meta"):
-        for index, name in enumerate(ATTENTION_ORDER):
-            attention = unet.get_submodule(str(translate(name, table)))
-            unit = AttentionSharingUnit(attention, frames, control, rank=2)
-            shapes |= {f"hookers.layers.{index}.{key}": value.shape for key, value in unit.state_dict().items()}
+    shapes = attention_shapes(unet, frames, control, rank=2)
     signal = {
         key: shape for key, shape in shapes.items() if key.startswith("kwargs_encoder.") or "control_convs" in key
     }
@@ -129,4 +135,4 @@ def attention_file(unet: UNet2DConditionModel, frames: int, control: bool = Fals
 def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
     """LDM name -> diffusers name of every parameter."""
     back = {there: here for here, there in name_modules(unet.config).items()}
-    return {str(translate(name, back)): name for name, _ in unet.named_parameters()}
+    return {translate(name, back) or f"unnamed {name}": name for name, _ in unet.named_parameters()}

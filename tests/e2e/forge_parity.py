@@ -79,6 +79,16 @@ def sample(unet: nn.Module, rows: int, concat: Tensor | None = None) -> Tensor:
     return x
 
 
+def multiply_out(patch: injection.Patch) -> Tensor:
+    """What a patch adds to its parameter at strength 1."""
+    return patch.scale * patch.up @ patch.down if isinstance(patch, LoraPatch) else patch.delta
+
+
+def differ(value: Tensor, expected: Tensor) -> float:
+    """The relative difference."""
+    return float((value - expected).norm() / expected.norm())
+
+
 def merge(unet: nn.Module, patches: injection.Patches, strength: float) -> nn.Module:
     """A copy whose parameters are changed; the first convolution may get more input channels."""
     merged = copy.deepcopy(unet)
@@ -86,7 +96,7 @@ def merge(unet: nn.Module, patches: injection.Patches, strength: float) -> nn.Mo
         path, _, leaf = name.rpartition(".")
         owner = merged.get_submodule(path)
         weight = owner.get_parameter(leaf)
-        delta = patch.scale * patch.up @ patch.down if isinstance(patch, LoraPatch) else patch.delta
+        delta = multiply_out(patch)
         if delta.ndim == 4 and delta.shape[1] > weight.shape[1]:
             weight = F.pad(weight, (0, 0, 0, 0, 0, delta.shape[1] - weight.shape[1]))
         setattr(owner, leaf, nn.Parameter(weight + strength * delta, requires_grad=False))
@@ -143,7 +153,7 @@ def compare(
         ours = sample(unet, rows)
     expected = sample(merged, rows, concat)
     assert torch.equal(sample(unet, rows), plain), "the UNet isn't as before"
-    return [float((value - expected).norm() / expected.norm()) for value in (ours, plain)]
+    return [differ(value, expected) for value in (ours, plain)]
 
 
 def compare_patches(unet: nn.Module, patches: injection.Patches, concat: Tensor | None = None) -> list[float]:

@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
 from lib_layerdiffusion.injection import FILE_PREFIX
 from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
 from tests.e2e.server import CHECKPOINTS, CONTROL, LORA
+from tests.tiny_models import attention_shapes, ldm_names
 
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
@@ -46,8 +45,14 @@ BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
 RANK = 8  # of the made-up low-rank patches
 TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                               num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
-CLIP_NUMBERS = {"a</w>": 320, "red</w>": 736, "apple</w>": 3055, "leaf</w>": 7232}
-CLIP_NUMBERS |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+CLIP_NUMBERS = {
+    "a</w>": 320,
+    "red</w>": 736,
+    "apple</w>": 3055,
+    "leaf</w>": 7232,
+    "<|startoftext|>": 49406,
+    "<|endoftext|>": 49407,
+}
 OTHER_NUMBERS = 40000  # and more
 TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name is taken in the place of a download
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
@@ -64,10 +69,8 @@ def list_unet(family: str) -> Shapes:
     """The UNet's parameters in the LDM layout."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNETS[family])
-    back = {diffusers: ldm for ldm, diffusers in name_modules(dict(unet.config)).items()}
-    for name, value in unet.state_dict().items():
-        module, _, leaf = name.rpartition(".")
-        yield f"{translate(module, back)}.{leaf}", tuple(value.shape)
+    for ldm, name in ldm_names(unet).items():
+        yield ldm, tuple(unet.get_parameter(name).shape)
 
 
 def list_text_encoder(prefix: str) -> Shapes:
@@ -236,14 +239,8 @@ def write_layer_files(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNETS["sd15"])
-    names = name_modules(dict(unet.config))
-    attentions = [unet.get_submodule(translate(place, names) or "") for place in ATTENTION_ORDER]
     for name, (frames, control) in FILES.items():
-        with torch.device("meta"):
-            parts = {"hookers.layers": nn.ModuleList(AttentionSharingUnit(a, frames, control) for a in attentions)}
-            parts |= {"kwargs_encoder": ControlEncoder()} if control else {}
-        shapes = {f"{prefix}.{key}": v.shape for prefix, part in parts.items() for key, v in part.state_dict().items()}
-        _write(folder, name, shapes)
+        _write(folder, name, attention_shapes(unet, frames, control, rank=256))
     for prefix in ("layer_sd15_", ""):
         for name, network in (("decoder", TransparentDecoder), ("encoder", TransparentEncoder)):
             with torch.device("meta"):

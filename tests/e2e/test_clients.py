@@ -37,6 +37,7 @@ def test_webuiapi(webui: WebUIServer) -> None:
     assert "layerdiffusion_mode: foreground" in client.png_info(made.image).info
     with pytest.raises(RuntimeError, match="forground"):
         client.txt2img(**settings, alwayson_scripts={"LayerDiffuse": {"args": [{"mode": "forground"}]}})
+    assert client.txt2img(**settings).image.tobytes() == plain.image.tobytes()
 
 
 @pytest.mark.seen("any", "the examples of docs/api.md")

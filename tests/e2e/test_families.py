@@ -27,10 +27,8 @@ def families(webui_server: WebUIServer) -> dict[str, list[str]]:
 
 
 def request(webui: WebUIServer, family: str, layers: Any = None, **values: Any) -> Answer:
-    """One step at a small size, with the checkpoint of a family."""
-    override = {"sd_model_checkpoint": f"{CHECKPOINTS[family]}.safetensors"}
-    small = {"width": SIZE, "height": SIZE, "steps": 1, "override_settings": override}
-    return webui.txt2img(layers, override_settings_restore_afterwards=False, **small, **values)
+    """One step, with the checkpoint of a family."""
+    return webui.ask(layers, CHECKPOINTS[family], steps=1, **values)
 
 
 @pytest.mark.parametrize("mode", SDXL, ids=lambda mode: mode.name)

@@ -53,9 +53,10 @@ def layer_files(
 ) -> Path:
     """A folder of layer files that fit the tiny models."""
     folder = tmp_path_factory.mktemp("layer_model")
+    decoder, encoder = tiny_models.decoder_file(), tiny_models.encoder_file()
     for prefix in ("", "layer_sd15_"):
-        save_file(tiny_models.decoder_file(), folder / f"{prefix}vae_transparent_decoder.safetensors")
-        save_file(tiny_models.encoder_file(), folder / f"{prefix}vae_transparent_encoder.safetensors")
+        save_file(decoder, folder / f"{prefix}vae_transparent_decoder.safetensors")
+        save_file(encoder, folder / f"{prefix}vae_transparent_encoder.safetensors")
     for name, frames in (("layer_sd15_transparent_attn", 1), ("layer_sd15_joint", 3)):
         save_file(attention_file(sd15_parts["unet"], frames), folder / f"{name}.safetensors")
     names = tiny_models.ldm_names(sdxl_parts["unet"])

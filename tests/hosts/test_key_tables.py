@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from tests.tiny_models import ldm_names
 
 SD15_WIDTHS, SDXL_WIDTHS, NARROW_WIDTHS = (320, 640, 1280, 1280), (320, 640, 1280), (64, 64, 96, 96)
 SD15: dict[str, Any] = {"block_out_channels": SD15_WIDTHS, "cross_attention_dim": 768}
@@ -41,12 +42,6 @@ def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
 @pytest.fixture(scope="module", params=[SD15, SDXL, NARROW], ids=["sd15", "sdxl", "narrow"])
 def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
     return meta_unet(request.param)
-
-
-def ldm_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Name each parameter in the LDM layout: LDM name -> diffusers name."""
-    inverse = {there: here for here, there in name_modules(unet.config).items()}
-    return {translate(name, inverse) or f"unnamed {name}": name for name, _ in unet.named_parameters()}
 
 
 def test_every_parameter_has_exactly_one_ldm_name_and_back(unet: UNet2DConditionModel) -> None:

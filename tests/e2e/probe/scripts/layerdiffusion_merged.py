@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lib_layerdiffusion import hosts, injection
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[4]))
-from tests.e2e.forge_parity import make_diff, make_lora
+from tests.e2e.forge_parity import differ, make_diff, make_lora, multiply_out
 
 STRENGTH = 0.8
 
@@ -28,8 +28,8 @@ class Captured:
     """A call of the UNet while a LoRA was on: its arguments, its output, and that with our side path as well."""
 
     arguments: tuple[Any, Any] = ((), {})
-    lora: Tensor | None = None
-    lora_and_patches: Tensor | None = None
+    lora: Any = None
+    lora_and_patches: Any = None
 
 
 def capture() -> None:
@@ -56,7 +56,8 @@ def compare(lora: str) -> dict[str, float]:
         plain = unet(*args, **kwargs)
         with added(unet, read_lora(Path(lora), unet)):
             merged_lora = unet(*args, **kwargs)
-            with added(unet, multiply_out(make_patches(unet))):
+            patches = make_patches(unet).items()
+            with added(unet, ((name, STRENGTH * multiply_out(patch)) for name, patch in patches)):
                 merged_both = unet(*args, **kwargs)
     return {
         "lora": differ(Captured.lora, merged_lora),
@@ -70,12 +71,6 @@ def make_patches(unet: nn.Module) -> injection.Patches:
     """Low-rank patches of all attentions, full ones of the middle block."""
     middle = {name: patch for name, patch in make_diff(unet).items() if name.startswith("middle_block.")}
     return {**make_lora(unet), **middle}
-
-
-def multiply_out(patches: injection.Patches) -> Changes:
-    for name, patch in patches.items():
-        full = patch.delta if isinstance(patch, injection.DiffPatch) else patch.scale * patch.up @ patch.down
-        yield name, STRENGTH * full
 
 
 def read_lora(path: Path, unet: nn.Module) -> Changes:
@@ -99,10 +94,6 @@ def added(unet: nn.Module, changes: Changes) -> Iterator[None]:
     finally:
         for name, data in before.items():
             unet.get_parameter(name).data = data
-
-
-def differ(value: Any, expected: Any) -> float:
-    return float((value - expected).norm() / expected.norm())
 
 
 def add_routes(_page: Any, app: Any) -> None:
