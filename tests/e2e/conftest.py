@@ -70,18 +70,18 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         outcomes = item.config.stash[OUTCOMES]
         if report.failed or (report.when == "call" and report.passed and (mode, path) not in outcomes):
             outcomes[mode, path] = report.outcome
+            write_down((mode, path), report.outcome)
     return report
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write what was seen into the page that LAYERDIFFUSION_HOSTS_PAGE names."""
+def write_down(row: tuple[str, str], outcome: str) -> None:
+    """Put an outcome into the page that LAYERDIFFUSION_HOSTS_PAGE names, at once: a long run may be cut off."""
     page, checkout = os.environ.get("LAYERDIFFUSION_HOSTS_PAGE"), os.environ.get("LAYERDIFFUSION_WEBUI")
-    outcomes = session.config.stash[OUTCOMES]
-    if not (page and checkout and outcomes):
+    if not (page and checkout):
         return
     from tests.e2e.hosts_page import HostsPage, name_checkout, name_commit
 
     place = f"{datetime.date.today()} {name_commit(Path(__file__).parent)}"
     hosts = HostsPage(Path(page))
-    hosts.record(name_checkout(Path(checkout)), {row: f"{outcome} {place}" for row, outcome in outcomes.items()})
+    hosts.record(name_checkout(Path(checkout)), {row: f"{outcome} {place}"})
     hosts.write()
