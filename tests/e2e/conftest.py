@@ -25,13 +25,14 @@ def webui_places() -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUIServer]:
-    """That WebUI, running.
+    """That WebUI, running, with those flags besides that LAYERDIFFUSION_WEBUI_FLAGS holds.
 
     The extension has to be in its `extensions` folder; `python -m tests.e2e.seeded_files <checkout>` makes its models.
     """
     from tests.e2e.server import WebUIServer
 
-    server = WebUIServer(*webui_places, tmp_path_factory.mktemp("webui"))
+    flags = os.environ.get("LAYERDIFFUSION_WEBUI_FLAGS", "").split()
+    server = WebUIServer(*webui_places, tmp_path_factory.mktemp("webui"), flags)
     try:
         server.wait()
         yield server

@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ OWN_FLAGS = ("--layerdiffusion-offline",)
 # where WebUIs tell their parsers of flags
 PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
 # Active waiting of the processor's threads makes a busy machine many times slower.
-SURROUNDINGS = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+SURROUNDINGS = {
+    "OMP_WAIT_POLICY": "passive",
+    "HF_HUB_OFFLINE": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "PYTHONUNBUFFERED": "1",
+}
+STARTED = "Startup time: "  # what every WebUI writes when all routes are there, and once more after a reload
 # dynamic prompts signs its settings up when AUTOMATIC1111 1.10 and Forge have asked for them already.
 DYNAMIC_PROMPTS = {
     "dp_parser_variant_start": "{",
@@ -106,9 +113,9 @@ class Answer:
 
 
 class WebUIServer:
-    """A running WebUI; `folder` is its checkout, `python` the interpreter of its environment."""
+    """A running WebUI; `folder` is its checkout, `python` the interpreter of its environment, `more` are its flags."""
 
-    def __init__(self, folder: Path, python: Path, scratch: Path) -> None:
+    def __init__(self, folder: Path, python: Path, scratch: Path, more: Sequence[str] = ()) -> None:
         self.folder, self.scratch = folder, scratch
         self.log = scratch / "webui.log"
         with socket.socket() as probe:
@@ -118,7 +125,7 @@ class WebUIServer:
         settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
         (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
-        flags = [*choose_flags(folder), *files]
+        flags = [*choose_flags(folder), *more, *files]
         self.probe = folder / "extensions" / PROBE_LINK
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
@@ -136,20 +143,22 @@ class WebUIServer:
                 start_new_session=True,
             )
 
-    def wait(self, route: str = "/layerdiffusion/v1/version") -> None:
-        """Return as soon as requests are served as they should: the routes of extensions are the last to be there."""
+    def wait(self, starts: int = 1) -> None:
+        """Return as soon as the WebUI has started that often.
+
+        It isn't asked before: AUTOMATIC1111 fails when a request comes in while it puts its routes in place.
+        """
         until = time.monotonic() + START_SECONDS
-        while not self._answers(route):
+        while self._count_starts() < starts:
             if time.monotonic() > until or self.process.poll() is not None:
-                raise RuntimeError(f"the WebUI doesn't start:\n{self.log.read_text('utf-8', 'replace')[-3000:]}")
+                raise RuntimeError(f"the WebUI doesn't start:\n{self._read_log()[-3000:]}")
             time.sleep(1)
 
-    def _answers(self, route: str) -> bool:
-        try:
-            self.get(route)
-        except OSError:  # all of urllib's errors: nothing listens yet, or the routes aren't there yet
-            return False
-        return True
+    def _count_starts(self) -> int:
+        return self._read_log().count(STARTED)
+
+    def _read_log(self) -> str:
+        return self.log.read_text("utf-8", "replace")
 
     def stop(self) -> None:
         """End the process and those it started."""
@@ -161,9 +170,9 @@ class WebUIServer:
     def reload(self, *disabled: str) -> None:
         """Do what the page's "Reload UI" does, with some extensions disabled, and wait for the new page."""
         assert self.post("/sdapi/v1/options", {"disabled_extensions": disabled}).status == 200
+        starts = self._count_starts()
         self.post("/layerdiffusion-probe/reload")
-        time.sleep(5)  # the old page still answers for a moment
-        self.wait("/layerdiffusion-probe/model" if disabled else "/layerdiffusion/v1/version")
+        self.wait(starts + 1)
 
     @property
     def extension(self) -> str:
