@@ -23,7 +23,7 @@ from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
-from tests.e2e.server import CHECKPOINTS, CONTROL, LORA
+from tests.e2e.server import CHECKPOINTS, CONTROL, LORA, is_forge
 from tests.tiny_models import attention_shapes, ldm_names
 
 UNETS: dict[str, dict[str, Any]] = {
@@ -269,7 +269,7 @@ def _main(webui: Path, families: list[str]) -> None:
         write_patch_files(models / "layer_model")
     for family in ("sd15", *families):
         write_checkpoint(models / "Stable-diffusion", family)
-    if not (webui / "modules_forge").is_dir():
+    if not is_forge(webui):
         write_text_encoder(webui / TEXT_ENCODER_NAME)
 
 

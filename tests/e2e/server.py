@@ -37,6 +37,7 @@ FLAGS = (
 )
 ONLY_PROCESSOR = ("--always-cpu", "--cpu")
 NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # where there is none of those
+HALF = "--precision=half"  # in the place of the last two
 OWN_FLAGS = ("--layerdiffusion-offline",)
 # where WebUIs tell their parsers of flags
 PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
@@ -125,7 +126,7 @@ class WebUIServer:
         settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
         (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
-        flags = [*choose_flags(folder), *more, *files]
+        flags = [*choose_flags(folder, more), *files]
         self.probe = folder / "extensions" / PROBE_LINK
         self.probe.unlink(missing_ok=True)  # of a run that was killed
         self.probe.symlink_to(PROBE, target_is_directory=True)
@@ -151,13 +152,14 @@ class WebUIServer:
         until = time.monotonic() + START_SECONDS
         while self._count_starts() < starts:
             if time.monotonic() > until or self.process.poll() is not None:
-                raise RuntimeError(f"the WebUI doesn't start:\n{self._read_log()[-3000:]}")
+                raise RuntimeError(f"the WebUI doesn't start:\n{self.read_log()[-3000:]}")
             time.sleep(1)
 
     def _count_starts(self) -> int:
-        return self._read_log().count(STARTED)
+        return self.read_log().count(STARTED)
 
-    def _read_log(self) -> str:
+    def read_log(self) -> str:
+        """What the WebUI has written so far."""
         return self.log.read_text("utf-8", "replace")
 
     def stop(self) -> None:
@@ -221,12 +223,23 @@ class WebUIServer:
         return self.post("/sdapi/v1/img2img", _request(layers, {"init_images": [encode(image)], **values}))
 
 
-def choose_flags(folder: Path) -> list[str]:
-    """Those of the flags that the WebUI in `folder` knows, for some end at another; and what it computes on."""
-    texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
-    known = {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
+def is_forge(folder: Path) -> bool:
+    """Whether the WebUI in `folder` is Forge or comes from it."""
+    return (folder / "modules_forge").is_dir()
+
+
+def choose_flags(folder: Path, more: Sequence[str] = ()) -> list[str]:
+    """Those of the flags that the WebUI in `folder` knows, for some end at another; what it computes on; and `more`."""
+    known = read_flags(folder)
     device = NO_GRAPHICS_CARD if known.isdisjoint(ONLY_PROCESSOR) else ONLY_PROCESSOR
-    return [flag for flag in (*FLAGS, *device) if flag.partition("=")[0] in known] + [*OWN_FLAGS]
+    device = device[:1] if HALF in more else device
+    return [*(flag for flag in (*FLAGS, *device) if flag.partition("=")[0] in known), *OWN_FLAGS, *more]
+
+
+def read_flags(folder: Path) -> set[str]:
+    """The flags that the parsers of the WebUI in `folder` know."""
+    texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
+    return {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
 
 
 def _request(layers: Any, values: dict[str, Any]) -> dict[str, Any]:

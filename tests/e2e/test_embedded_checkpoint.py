@@ -23,7 +23,7 @@ from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
 from tests.browser import Page, opened
-from tests.e2e.server import Answer, WebUIServer, encode
+from tests.e2e.server import Answer, WebUIServer, encode, is_forge
 from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_pictures
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ LEAST["half_transparent_kept_of_soft"] = 0.85
 @pytest.fixture(scope="module")
 def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
     """The WebUI with the embedded model as its checkpoint."""
-    if (webui_server.folder / "modules_forge").is_dir():
+    if is_forge(webui_server.folder):
         pytest.skip("Forge and its kin know checkpoints of full shape only")
     models = webui_server.folder / "models"
     for old in [*models.glob(f"*/{CHECKPOINT}*")]:  # of an earlier model
@@ -57,7 +57,7 @@ def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
 
 def choose(server: WebUIServer, checkpoint: str) -> None:
     assert server.post("/sdapi/v1/options", {"sd_model_checkpoint": checkpoint}).status == 200
-    assert server.get("/sdapi/v1/options")["sd_model_checkpoint"].startswith(checkpoint), server.log.read_text()[-2000:]
+    assert server.get("/sdapi/v1/options")["sd_model_checkpoint"].startswith(checkpoint), server.read_log()[-2000:]
 
 
 @pytest.fixture

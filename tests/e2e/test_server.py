@@ -37,3 +37,9 @@ def test_a_webui_that_has_to_be_told_of_each_part(tmp_path: Path) -> None:
     known = {"modules/cmd_args.py": ["--api", "--use-cpu", "--no-half", "--precision"]}
     flags = choose_flags(make_checkout(tmp_path, known))
     assert flags == ["--api", "--use-cpu=all", "--no-half", "--precision=full", "--layerdiffusion-offline"]
+
+
+def test_half_precision_in_the_place_of_full(tmp_path: Path) -> None:
+    known = {"modules/cmd_args.py": ["--use-cpu", "--no-half", "--precision", "--upcast-sampling"]}
+    more = ["--precision=half", "--upcast-sampling"]
+    assert choose_flags(make_checkout(tmp_path, known), more) == ["--use-cpu=all", "--layerdiffusion-offline", *more]

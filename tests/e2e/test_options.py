@@ -1,0 +1,100 @@
+"""Options of a real WebUI that change how its model computes or load it anew, set while layers are in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.e2e.server import CHECKPOINTS, Answer, is_forge, read
+from tests.e2e.test_embedded_checkpoint import CHECKPOINT, choose, embedded
+
+if TYPE_CHECKING:
+    from tests.e2e.server import State, WebUIServer
+
+__all__ = ["embedded"]  # a fixture
+
+FOREGROUND, TOGETHER = {"mode": "foreground"}, {"mode": "together"}
+ATTENTION = "cross_attention_optimization"
+ATTENTIONS = {  # AUTOMATIC1111's; the others want a graphics card
+    "none": "None",
+    "split, Doggettx": "Doggettx",
+    "split, InvokeAI": "InvokeAI",
+    "split, original": "V1 - original v1",
+    "sub-quadratic": "sub-quadratic",
+    "sdp": "sdp - scaled dot product",
+    "sdp-no-mem": "sdp-no-mem - scaled dot product without memory efficient attention",
+}
+HYPERTILE = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
+TILED = {"width": 256, "height": 256, "steps": 1}
+
+
+@contextmanager
+def options(webui: WebUIServer, **values: Any) -> Iterator[None]:
+    """With those settings of the WebUI, if it has them; as before afterwards."""
+    before = webui.get("/sdapi/v1/options")
+    if missing := [name for name in values if name not in before]:
+        pytest.skip(f"this WebUI has no option {missing[0]}")
+    assert webui.post("/sdapi/v1/options", values).status == 200
+    try:
+        yield
+    finally:
+        assert webui.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
+
+
+@pytest.mark.seen("foreground", "attention: {name}")
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_attention(webui: WebUIServer, before: State, name: str) -> None:
+    """Each computes the same, so that the picture is the same but for rounding."""
+    if is_forge(webui.folder):
+        pytest.skip("Forge and its kin choose their attention by flags")
+    with options(webui, **{ATTENTION: ATTENTIONS[name]}):
+        applied = f"Applying attention optimization: {ATTENTIONS[name].partition(' ')[0]}"
+        assert applied in webui.read_log()[-500:]
+        together = webui.ask(TOGETHER).images
+        foreground = webui.ask(FOREGROUND)
+    assert [image.mode for image in together] == ["RGBA", "RGB", "RGB"]
+    assert differ(foreground, before.layers) <= 1
+
+
+@pytest.mark.seen("foreground", "checkpoint unloaded and loaded again")
+def test_checkpoint_unloaded_and_loaded_again(webui: WebUIServer, before: State) -> None:
+    for route in ("unload", "reload"):
+        assert webui.post(f"/sdapi/v1/{route}-checkpoint").status == 200
+    assert webui.ask(FOREGROUND).encoded == before.layers
+
+
+@pytest.mark.seen("foreground", "hypertile")
+def test_tiles_within_the_network(webui: WebUIServer) -> None:
+    """Tiles suit a mode of one frame without control; the others say so."""
+    with options(webui, **HYPERTILE):
+        tiled = webui.ask(FOREGROUND, **TILED)
+        refused = webui.ask(TOGETHER, **TILED)
+    assert tiled.images[0].mode == "RGBA"
+    assert differ(webui.ask(FOREGROUND, **TILED), tiled.encoded) > 0, "nothing was tiled"
+    assert refused.status == 422
+    assert "Hypertile" in refused.body["detail"]
+
+
+@pytest.mark.seen("foreground", "weights stored in fp8")
+def test_weights_in_eight_bits(webui: WebUIServer, embedded: WebUIServer, before: State) -> None:
+    """AUTOMATIC1111 keeps what eight bits left of the weights; a checkpoint of another shape makes it load them."""
+    choose(webui, f"{CHECKPOINTS['sd15']}.safetensors")
+    with options(webui, fp8_storage="Enable"):
+        plain = webui.ask().encoded
+        first = webui.ask(FOREGROUND)
+        assert webui.ask(FOREGROUND).encoded == first.encoded
+        assert [image.mode for image in webui.ask(TOGETHER).images] == ["RGBA", "RGB", "RGB"]
+        assert webui.ask().encoded == plain != before.plain
+        assert webui.look_at_model()["left"] == []
+    assert differ(first, before.layers) < 20
+    choose(webui, f"{CHECKPOINT}.safetensors")
+
+
+def differ(answer: Answer, encoded: list[str]) -> float:
+    """The largest mean difference between the pictures, of 255."""
+    pairs = zip(answer.encoded, encoded, strict=True)
+    return max(float(abs(np.asarray(read(one)).astype(int) - np.asarray(read(other))).mean()) for one, other in pairs)
