@@ -15,12 +15,21 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def webui_places() -> tuple[Path, Path]:
-    """The WebUI's checkout, which LAYERDIFFUSION_WEBUI names, and its Python, LAYERDIFFUSION_WEBUI_PYTHON."""
+def webui_places() -> Iterator[tuple[Path, Path]]:
+    """The WebUI's checkout, which LAYERDIFFUSION_WEBUI names, and its Python, LAYERDIFFUSION_WEBUI_PYTHON.
+
+    The probe is among the WebUI's extensions for as long as the tests run, after ours by the alphabet.
+    """
+    from tests.e2e.server import PROBE
+
     checkout, python = os.environ.get("LAYERDIFFUSION_WEBUI"), os.environ.get("LAYERDIFFUSION_WEBUI_PYTHON")
     if not checkout or not python:
         pytest.skip("LAYERDIFFUSION_WEBUI and LAYERDIFFUSION_WEBUI_PYTHON name no WebUI")
-    return Path(checkout), Path(python)
+    probe = Path(checkout) / "extensions" / "zz-layerdiffusion-probe"
+    probe.unlink(missing_ok=True)  # of a run that was killed
+    probe.symlink_to(PROBE, target_is_directory=True)
+    yield Path(checkout), Path(python)
+    probe.unlink()
 
 
 @pytest.fixture(scope="session")

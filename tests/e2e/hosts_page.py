@@ -37,10 +37,10 @@ class HostsPage:
             self.hosts.pop(title, None)
 
     def record(self, host: str, cells: Mapping[Row, str]) -> None:
-        """Put a WebUI's new cells (`host`: repository and commit) in; those of another commit of it go."""
-        repository, _, _ = host.partition(" ")
+        """Put a WebUI's new cells (`host`: repository, branch, commit) in; those of another commit of it go."""
+        branch, _, _ = host.rpartition(" ")
         kept = self.hosts.get(host, {})
-        others = {title: own for title, own in self.hosts.items() if title.partition(" ")[0] != repository}
+        others = {title: own for title, own in self.hosts.items() if title.rpartition(" ")[0] != branch}
         self.hosts = others | {host: {**kept, **cells}}
 
     def write(self) -> None:
@@ -52,9 +52,10 @@ class HostsPage:
 
 
 def name_checkout(folder: Path) -> str:
-    """A WebUI's repository, as `owner/name`, and its commit."""
+    """A WebUI's repository, as `owner/name`, its branch if one is checked out, and its commit."""
     address = _git(folder, "remote", "get-url", "origin").removesuffix(".git")
-    return f"{'/'.join(re.split('[/:]', address)[-2:])} {name_commit(folder)}"
+    branch = _git(folder, "branch", "--show-current")
+    return " ".join(filter(None, ["/".join(re.split("[/:]", address)[-2:]), branch, name_commit(folder)]))
 
 
 def name_commit(folder: Path) -> str:

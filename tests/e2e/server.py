@@ -75,8 +75,7 @@ HIRES: dict[str, Any] = {
     "hr_additional_modules": ["Use same choices"],  # Forge fails without it
 }
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
-PROBE = Path(__file__).parent / "probe"
-PROBE_LINK = "zz-layerdiffusion-probe"  # extensions are loaded by the alphabet, and this one comes after ours
+PROBE = Path(__file__).parent / "probe"  # an extension, which has to lie in the WebUI's folder of them
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,6 @@ class WebUIServer:
         (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*choose_flags(folder, more), *files]
-        self.probe = folder / "extensions" / PROBE_LINK
-        self.probe.unlink(missing_ok=True)  # of a run that was killed
-        self.probe.symlink_to(PROBE, target_is_directory=True)
         command = [str(python), "launch.py", *flags, f"--port={self.port}"]
         enter = scratch / "enter"
         enter.write_text("\n")  # Forge Neo waits for this key over settings that it didn't write itself
@@ -167,13 +163,12 @@ class WebUIServer:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.probe.unlink(missing_ok=True)
 
     def reload(self, *disabled: str) -> None:
         """Do what the page's "Reload UI" does, with some extensions disabled, and wait for the new page."""
         assert self.post("/sdapi/v1/options", {"disabled_extensions": disabled}).status == 200
         starts = self._count_starts()
-        self.post("/layerdiffusion-probe/reload")
+        assert self.post("/layerdiffusion-probe/reload").status == 200
         self.wait(starts + 1)
 
     @property

@@ -29,5 +29,9 @@ def test_cells_of_the_same_commit_stay(tmp_path: Path) -> None:
 def test_cells_of_an_older_commit_go(tmp_path: Path) -> None:
     page = HostsPage(tmp_path / "hosts.md")
     page.record("a/one 11111111", {("any", "refusals"): "passed x"})
+    page.record("a/one old 22222222", {("foreground", "txt2img"): "passed z"})
     page.record("a/one 33333333", {("foreground", "txt2img"): "passed y"})
-    assert page.hosts == {"a/one 33333333": {("foreground", "txt2img"): "passed y"}}
+    assert page.hosts == {
+        "a/one old 22222222": {("foreground", "txt2img"): "passed z"},  # of another branch
+        "a/one 33333333": {("foreground", "txt2img"): "passed y"},
+    }

@@ -1,6 +1,6 @@
 """An extension for the end-to-end suite only: looks into the running WebUI and makes it fail on demand.
 
-`tests.e2e.server` links it into the WebUI's extensions for as long as its server runs.
+`tests/e2e/conftest.py` links it into the WebUI's extensions for as long as the tests run.
 """
 
 from __future__ import annotations
