@@ -121,6 +121,7 @@ class WebUIServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        self.address = f"http://127.0.0.1:{self.port}"
         # a preview in a page needs a network that Forge would fetch
         settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
         (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
@@ -187,12 +188,12 @@ class WebUIServer:
         assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as reply:
+        with urllib.request.urlopen(f"{self.address}{path}", timeout=60) as reply:
             return json.load(reply)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Answer:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}", json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
+            f"{self.address}{path}", json.dumps(body or {}).encode(), {"Content-Type": "application/json"}
         )
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:

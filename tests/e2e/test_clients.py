@@ -49,7 +49,7 @@ def test_examples_of_the_document(
 ) -> None:
     """In the document's order, those of the loaded family; few steps and small pictures."""
     monkeypatch.setenv("LAYERDIFFUSION_STEPS", f'1, "width": {SMALL}, "height": {SMALL}')
-    url = f"http://127.0.0.1:{webui.port}"
+    url = webui.address
     (inputs,) = (text for mark, text in blocks("python") if mark == "inputs")
     for mark, text in blocks(language):
         kind, _, mode = mark.partition(": ")

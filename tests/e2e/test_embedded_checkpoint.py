@@ -162,7 +162,7 @@ def test_mode_without_files_of_its_own_is_refused(embedded: WebUIServer) -> None
 
 @pytest.fixture
 def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:
-    with opened(f"http://127.0.0.1:{embedded.port}/", tmp_path, PATIENCE) as page:
+    with opened(f"{embedded.address}/", tmp_path, PATIENCE) as page:
         yield page
 
 

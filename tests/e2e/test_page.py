@@ -33,7 +33,7 @@ LABELS = {  # mode -> what the page calls it, the image it needs, and the modes 
 
 @pytest.fixture
 def page(webui_server: WebUIServer, tmp_path: Path) -> Iterator[Page]:
-    with opened(f"http://127.0.0.1:{webui_server.port}/", tmp_path, PATIENCE) as page:
+    with opened(f"{webui_server.address}/", tmp_path, PATIENCE) as page:
         yield page
 
 
@@ -82,6 +82,6 @@ def list_pictures(page: Page) -> list[str]:
 
 
 def fetch(server: WebUIServer, address: str) -> Image.Image:
-    assert address.startswith(f"http://127.0.0.1:{server.port}/")
+    assert address.startswith(f"{server.address}/")
     with urllib.request.urlopen(address, timeout=60) as reply:
         return Image.open(io.BytesIO(reply.read()))
