@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lib_layerdiffusion import __version__
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Refusal, lacks_memory
 
 EXIT_OK, EXIT_FAULT, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 LARGEST_SEED = 2**32 - 1
@@ -105,7 +105,7 @@ def _say(sentence: str, code: int) -> int:
 
 def _fault(error: Exception, debug: bool) -> int:
     """Report what nobody expected; the traceback is for --debug."""
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if lacks_memory(error):
         cure = "choose a smaller --width, --height or --batch, or --views 1"
         return _say(f"There is not enough memory for this; {cure}.", EXIT_REFUSED)
     if debug:

@@ -18,7 +18,7 @@ from lib_layerdiffusion.host import Host, Reserving
 from lib_layerdiffusion.layers import Layer, LayerStack, pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Refusal, lacks_memory
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder, read_units
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from lib_layerdiffusion.weights import WeightStore
@@ -224,16 +224,20 @@ class Session:
             with self.host.on_device(decoder) as device:
                 try:
                     return decode(device, None)
-                except torch.cuda.OutOfMemoryError:
+                except RuntimeError as error:
+                    if not lacks_memory(error):
+                        raise
                     logger.warning("Memory doesn't suffice to decode the whole image at once, so it is done in tiles.")
                 return decode(device, TILE)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             logger.warning("Memory doesn't suffice to decode in tiles either, so the processor does it.")
         decoder.cpu()
         try:
             return decode(torch.device("cpu"), TILE)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, RuntimeError) and "allocate" not in str(error):  # torch's words when memory is short
+            if not lacks_memory(error):
                 raise
             raise Refusal(
                 "There isn't enough memory to decode the transparency, neither on the GPU nor beside it: make the "

@@ -33,7 +33,7 @@ from ..modes import MODES, Role
 from ..options import LayerOptions
 from ..planning import MIN_SIZE, Facts, Plan
 from ..planning import plan as make_plan
-from ..refusal import Refusal, list_choices
+from ..refusal import Refusal, lacks_memory, list_choices
 from ..session import Session
 from . import doctor, results
 from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
@@ -227,11 +227,10 @@ def answer(work: Callable[[], Any]) -> JSONResponse:
         return JSONResponse(work())
     except Refusal as refusal:
         return _refuse(refusal)
-    except (MemoryError, torch.cuda.OutOfMemoryError):
-        logger.exception("An API request failed")
-        return _refuse(Refusal("There isn't enough memory for this request: send smaller images."))
     except Exception as error:  # the client gets a sentence, the log the rest
         logger.exception("An API request failed")
+        if lacks_memory(error):
+            return _refuse(Refusal("There isn't enough memory for this request: send smaller images."))
         said = " ".join(str(error).split())[:200]
         what = f"LayerDiffusion failed ({type(error).__name__}: {said}): see the log, and please report it."
         return _refuse(Refusal(what), status=500)

@@ -247,29 +247,37 @@ def test_progress_covers_all_images_and_cancels(host: SmallHost, store: WeightSt
             session.decode(progress=lambda done, total: done < 3)
 
 
-def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, failures: int) -> list[int | None]:
+SHORT = [  # what torch raises with CUDA, with MPS and with DirectML
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB, max allowed: 6.80 GB)."),
+    RuntimeError("Could not allocate tensor with 8 bytes. There is not enough GPU video memory available!"),
+]
+
+
+def run_short_of_memory(monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception) -> list[int | None]:
     """Let the first so many calls of the decoder fail as a full GPU does; yields the tile sizes that are asked for."""
     decode, asked = TransparentDecoder.decode, []
 
     def run(self: TransparentDecoder, *args: Any, max_pixels: int | None = None, **options: Any) -> Tensor:
         asked.append(max_pixels)
         if len(asked) <= failures:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise error
         return decode(self, *args, max_pixels=max_pixels, **options)
 
     monkeypatch.setattr(TransparentDecoder, "decode", run)
     return asked
 
 
+@pytest.mark.parametrize("error", SHORT, ids=["cuda", "mps", "directml"])
 @pytest.mark.parametrize("failures", [1, 2])
 def test_decoding_goes_on_where_memory_is_short(
-    host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch, failures: int
+    host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch, failures: int, error: Exception
 ) -> None:
     with Session(host, store) as session:
         session.open(make_plan())
         session.collect(torch.randn(1, 4, 8, 8))
         (whole,) = session.decode()
-        asked = run_short_of_memory(monkeypatch, failures)
+        asked = run_short_of_memory(monkeypatch, failures, error)
         (later,) = session.decode()
     assert asked == [None, *[512 * 512] * failures]
     assert np.array_equal(later.layers[0].image, whole.layers[0].image)  # one tile is enough for this size
@@ -279,12 +287,24 @@ def test_decoding_goes_on_where_memory_is_short(
 def test_decoding_says_when_there_is_no_memory_at_all(
     host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_short_of_memory(monkeypatch, 3)
+    run_short_of_memory(monkeypatch, 3, SHORT[0])
     with Session(host, store) as session:
         session.open(make_plan())
         session.collect(torch.randn(1, 4, 8, 8))
         with pytest.raises(Refusal, match="image smaller"):
             session.decode()
+
+
+def test_another_error_while_decoding_is_no_lack_of_memory(
+    host: SmallHost, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = run_short_of_memory(monkeypatch, 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with Session(host, store) as session:
+        session.open(make_plan())
+        session.collect(torch.randn(1, 4, 8, 8))
+        with pytest.raises(RuntimeError, match="mat1"):
+            session.decode()
+    assert asked == [None]
 
 
 class ReservingHost(SmallHost):

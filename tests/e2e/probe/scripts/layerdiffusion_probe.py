@@ -71,7 +71,10 @@ def fail_at(place: str, kind: str, times: int) -> None:
         if kind == "interrupt":
             shared.state.interrupt()
             return before(*args, **kwargs)
-        raise {"error": RuntimeError, "memory": torch.cuda.OutOfMemoryError}[kind]("can't allocate, on demand")
+        raise {
+            "error": RuntimeError("a fault, on demand"),
+            "memory": torch.cuda.OutOfMemoryError("out of memory, on demand"),
+        }[kind]
 
     setattr(owner, name, failing)
 
