@@ -31,15 +31,15 @@ def unit(webui_server: WebUIServer) -> dict[str, Any]:
 
 
 @pytest.mark.seen("{mode}", "with a ControlNet unit")
-@pytest.mark.parametrize(("mode", "frames"), [(None, 1), ("foreground", 1), ("together", 3)])
+@pytest.mark.parametrize(("mode", "frames"), [("any", 1), ("foreground", 1), ("together", 3)])
 def test_controlnet(webui: WebUIServer, unit: dict[str, Any], mode: str | None, frames: int) -> None:
-    """It steers every frame; afterwards pictures without it are as they were."""
-    layers = {} if mode is None else {"LayerDiffuse": {"args": [{"mode": mode}]}}
+    """It steers every frame, and a picture without layers; afterwards pictures without it are as they were."""
+    layers = {} if mode == "any" else {"LayerDiffuse": {"args": [{"mode": mode}]}}
     without = webui.txt2img(alwayson_scripts=layers)
     steered = webui.txt2img(alwayson_scripts={**layers, "ControlNet": {"args": [unit]}}).images
     assert [image.mode for image in steered] == [image.mode for image in without.images]
     assert len(steered) == frames
-    assert (steered[0].mode == "RGBA") == (mode is not None)
+    assert (steered[0].mode == "RGBA") == bool(layers)
     for one, other in zip(steered, without.images, strict=True):
         assert abs(np.asarray(one).astype(int) - np.asarray(other))[..., :3].max() > 2
     assert webui.txt2img(alwayson_scripts=layers).encoded == without.encoded
