@@ -32,7 +32,7 @@ def unit(webui_server: WebUIServer) -> dict[str, Any]:
 
 @pytest.mark.seen("{mode}", "with a ControlNet unit")
 @pytest.mark.parametrize(("mode", "frames"), [("any", 1), ("foreground", 1), ("together", 3)])
-def test_controlnet(webui: WebUIServer, unit: dict[str, Any], mode: str | None, frames: int) -> None:
+def test_controlnet(webui: WebUIServer, unit: dict[str, Any], mode: str, frames: int) -> None:
     """It steers every frame, and a picture without layers; afterwards pictures without it are as they were."""
     layers = {} if mode == "any" else {"LayerDiffuse": {"args": [{"mode": mode}]}}
     without = webui.txt2img(alwayson_scripts=layers)
