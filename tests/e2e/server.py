@@ -13,7 +13,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ SURROUNDINGS = {
     "HF_HUB_OFFLINE": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "PYTHONUNBUFFERED": "1",
+    # glibc would keep what is freed: a WebUI that loads many checkpoints in many threads grows to twice its size
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
 }
 STARTED = "Startup time: "  # what every WebUI writes when all routes are there, and once more after a reload
 # dynamic prompts signs its settings up when AUTOMATIC1111 1.10 and Forge have asked for them already.
@@ -182,6 +186,18 @@ class WebUIServer:
     def look_at_model(self) -> dict[str, Any]:
         """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
         return self.get("/layerdiffusion-probe/model")
+
+    @contextmanager
+    def same_threads(self) -> Iterator[None]:
+        """Give the WebUI back the number of threads that it computes with, on which the rounding of pictures depends.
+
+        ADetailer's detector changes it for good.
+        """
+        number = self.get("/layerdiffusion-probe/threads")
+        try:
+            yield
+        finally:
+            assert self.post(f"/layerdiffusion-probe/threads?number={number}").status == 200
 
     def fail_at(self, place: str, kind: str, times: int = 1) -> None:
         """Let the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""

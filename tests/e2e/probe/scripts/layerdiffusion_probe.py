@@ -79,9 +79,19 @@ def fail_at(place: str, kind: str, times: int) -> None:
     setattr(owner, name, failing)
 
 
+def count_threads() -> int:
+    return torch.get_num_threads()
+
+
+def set_threads(number: int) -> None:
+    torch.set_num_threads(number)
+
+
 def add_routes(_page: Any, app: Any) -> None:
     app.get("/layerdiffusion-probe/model")(look_at_model)
     app.post("/layerdiffusion-probe/fail")(fail_at)
+    app.get("/layerdiffusion-probe/threads")(count_threads)
+    app.post("/layerdiffusion-probe/threads")(set_threads)
     app.post("/layerdiffusion-probe/reload")(shared.state.request_restart)
 
 
