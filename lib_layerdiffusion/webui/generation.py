@@ -128,8 +128,8 @@ class Generation:
         p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
         p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
         self.asked = (p.width, p.height)
-        p.width, p.height = (round_up(side, SIZE_STEP) for side in self.asked)
-        if (p.width, p.height) != self.asked:
+        p.width, p.height = self.sampled = round_up(p.width, SIZE_STEP), round_up(p.height, SIZE_STEP)
+        if self.sampled != self.asked:
             p.extra_generation_params["Size"] = "{}x{}".format(*self.asked)
         frames = len(self.mode.frames)
         if self.options.batch_counts == "sets" and frames > 1:
@@ -147,6 +147,9 @@ class Generation:
         if reason := why_not(self.session.host, self.mode.name):
             raise Refusal(reason)
         self._refuse_merging()
+        if (p.width, p.height) != self.sampled:  # the WebUI or another extension wants another size
+            self.asked = p.width, p.height
+            p.extra_generation_params.pop("Size", None)
         self.starts = self._read_starts()
         plan = self._plan(*self.asked)
         downloads.fetch(self.session.store, plan.files)

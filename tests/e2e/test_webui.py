@@ -118,12 +118,12 @@ def test_batches_of_sets(webui: WebUIServer) -> None:
     assert answer.info["all_seeds"] == list(range(7, 19))
 
 
-@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "None"])
 @pytest.mark.seen("foreground", "hires fix, {upscaler}")
 def test_second_pass(webui: WebUIServer, upscaler: str) -> None:
     lists = ("/sdapi/v1/upscalers", "/sdapi/v1/latent-upscale-modes")
     if upscaler not in {each["name"] for path in lists for each in webui.get(path)}:
-        pytest.skip("the WebUI has no such upscaler")  # Forge Neo has none of latents
+        pytest.skip("the WebUI has no such upscaler")  # as Forge Neo
     check(webui.txt2img(FOREGROUND, **HIRES, hr_upscaler=upscaler), "A", (192, 192))
 
 
@@ -151,9 +151,12 @@ def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, 
 
 @pytest.mark.seen("foreground", "264x200")
 def test_size_between_steps(webui: WebUIServer) -> None:
-    answer = webui.txt2img(FOREGROUND, width=264, height=200)
-    check(answer, "A", (264, 200))
-    assert "Size: 264x200" in answer.info["infotexts"][0]
+    """A plain picture's size: one bundle of Forge Neo rounds to multiples of 64."""
+    asked = {"width": 264, "height": 200}
+    size = webui.txt2img(**asked).images[0].size
+    answer = webui.txt2img(FOREGROUND, **asked)
+    check(answer, "A", size)
+    assert "Size: {}x{}".format(*size) in answer.info["infotexts"][0]
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,21 @@ def test_any_size(families, size):
     assert np.ptp(alpha_of(image)) > 2
 
 
+def test_a_size_that_is_set_by_another_extension(families):
+    """1. The WebUI or an extension may round the size, or choose another, after ours has read it."""
+    base, always = families.webui.scripts.Script, families.webui.scripts.AlwaysVisible
+
+    def process(_self: Any, p: Any, *_args: Any) -> None:
+        if getattr(p, "layerdiffusion", None):
+            p.width, p.height = 128, 64
+
+    about = {"title": lambda self: "Sizes", "show": lambda self, is_img2img: always, "process": process}
+    families.webui.add(type("Sizes", (base,), about), True)
+    (image,) = families.images(FAST, width=100, height=68)
+    assert (image.mode, image.size) == ("RGBA", (128, 64))
+    assert "Size: 128x64," in image.info["parameters"]
+
+
 def test_any_size_of_the_second_pass(families):
     """1. 832x1216, enlarged by 1.5."""
     families.load("sdxl")
