@@ -17,6 +17,7 @@ from lib_layerdiffusion import hosts
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 OURS = "lib_layerdiffusion"
+MADE_ANEW = "clip_l.transformer.text_projection.weight"  # by Forge Neo with each load, at random; nothing uses it
 
 
 def list_networks() -> Iterator[nn.Module]:
@@ -33,7 +34,9 @@ def look_at_model() -> dict[str, Any]:
     """A checksum of all weights, and the names of modules on which something of ours hangs."""
     checksum, left = 0, []
     for network in list_networks():
-        for tensor in (*network.parameters(), *network.buffers()):
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            if name.endswith(MADE_ANEW):
+                continue
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum) if flat.numel() else checksum
         left += [name for name, module in network.named_modules() if any(map(is_ours, list_attached(module)))]
