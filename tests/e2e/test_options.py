@@ -29,6 +29,7 @@ ATTENTIONS = {  # AUTOMATIC1111's; the others want a graphics card
     "sdp-no-mem": "sdp-no-mem - scaled dot product without memory efficient attention",
 }
 HYPERTILE = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
+HYPERTILE_SCRIPT = [True, 128, 2, 0, False]  # enabled, tile size, swap size, depth, whether tiles grow with it
 TILED = {"width": 256, "height": 256, "steps": 1}
 
 
@@ -72,17 +73,26 @@ def test_checkpoint_unloaded_and_loaded_again(webui: WebUIServer, before: State)
 @pytest.mark.seen("foreground", "hypertile")
 def test_tiles_within_the_network(webui: WebUIServer) -> None:
     """Tiles suit a mode of one frame without control; the others say so."""
-    if not (webui.folder / "extensions-builtin" / "hypertile").is_dir():
-        pytest.skip("this WebUI has no Hypertile")
     try:
-        tiled = webui.ask(FOREGROUND, **TILED, override_settings=HYPERTILE)
-        refused = webui.ask(TOGETHER, **TILED, override_settings=HYPERTILE)
+        tiled = ask_tiled(webui, FOREGROUND)
+        refused = ask_tiled(webui, TOGETHER)
     finally:  # AUTOMATIC1111 keeps a setting that it had no value for
         webui.ask(override_settings={"hypertile_enable_unet": False})
     assert tiled.images[0].mode == "RGBA"
     assert differ(webui.ask(FOREGROUND, **TILED), tiled.encoded) > 0, "nothing was tiled"
     assert refused.status == 422
     assert "Hypertile" in refused.body["detail"]
+
+
+def ask_tiled(webui: WebUIServer, layers: dict[str, Any]) -> Answer:
+    """By AUTOMATIC1111's options, or by the script that some of Forge's kin have."""
+    if (webui.folder / "extensions-builtin" / "hypertile").is_dir():
+        return webui.ask(layers, override_settings=HYPERTILE, **TILED)
+    titles = [title for title in webui.get("/sdapi/v1/scripts")["txt2img"] if title.startswith("hypertile")]
+    if not titles:
+        pytest.skip("this WebUI has no Hypertile")
+    scripts = {"LayerDiffuse": {"args": [layers]}, titles[0]: {"args": HYPERTILE_SCRIPT}}
+    return webui.ask(alwayson_scripts=scripts, **TILED)
 
 
 @pytest.mark.seen("foreground", "weights stored in fp8")
