@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.e2e.server import CHECKPOINTS, Answer, is_forge, read
+from tests.e2e.server import CHECKPOINTS, Answer, is_forge
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, choose, embedded
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ ATTENTIONS = {  # AUTOMATIC1111's; the others want a graphics card
     "sdp-no-mem": "sdp-no-mem - scaled dot product without memory efficient attention",
 }
 HYPERTILE = {"hypertile_enable_unet": True, "hypertile_max_tile_unet": 128}
-HYPERTILE_SCRIPT = [True, 128, 2, 0, False]  # enabled, tile size, swap size, depth, whether tiles grow with it
+HYPERTILE_ARGUMENTS = [128, 2, 0, False]  # tile size, swap size, depth, whether tiles grow with it
 TILED = {"width": 256, "height": 256, "steps": 1}
 
 
@@ -60,7 +60,7 @@ def test_attention(webui: WebUIServer, before: State, name: str) -> None:
         together = webui.ask(TOGETHER).images
         foreground = webui.ask(FOREGROUND)
     assert [image.mode for image in together] == ["RGBA", "RGB", "RGB"]
-    assert differ(foreground, before.layers) <= 1
+    assert differ(foreground, Answer(200, {"images": before.layers})) <= 1
 
 
 @pytest.mark.seen("foreground", "checkpoint unloaded and loaded again")
@@ -71,28 +71,39 @@ def test_checkpoint_unloaded_and_loaded_again(webui: WebUIServer, before: State)
 
 
 @pytest.mark.seen("foreground", "hypertile")
-def test_tiles_within_the_network(webui: WebUIServer) -> None:
-    """Tiles suit a mode of one frame without control; the others say so."""
+def test_tiles_around_the_attention(webui: WebUIServer) -> None:
+    """AUTOMATIC1111 tiles around its attention's own function, in whose place ours stands: layers are whole."""
+    if not (webui.folder / "extensions-builtin" / "hypertile").is_dir():
+        pytest.skip("this WebUI has no such Hypertile")
+    made = {}
     try:
-        tiled = ask_tiled(webui, FOREGROUND)
-        refused = ask_tiled(webui, TOGETHER)
+        for enabled in (True, False):
+            values = {"override_settings": HYPERTILE | {"hypertile_enable_unet": enabled}, **TILED}
+            made[enabled] = [webui.ask(layers, **values) for layers in (None, FOREGROUND, TOGETHER)]
     finally:  # AUTOMATIC1111 keeps a setting that it had no value for
         webui.ask(override_settings={"hypertile_enable_unet": False})
+    plain, *layers = [differ(*pair) for pair in zip(made[True], made[False], strict=True)]
+    assert plain > 0, "nothing was tiled"
+    assert layers == [0, 0]
+
+
+@pytest.mark.seen("foreground", "hypertile")
+def test_tiles_within_the_network(webui: WebUIServer) -> None:
+    """Forge's kin tile before the attention: that suits a mode of one frame without control, and others say so."""
+    titles = [title for title in webui.get("/sdapi/v1/scripts")["txt2img"] if title == "hypertile integrated"]
+    if not titles:
+        pytest.skip("this WebUI has no such Hypertile")
+
+    def ask(layers: dict[str, Any], enabled: bool) -> Answer:
+        tiles = {"args": [enabled, *HYPERTILE_ARGUMENTS]}
+        return webui.ask(alwayson_scripts={"LayerDiffuse": {"args": [layers]}, titles[0]: tiles}, **TILED)
+
+    tiled = ask(FOREGROUND, True)
     assert tiled.images[0].mode == "RGBA"
-    assert differ(webui.ask(FOREGROUND, **TILED), tiled.encoded) > 0, "nothing was tiled"
+    assert differ(tiled, ask(FOREGROUND, False)) > 0, "nothing was tiled"
+    refused = ask(TOGETHER, True)
     assert refused.status == 422
     assert "Hypertile" in refused.body["detail"]
-
-
-def ask_tiled(webui: WebUIServer, layers: dict[str, Any]) -> Answer:
-    """By AUTOMATIC1111's options, or by the script that some of Forge's kin have."""
-    if (webui.folder / "extensions-builtin" / "hypertile").is_dir():
-        return webui.ask(layers, override_settings=HYPERTILE, **TILED)
-    titles = [title for title in webui.get("/sdapi/v1/scripts")["txt2img"] if title.startswith("hypertile")]
-    if not titles:
-        pytest.skip("this WebUI has no Hypertile")
-    scripts = {"LayerDiffuse": {"args": [layers]}, titles[0]: {"args": HYPERTILE_SCRIPT}}
-    return webui.ask(alwayson_scripts=scripts, **TILED)
 
 
 @pytest.mark.seen("foreground", "weights stored in fp8")
@@ -106,11 +117,11 @@ def test_weights_in_eight_bits(webui: WebUIServer, embedded: WebUIServer, before
         assert [image.mode for image in webui.ask(TOGETHER).images] == ["RGBA", "RGB", "RGB"]
         assert webui.ask().encoded == plain != before.plain
         assert webui.look_at_model()["left"] == []
-    assert differ(first, before.layers) < 20
+    assert differ(first, Answer(200, {"images": before.layers})) < 20
     choose(webui, f"{CHECKPOINT}.safetensors")
 
 
-def differ(answer: Answer, encoded: list[str]) -> float:
-    """The largest mean difference between the pictures, of 255."""
-    pairs = zip(answer.encoded, encoded, strict=True)
-    return max(float(abs(np.asarray(read(one)).astype(int) - np.asarray(read(other))).mean()) for one, other in pairs)
+def differ(one: Answer, other: Answer) -> float:
+    """The largest mean difference between their pictures, of 255."""
+    pairs = zip(one.images, other.images, strict=True)
+    return max(float(abs(np.asarray(image).astype(int) - np.asarray(pair)).mean()) for image, pair in pairs)
