@@ -374,7 +374,10 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
         if not present or (live.active is not None and not live.active()):
             return before(*args, **kwargs)
         x, context = _read_inputs(args, kwargs)
-        if live.rows not in (None, len(x)) and (unit.frames > 1 or unit.control_convs is not None):
+        value = kwargs.get("value")
+        by_place = unit.frames > 1 or unit.control_convs is not None
+        whole = any(given is not None and len(given) != len(x) for given in (context, value))  # while x is cut
+        if live.rows not in (None, len(x)) and (by_place or whole):
             raise Refusal(
                 "Another extension (such as Hypertile) cuts the image into parts within the UNet, which this layer "
                 "mode can't be used with: switch that off."
@@ -382,7 +385,7 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
         return unit(
             x,
             context,
-            value=kwargs.get("value"),
+            value=value,
             control_signal=live.control_signal,
             extra_contexts=live.extra_contexts,
             cond_mark=live.cond_mark,

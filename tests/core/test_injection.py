@@ -174,15 +174,18 @@ def test_forward_wrapped_meanwhile_keeps_working(unet: nn.Module) -> None:
     del attention.__dict__["forward"]
 
 
-def test_images_cut_into_parts_are_refused(unet: nn.Module) -> None:
-    """As Hypertile does: a layer set's frames would get mixed up."""
+@pytest.mark.parametrize(("frames", "whole"), [(2, False), (1, True)])
+def test_images_cut_into_parts_are_refused(unet: nn.Module, frames: int, whole: bool) -> None:
+    """As Hypertile does: a layer set's frames would get mixed up, and queries alone don't fit what they ask of."""
     name = "mid_block.attentions.0.transformer_blocks.0.attn1"
     attention = unet.get_submodule(name)
-    with shared_attention(unet, {name: trained_unit(attention, frames=2)}):
+    with shared_attention(unet, {name: trained_unit(attention, frames=frames)}):
         ours = attention.forward
 
         def tiled(hidden_states: Tensor, **kwargs: Any) -> Tensor:
             parts = hidden_states.unflatten(1, (2, -1)).flatten(0, 1)
+            if whole:
+                kwargs["encoder_hidden_states"] = hidden_states
             return ours(parts, **kwargs).unflatten(0, (-1, 2)).flatten(1, 2)
 
         attention.forward = tiled
