@@ -93,7 +93,6 @@ def test_tiles_within_the_network(webui: WebUIServer) -> None:
     titles = [title for title in webui.get("/sdapi/v1/scripts")["txt2img"] if title == "hypertile integrated"]
     if not titles:
         pytest.skip("this WebUI has no such Hypertile")
-
     tiles = {"args": [True, *HYPERTILE_ARGUMENTS]}
     for layers in (FOREGROUND, TOGETHER):
         refused = webui.ask(alwayson_scripts={"LayerDiffuse": {"args": [layers]}, titles[0]: tiles}, **TILED)
