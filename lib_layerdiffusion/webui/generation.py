@@ -198,9 +198,14 @@ class Generation:
         def inject_and_sample(*args: Any, **kwargs: Any) -> Any:
             if self.failure is not None:
                 return sample(*args, **kwargs)
-            with self._injected:
-                self._injected.enter_context(self.live.sampling())
-                self.latents = sample(*args, **kwargs)
+            try:
+                with self._injected:
+                    self._injected.enter_context(self.live.sampling())
+                    self.latents = sample(*args, **kwargs)
+            except Refusal as refusal:  # by what is injected: another extension changes the UNet so that it can't work
+                self.fail(refusal)
+                if self.extension.setting("go_on"):
+                    return sample(*args, **kwargs)
             if self.failure is not None and not self.extension.setting("go_on"):
                 raise self.failure
             return self.latents

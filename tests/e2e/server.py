@@ -204,7 +204,7 @@ class WebUIServer:
         assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.address}{path}", timeout=60) as reply:
+        with urllib.request.urlopen(f"{self.address}{path}", timeout=ANSWER_SECONDS) as reply:
             return json.load(reply)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Answer:

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from lib_layerdiffusion.modes import MODES
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.shared_attention import AttentionSharingUnit
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from tests.webui.families import disc, given, modes_of
 from tests.webui.jobs import encode_image
@@ -198,6 +200,23 @@ def test_a_refiner_with_a_unet_of_its_own_makes_layers_too(families, refine, mod
     refined = families.images({"mode": mode, "views": 1}, steps=3)
     assert families.webui.shared.sd_model.sd_checkpoint_info.title == "refiner"
     assert [image.tobytes() for image in refined] == [image.tobytes() for image in without]
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_what_turns_out_within_the_network_only(families, monkeypatch, go_on):
+    """As when another extension cuts the image into parts there."""
+    monkeypatch.setitem(families.webui.shared.opts.data, "layerdiffusion_go_on", go_on)
+    (plain,) = families.images()
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise Refusal("Another extension cuts the image into parts: switch that off.")
+
+    monkeypatch.setattr(AttentionSharingUnit, "forward", refuse)
+    if go_on:
+        (image,) = families.images({})
+        assert image.tobytes() == plain.tobytes()
+    else:
+        assert "into parts" in families.refusal({})
 
 
 @pytest.mark.parametrize("go_on", [False, True])
