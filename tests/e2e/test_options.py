@@ -65,8 +65,8 @@ def test_attention(webui: WebUIServer, before: State, name: str) -> None:
 
 @pytest.mark.seen("foreground", "checkpoint unloaded and loaded again")
 def test_checkpoint_unloaded_and_loaded_again(webui: WebUIServer, before: State) -> None:
-    for route in ("unload", "reload"):
-        assert webui.post(f"/sdapi/v1/{route}-checkpoint").status == 200
+    assert webui.post("/sdapi/v1/unload-checkpoint").status == 200
+    assert webui.post("/sdapi/v1/reload-checkpoint").status in (200, 404)  # Forge Neo does so with the next picture
     assert webui.ask(FOREGROUND).encoded == before.layers
 
 
