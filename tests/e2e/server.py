@@ -183,6 +183,12 @@ class WebUIServer:
         (name,) = [path.name for path in (self.folder / "extensions").iterdir() if path.resolve() == own]
         return name
 
+    @property
+    def upscalers(self) -> set[str]:
+        """What hires fix can enlarge with; Forge Neo, for one, has no upscalers of latents."""
+        lists = ("/sdapi/v1/upscalers", "/sdapi/v1/latent-upscale-modes")
+        return {each["name"] for path in lists for each in self.get(path)}
+
     def look_at_model(self) -> dict[str, Any]:
         """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
         return self.get("/layerdiffusion-probe/model")

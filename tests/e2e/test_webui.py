@@ -121,9 +121,8 @@ def test_batches_of_sets(webui: WebUIServer) -> None:
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "None"])
 @pytest.mark.seen("foreground", "hires fix, {upscaler}")
 def test_second_pass(webui: WebUIServer, upscaler: str) -> None:
-    lists = ("/sdapi/v1/upscalers", "/sdapi/v1/latent-upscale-modes")
-    if upscaler not in {each["name"] for path in lists for each in webui.get(path)}:
-        pytest.skip("the WebUI has no such upscaler")  # as Forge Neo
+    if upscaler not in webui.upscalers:
+        pytest.skip("the WebUI has no such upscaler")
     check(webui.txt2img(FOREGROUND, **HIRES, hr_upscaler=upscaler), "A", (192, 192))
 
 
