@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.e2e.server import State, WebUIServer
 
+FLAGS = "LAYERDIFFUSION_WEBUI_FLAGS"
+
 
 @pytest.fixture(scope="session")
 def webui_places() -> Iterator[tuple[Path, Path]]:
@@ -40,7 +42,7 @@ def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempP
     """
     from tests.e2e.server import WebUIServer
 
-    flags = os.environ.get("LAYERDIFFUSION_WEBUI_FLAGS", "").split()
+    flags = os.environ.get(FLAGS, "").split()
     server = WebUIServer(*webui_places, tmp_path_factory.mktemp("webui"), flags)
     try:
         server.wait()
@@ -94,7 +96,7 @@ def write_down(row: tuple[str, str], outcome: str) -> None:
         return
     from tests.e2e.hosts_page import HostsPage, name_checkout, name_commit
 
-    place = f"{datetime.date.today()} {name_commit(Path(__file__).parent)}"
+    cell = (outcome, datetime.date.today(), name_commit(Path(__file__).parent), *os.environ.get(FLAGS, "").split())
     hosts = HostsPage(Path(page))
-    hosts.record(name_checkout(Path(checkout)), {row: f"{outcome} {place}"})
+    hosts.record(name_checkout(Path(checkout)), {row: " ".join(map(str, cell))})
     hosts.write()

@@ -15,8 +15,8 @@ HEAD = """\
 # Where it was run
 
 Layer modes and paths in real WebUIs, by the end-to-end suite, which writes this page. Each cell has the outcome, the \
-date and the commit of this project; the WebUI's own commit is at the top. Seeded checkpoints and layer files of full \
-shape, on a processor. A dash: not run there.
+date, the commit of this project and flags of the WebUI if any were added; its own commit is at the top. Seeded \
+checkpoints and layer files of full shape, on a processor. A dash: not run there.
 
     make e2e LAYERDIFFUSION_WEBUI=<checkout> LAYERDIFFUSION_WEBUI_PYTHON=<its Python>
 
