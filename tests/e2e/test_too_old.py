@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from lib_layerdiffusion.hosts import HOOK
 from tests.e2e.server import WebUIServer, is_forge
 
 
 @pytest.mark.seen("any", "refused as too old")
 def test_one_sentence(webui_places: tuple[Path, Path], tmp_path: Path) -> None:
     folder, python = webui_places
-    if is_forge(folder) or "process_before_every_sampling" in (folder / "modules/scripts.py").read_text("utf-8"):
+    if is_forge(folder) or HOOK in (folder / "modules/scripts.py").read_text("utf-8"):
         pytest.skip("this WebUI isn't too old")
     webui = WebUIServer(folder, python, tmp_path)
     try:

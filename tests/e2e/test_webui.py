@@ -148,7 +148,7 @@ def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, 
     assert (before != after)[~outside].any()
 
 
-@pytest.mark.seen("foreground", "264x200")
+@pytest.mark.seen("foreground", "264x200 asked for, the size of a plain picture made")
 def test_size_between_steps(webui: WebUIServer) -> None:
     """A plain picture's size: one bundle of Forge Neo rounds to multiples of 64."""
     asked = {"width": 264, "height": 200}

@@ -33,14 +33,15 @@ def list_networks() -> Iterator[nn.Module]:
 def look_at_model() -> dict[str, Any]:
     """A checksum of all weights, and the names of modules on which something of ours hangs.
 
-    As float32, which holds the others' values: Forge Neo stores embeddings so from their second use on.
+    Half precision as float32, which holds its values: Forge Neo stores embeddings so from their second use on.
     """
     checksum, left = 0, []
     for network in list_networks():
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):
             if name.endswith(MADE_ANEW):
                 continue
-            flat = tensor.detach().cpu().float().contiguous().reshape(-1)
+            wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+            flat = wide.detach().cpu().contiguous().reshape(-1)
             checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum) if flat.numel() else checksum
         left += [name for name, module in network.named_modules() if any(map(is_ours, list_attached(module)))]
     return {"checksum": checksum, "left": left}
