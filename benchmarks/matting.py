@@ -3,7 +3,7 @@
 Matting sees a composite over a background; latent transparency carries alpha through the latent. Needs the training
 archive and `pip install pymatting`, whose first import compiles for about a minute:
 
-    python benchmarks/matting.py sprites.zip --model lib_layerdiffusion/demo/model
+    python benchmarks/matting.py sprites.zip --model lib_layerdiffusion/embedded/model
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def tabulate(errors: dict[str, dict[str, float]], counts: dict[str, int]) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", type=Path, default=Path("lib_layerdiffusion/demo/model"))
+    parser.add_argument("--model", type=Path, default=Path("lib_layerdiffusion/embedded/model"))
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("docs/matting.md"))
     given = parser.parse_args()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib_layerdiffusion import __version__
-from lib_layerdiffusion.weight_file import UnreadableFileError, describe_bytes, read_header
 from lib_layerdiffusion.weights import WeightStore
+from lib_layerdiffusion.weights.header import UnreadableFileError, describe_bytes, read_header
 
 REQUIRED = ("torch", "numpy", "pillow", "safetensors")
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lib_layerdiffusion.export import whole_file
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.weight_file import UnreadableFileError, read_header
+from lib_layerdiffusion.weights.header import UnreadableFileError, read_header
 
 FORMAT = "layerdiffusion latent, VAE space"
 LATENT_SIDE_LIMIT = 2048  # of the latent: 16384 pixels

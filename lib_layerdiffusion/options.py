@@ -23,7 +23,7 @@ RESIZE_MODES: dict[str, str] = {
     "fill": "Resize and Fill",
 }
 OUTPUTS: tuple[str, ...] = ("rgba", "background", "blend", "checker", "alpha", "recomposite", "psd", "ora")
-VIEWS: tuple[int, ...] = (1, 2, 4, 8)
+VIEW_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
 
 # The reference extension's positional arguments, in its order. `output_origin` never did anything there.
 POSITIONAL: tuple[str, ...] = (
@@ -95,7 +95,7 @@ class LayerOptions:
         "choice",
         "Decode quality",
         "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest.",
-        choices=VIEWS,
+        choices=VIEW_COUNTS,
     )
     # `_option` returns a dataclass field, so nothing mutable is shared.
     foreground_image: LayerImage = _option(None, "image", "Foreground image", "RGBA, for modes that start from one.")  # noqa: RUF009

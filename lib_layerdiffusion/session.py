@@ -19,9 +19,11 @@ from lib_layerdiffusion.layers import Layer, LayerStack, pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder, read_units
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from lib_layerdiffusion.weights import WeightStore
+from lib_layerdiffusion.weights.attention_units import read_units
+from lib_layerdiffusion.weights.patches import Patch, parse_patches
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +259,7 @@ class Session:
         if file == mode.encoder:
             return TransparentEncoder.from_state_dict(state).eval().requires_grad_(False)
         if mode.kind == "patches":
-            patches = injection.parse_patches(state)
+            patches = parse_patches(state)
             return {self.host.parameter_name(name) or name: patch for name, patch in patches.items()}
         return self._load_shared_attention(state)
 
@@ -315,7 +317,7 @@ class SharedAttention:
     control: ControlEncoder | None
 
 
-def _count_bytes(network: SharedAttention | Mapping[str, injection.Patch]) -> int:
+def _count_bytes(network: SharedAttention | Mapping[str, Patch]) -> int:
     """Size of what computes beside the UNet in every step."""
     if isinstance(network, SharedAttention):
         tensors = [parameter for unit in network.units.values() for parameter in unit.parameters()]

@@ -1,6 +1,6 @@
-"""Attention shared between the frames of a layer set: the unit that stands in for an attention module, and its files.
+"""Attention shared between the frames of a layer set: the unit that stands in for an attention module.
 
-LayerDiffusion, arXiv 2402.17113, section 3.3; the weights are those of the published `layer_sd15_*` files.
+LayerDiffusion, arXiv 2402.17113, section 3.3. Parameter names are those of the published `layer_sd15_*` files.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ATTENTION_ORDER: tuple[str, ...] = tuple(
 )
 """LDM names of the 32 attention modules of an SD1.5 UNet, in the order of the files."""
 
-UNITS_PREFIX = "hookers.layers."
-CONTROL_PREFIX = "kwargs_encoder."
+ControlWidths: TypeAlias = "tuple[int, int, int, int]"
+"""Channels of a control encoder's first four scales; the last is also that of the signals."""
 
 ControlSignal: TypeAlias = "Tensor | Mapping[int, Tensor]"
 """[B or 1, 256, h, w], or such tensors by their token count h * w, as ControlEncoder makes them."""
@@ -77,6 +77,7 @@ class AttentionSharingUnit(nn.Module):
     `attention` is the host's module; it has `heads`, `to_q`, `to_k`, `to_v` and `to_out` (a linear, or a list of one
     and a dropout). Its layers are called, never read, so quantised weights and other LoRAs on them keep working; it is
     not a submodule. `widths`: of the hidden state and of the context; read from the module when not given.
+    `control_channels`: of the control signal, if there is one.
     A fresh unit gives what `attention` gives.
     """
 
@@ -87,6 +88,7 @@ class AttentionSharingUnit(nn.Module):
         control: bool = False,
         rank: int = 256,
         widths: tuple[int, int] | None = None,
+        control_channels: int = CONTROL_CHANNELS,
     ) -> None:
         super().__init__()
         hidden, context = widths or _read_widths(attention)
@@ -99,7 +101,9 @@ class AttentionSharingUnit(nn.Module):
         for name in LINEARS:
             self.add_module(name, nn.Linear(hidden, hidden))
         self.temporal_n = nn.LayerNorm(hidden, eps=1e-6)
-        self.control_convs = nn.ModuleList(_make_control_convs(hidden) for _ in range(frames)) if control else None
+        self.control_convs = None
+        if control:
+            self.control_convs = nn.ModuleList(_make_control_convs(control_channels, hidden) for _ in range(frames))
         _zero(self.get_submodule("temporal_o"))
         for convs in self.control_convs or ():
             _zero(convs.get_submodule("2"))
@@ -319,7 +323,7 @@ class AttentionSharingUnit(nn.Module):
 class ControlEncoder(nn.Module):
     """Encodes the control image to the signals at 1/8, 1/16, 1/32 and 1/64 of its size."""
 
-    def __init__(self, widths: tuple[int, int, int, int] = (32, 64, 128, CONTROL_CHANNELS)) -> None:
+    def __init__(self, widths: ControlWidths = (32, 64, 128, CONTROL_CHANNELS)) -> None:
         super().__init__()
         a, b, c, d = widths
         first = [(3, a, 1), (a, a, 1), (a, b, 2), (b, b, 1), (b, c, 2), (c, c, 1), (c, d, 2), (d, d, 1)]
@@ -344,120 +348,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def read_units(
-    state: Mapping[str, Tensor], attentions: Sequence[nn.Module]
-) -> tuple[list[AttentionSharingUnit], ControlEncoder | None]:
-    """Make the units of an attention-sharing file, in the order of ATTENTION_ORDER, and its control encoder if any.
-
-    Frames, rank, control and widths are read from the file; the tensors are used as they are, without a copy, and need
-    no gradient. Refuses a UNet that isn't of SD1.5's structure or width, and a file with missing, left-over or
-    misshapen tensors.
-    """
-    if not any(key.startswith(UNITS_PREFIX) for key in state):
-        raise Refusal(
-            f"This file has no {UNITS_PREFIX}* tensors, so it isn't an attention-sharing file: "
-            "take one of the layer_sd15_* files of the layer mode."
-        )
-    if len(attentions) != len(ATTENTION_ORDER):
-        raise Refusal(
-            f"The loaded UNet has {len(attentions)} attention modules and the attention-sharing file is made for the "
-            f"{len(ATTENTION_ORDER)} of Stable Diffusion 1.5: load an SD1.5 checkpoint or choose a mode of its family."
-        )
-    has_control = any(key.startswith(CONTROL_PREFIX) for key in state)
-    with torch.device("meta"):
-        units = [_shape_unit(state, index, attention, has_control) for index, attention in enumerate(attentions)]
-        control = ControlEncoder() if has_control else None
-    expected = {
-        f"{UNITS_PREFIX}{index}.{key}": value.shape
-        for index, unit in enumerate(units)
-        for key, value in unit.state_dict().items()
-    }
-    if control is not None:
-        expected |= {f"{CONTROL_PREFIX}{key}": value.shape for key, value in control.state_dict().items()}
-    _check_state(state, expected)
-    for index, unit in enumerate(units):
-        _fill(unit, state, f"{UNITS_PREFIX}{index}.")
-    if control is not None:
-        _fill(control, state, CONTROL_PREFIX)
-    return units, control
-
-
-def _shape_unit(state: Mapping[str, Tensor], index: int, attention: nn.Module, control: bool) -> AttentionSharingUnit:
-    """A unit without numbers, of the file's frames, rank and widths, which must be the attention module's."""
-    prefix = f"{UNITS_PREFIX}{index}."
-    frames = 0
-    while f"{prefix}to_q_lora.{frames}.down.weight" in state:
-        frames += 1
-    first = f"{prefix}to_q_lora.0.down.weight"
-    missing = [key for key in (first, f"{prefix}to_k_lora.0.down.weight") if key not in state]
-    if missing:
-        raise Refusal(f"The attention-sharing file lacks {missing[0]}: download it again.")
-    rank, hidden = _two_sizes(state, first)
-    _, context = _two_sizes(state, f"{prefix}to_k_lora.0.down.weight")
-    own = _known_widths(attention)
-    if any(size is not None and size != wanted for size, wanted in zip(own, (hidden, context), strict=True)):
-        raise Refusal(
-            f"The attention-sharing file is made for widths {hidden} and {context} in {ATTENTION_ORDER[index]}, "
-            f"and the loaded UNet has {own[0]} and {own[1]}: load a checkpoint of the file's family (SD1.5 "
-            "for layer_sd15_*), or choose a mode of the checkpoint's."
-        )
-    return AttentionSharingUnit(attention, frames, control, rank, (hidden, context))
-
-
-def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) -> None:
-    missing = [key for key in expected if key not in state]
-    if missing:
-        raise Refusal(f"The attention-sharing file lacks {_name_some(missing)}: download it again.")
-    extra = [key for key in state if key not in expected]
-    if extra:
-        raise Refusal(
-            f"The attention-sharing file has {_name_some(extra)}, which no layer mode knows: take the published file."
-        )
-    for key, shape in expected.items():
-        if state[key].shape != shape:
-            raise Refusal(
-                f"{key} of the attention-sharing file is {list(state[key].shape)} and should be {list(shape)}: "
-                "take the published file, and a checkpoint of its family."
-            )
-
-
-def _name_some(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - 1} more tensors" if len(keys) > 1 else ""
-    return f"{keys[0]}{more}"
-
-
-def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
-    own = {key: state[f"{prefix}{key}"] for key in module.state_dict()}
-    module.load_state_dict(own, assign=True)
-    module.requires_grad_(False).eval()
-
-
-def _two_sizes(state: Mapping[str, Tensor], key: str) -> tuple[int, int]:
-    shape = state[key].shape
-    if len(shape) != 2 or 0 in shape:
-        raise Refusal(
-            f"{key} of the attention-sharing file is {list(shape)} and should be a matrix: download it again."
-        )
-    return shape[0], shape[1]
-
-
-def _known_widths(attention: Any) -> tuple[int | None, int | None]:
+def known_widths(attention: Any) -> tuple[int | None, int | None]:
     """Widths of hidden state and context; None where the host's layer (4 bit, GGUF) doesn't tell."""
     hidden, context = (getattr(getattr(attention, name, None), "in_features", None) for name in ("to_q", "to_k"))
     return hidden, context
 
 
 def _read_widths(attention: Any) -> tuple[int, int]:
-    hidden, context = _known_widths(attention)
+    hidden, context = known_widths(attention)
     if hidden is None or context is None:
         raise ValueError("to_q and to_k don't tell their in_features: give widths")
     return hidden, context
 
 
-def _make_control_convs(outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(CONTROL_CHANNELS, CONTROL_CHANNELS, 3, padding=1), nn.SiLU(), nn.Conv2d(CONTROL_CHANNELS, outputs, 1)
-    )
+def _make_control_convs(channels: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.SiLU(), nn.Conv2d(channels, outputs, 1))
 
 
 def _make_conv_stack(convs: Iterable[tuple[int, int, int]]) -> nn.Sequential:

@@ -6,8 +6,7 @@ LayerDiffusion, arXiv 2402.17113, section 3.1. Parameter names and shapes are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TypeVar, cast
 
@@ -16,88 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .refusal import Refusal
+from .views import LATENT_STRIDE, STRIDE, Cancelled, Progress, decode
 
-LEVELS = 7
-STRIDE = 2 ** (LEVELS - 1)  # a side of the image that forward() takes is a multiple of this
-LATENT_STRIDE = 8
+__all__ = ["Cancelled", "Progress", "TransparentDecoder", "TransparentEncoder"]
+
+LEVELS = 7  # so that the sides of what forward() takes are multiples of 2 ** 6 = STRIDE
 LATENT_LEVEL = 3  # the level whose resolution is that of the latent
 ATTENTION_LEVELS = 3  # the deepest levels have attention
 GROUPS = 4  # of the normalisation; widths are multiples of it
-TILE_OVERLAP = 64  # pixels that neighbouring tiles share
-
-Progress = Callable[[int, int], bool | None]
-"""Called with (views done, views in all) after each batch of views; False cancels, and so does raising."""
-
-View = tuple[bool, int]  # (mirrored left to right, then turned by so many quarters)
-
-# Any prefix of 1, 2, 4 or 8 views is a balanced choice: the first two cover both ends of the stride-2 convolutions'
-# sampling grid, the first four all four corners of it, and those keep the shape of a non-square image.
-VIEWS: tuple[View, ...] = (
-    (False, 0),
-    (False, 2),
-    (True, 0),
-    (True, 2),
-    (False, 1),
-    (False, 3),
-    (True, 1),
-    (True, 3),
-)
-
 
 _Network = TypeVar("_Network", bound=nn.Module)
-
-
-class Cancelled(Exception):
-    """Decoding stopped because the progress callback returned False; nothing is wrong with the request."""
-
-
-@dataclass
-class _Report:
-    """Counts the views that are done and asks the callback whether to go on."""
-
-    progress: Progress | None
-    total: int
-    done: int = 0
-
-    def advance(self, views: int) -> None:
-        self.done += views
-        if self.progress is not None and self.progress(self.done, self.total) is False:
-            raise Cancelled(f"Decoding was cancelled after {self.done} of {self.total} views.")
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A tile's extent along one axis, in pixels, and whether neighbours overlap its ends."""
-
-    start: int
-    stop: int
-    fades_in: bool
-    fades_out: bool
-
-    def weigh(self) -> Tensor:
-        """Weights [stop - start] that rise and fall linearly over the overlaps."""
-        weights = torch.ones(self.stop - self.start)
-        ramp = torch.arange(1, TILE_OVERLAP + 1) / (TILE_OVERLAP + 1)
-        if self.fades_in:
-            weights[:TILE_OVERLAP] *= ramp
-        if self.fades_out:
-            weights[-TILE_OVERLAP:] *= ramp.flip(0)
-        return weights
-
-
-@dataclass(frozen=True)
-class _Tile:
-    rows: _Span
-    columns: _Span
-
-    def cut(self, x: Tensor, scale: int = 1) -> Tensor:
-        """A view of this tile in x [..., H/scale, W/scale]."""
-        rows, columns = (slice(span.start // scale, span.stop // scale) for span in (self.rows, self.columns))
-        return x[..., rows, columns]
-
-    def weigh(self) -> Tensor:
-        """Blending weights [H, W]."""
-        return self.rows.weigh()[:, None] * self.columns.weigh()
 
 
 class _Resnet(nn.Module):
@@ -296,14 +223,6 @@ class TransparentDecoder(nn.Module):
         progress: see `Progress`; Cancelled when it returns False.
         Refusal when shapes or values can't be decoded.
         """
-        if views not in (1, 2, 4, 8):
-            raise Refusal(f"The transparent decoder takes 1, 2, 4 or 8 views, not {views}: choose one of these.")
-        if view_batch is not None and view_batch < 1:
-            raise Refusal(f"view_batch is how many views run at once, so {view_batch} can't be served: use 1 or more.")
-        if max_pixels is not None and max_pixels < 1:
-            raise Refusal(
-                f"max_pixels is the size of a tile, so {max_pixels} can't be served: use {STRIDE**2} or more."
-            )
         _check_shapes(pixel, latent)
         if not pixel.is_floating_point():
             raise Refusal(
@@ -315,51 +234,11 @@ class TransparentDecoder(nn.Module):
                     f"The {name} to decode contains NaN or infinite values: run the model or its VAE in float32 or "
                     "bfloat16 (for example with --no-half-vae) and generate again."
                 )
-        device, (height, width) = pixel.device, pixel.shape[-2:]
         weight = self.conv_in.weight
-        rows, columns = (-(-side // STRIDE) * STRIDE for side in (height, width))
-        pixel = pixel.to(weight.device, weight.dtype).clamp(0, 1)
-        latent = latent.to(weight.device, weight.dtype)
-        pixel = _mirror_to(pixel, LATENT_STRIDE * latent.shape[-2], LATENT_STRIDE * latent.shape[-1])
-        pixel = _mirror_to(pixel, rows, columns)
-        latent = _mirror_to(latent, rows // LATENT_STRIDE, columns // LATENT_STRIDE)
-
         if weight.device.type == "cpu":  # its convolutions are faster when a pixel's channels lie side by side
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-        tiles = _split(rows, columns, max_pixels)
-        report = _Report(progress, views * len(tiles))
-        if len(tiles) == 1:
-            decoded = self._decode_tile(pixel, latent, views, view_batch, report)
-        else:
-            decoded = self._decode_tiles(pixel, latent, tiles, views, view_batch, report)
-        return decoded[..., :height, :width].to(device)
-
-    def _decode_tiles(
-        self, pixel: Tensor, latent: Tensor, tiles: Sequence[_Tile], views: int, view_batch: int | None, report: _Report
-    ) -> Tensor:
-        total = torch.zeros_like(pixel[:, :1], dtype=torch.float32).repeat(1, 4, 1, 1)
-        weights = torch.zeros_like(total[:1, :1])
-        for tile in tiles:
-            decoded = self._decode_tile(tile.cut(pixel), tile.cut(latent, LATENT_STRIDE), views, view_batch, report)
-            weight = tile.weigh().to(total)
-            tile.cut(total).add_(decoded * weight)
-            tile.cut(weights).add_(weight)
-        return total / weights
-
-    def _decode_tile(
-        self, pixel: Tensor, latent: Tensor, views: int, view_batch: int | None, report: _Report
-    ) -> Tensor:
-        decoded: list[Tensor] = []
-        for batch in _batch_views(VIEWS[:views], pixel, view_batch):
-            turned = (
-                torch.cat([_turn(pixel, view) for view in batch]),
-                torch.cat([_turn(latent, view) for view in batch]),
-            )
-            output = self(*turned).float().clamp_(0, 1)
-            decoded += [_turn_back(part, view) for part, view in zip(output.chunk(len(batch)), batch, strict=True)]
-            report.advance(len(batch))
-        return _lower_median(decoded)
+        given = pixel.to(weight.device, weight.dtype).clamp(0, 1), latent.to(weight.device, weight.dtype)
+        return decode(self, *given, views, view_batch, max_pixels, progress).to(pixel.device)
 
 
 class TransparentEncoder(nn.Module):
@@ -455,85 +334,3 @@ def _check_shapes(pixel: Tensor, latent: Tensor) -> None:
             f"The transparent decoder takes an image [B, 3, H, W] and its latent [B, 4, H/8, W/8], not "
             f"{list(pixel.shape)} and {list(latent.shape)}: give the latent that this very image was decoded from."
         )
-
-
-def _mirror_to(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Extend [..., H, W] to the bottom and right by its mirror image, edge included, as often as it takes."""
-    for dim, size in ((-2, rows), (-1, columns)):
-        side = x.shape[dim]
-        if size > side:
-            index = torch.arange(size, device=x.device) % (2 * side)
-            x = x.index_select(dim, torch.minimum(index, 2 * side - 1 - index))
-    return x
-
-
-def _split(rows: int, columns: int, max_pixels: int | None) -> list[_Tile]:
-    """Tiles that cover an image whose sides are multiples of 64, none larger than max_pixels unless it is 128 x 128."""
-    sides, counts = [rows, columns], [1, 1]
-    smallest = 2 * TILE_OVERLAP
-    while max_pixels is not None and sides[0] * sides[1] > max_pixels and max(sides) > smallest:
-        axis = int(sides[1] > sides[0])
-        counts[axis] += 1
-        length = (rows, columns)[axis] + (counts[axis] - 1) * TILE_OVERLAP
-        sides[axis] = max(smallest, -(-length // counts[axis] // STRIDE) * STRIDE)
-    spans = [_spread(size, side) for size, side in zip((rows, columns), sides, strict=True)]
-    return [_Tile(row, column) for row in spans[0] for column in spans[1]]
-
-
-def _spread(size: int, side: int) -> list[_Span]:
-    """As few spans of length `side` as overlap by TILE_OVERLAP or more, evenly over 0..size, on the latent's grid."""
-    last = size - side
-    count = 1 + -(-last // (side - TILE_OVERLAP)) if last else 1
-    starts = [last * i // max(1, count - 1) // LATENT_STRIDE * LATENT_STRIDE for i in range(count)]
-    return [_Span(start, start + side, start > 0, start < last) for start in starts]
-
-
-def _turn(x: Tensor, view: View) -> Tensor:
-    mirrored, quarters = view
-    return torch.rot90(x.flip(-1) if mirrored else x, quarters, (-2, -1))
-
-
-def _turn_back(x: Tensor, view: View) -> Tensor:
-    mirrored, quarters = view
-    x = torch.rot90(x, -quarters, (-2, -1))
-    return x.flip(-1) if mirrored else x
-
-
-def _batch_views(views: Sequence[View], pixel: Tensor, size: int | None) -> Iterator[list[View]]:
-    """Views that can run together: at most `size` at once, and of the same shape."""
-    if size is None:
-        size = 1
-    batch: list[View] = []
-    for view in views:
-        turns_shape = pixel.shape[-1] != pixel.shape[-2] and batch and (view[1] - batch[-1][1]) % 2
-        if len(batch) == size or turns_shape:
-            yield batch
-            batch = []
-        batch.append(view)
-    yield batch
-
-
-def _lower_median(values: Sequence[Tensor]) -> Tensor:
-    """Per element, the lower of the two middle values of 2, 4 or 8 tensors, as torch.median has it; of 1, itself.
-
-    By minimum and maximum only: faster than a median along a stacked dimension, and the same on every device.
-    """
-    if len(values) == 1:
-        return values[0]
-    middle = len(values) // 2
-    ascending, descending = _sort(values[:middle]), _sort(values[middle:])[::-1]
-    # pairing the halves in opposite order, the smaller ones of all pairs are the lower half of all values
-    result = torch.minimum(ascending[0], descending[0])
-    for a, b in zip(ascending[1:], descending[1:], strict=True):
-        result = torch.maximum(result, torch.minimum(a, b))
-    return result
-
-
-def _sort(values: Sequence[Tensor]) -> list[Tensor]:
-    """Per element, the values in ascending order."""
-    ordered = list(values)
-    for end in range(len(ordered) - 1, 0, -1):
-        for i in range(end):
-            a, b = ordered[i], ordered[i + 1]
-            ordered[i], ordered[i + 1] = torch.minimum(a, b), torch.maximum(a, b)
-    return ordered

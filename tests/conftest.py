@@ -10,7 +10,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-EMBEDDED_FOLDER = Path(__file__).parents[1] / "lib_layerdiffusion" / "demo" / "model"
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "lib_layerdiffusion" / "embedded" / "model"
 
 
 @pytest.fixture(scope="session")

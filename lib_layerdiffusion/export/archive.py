@@ -7,8 +7,8 @@ import zipfile
 from typing import BinaryIO
 
 from ..layers import LayerStack, composite
-from ..output_folder import slug
 from . import png, whole_file
+from .names import slug
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can name; the same layers make the same file
 

@@ -24,7 +24,7 @@ from lib_layerdiffusion.planning import Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
 from lib_layerdiffusion.refusal import Refusal, list_choices
 from lib_layerdiffusion.session import Image, Progress, Session
-from lib_layerdiffusion.transparent_vae import Cancelled
+from lib_layerdiffusion.views import Cancelled
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
 LARGEST_SEED = 2**32 - 1

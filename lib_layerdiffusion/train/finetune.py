@@ -22,14 +22,15 @@ from torch import Tensor, nn
 
 from ..hosts.diffusers import DiffusersHost, layer_diffusion
 from ..hosts.ldm_names import name_modules, translate
-from ..injection import LoraPatch, shared_attention, side_path
+from ..hosts.pipelines import load_pipeline
+from ..injection import shared_attention, side_path
 from ..layers import composite
 from ..modes import Mode, find_mode
-from ..pipelines import load_pipeline
 from ..refusal import Refusal
 from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
+from ..weights.patches import LoraPatch
 from .base import denoising_loss
 from .config import as_metadata
 from .dataset import (
@@ -276,7 +277,7 @@ def train(config: FinetuneConfig, out: Path) -> None:
     """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
     accelerator = open_accelerator(unused_parameters=True)
     torch.manual_seed(config.seed)
-    pipeline: Any = load_pipeline(str(config.base), device="cpu").to(accelerator.device)
+    pipeline: Any = load_pipeline(config.base, device="cpu").to(accelerator.device)
     host = DiffusersHost(pipeline)
     mode = find_mode(config.mode, host.family)
     check_form(config.form, mode)

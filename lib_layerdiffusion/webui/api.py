@@ -36,7 +36,7 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal, lacks_memory, list_choices
 from ..session import Session
 from . import doctor, results
-from .image_codes import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
+from .base64_images import Opened, count_pixels, decode_base64, load_image_code, open_image_code, read_image_code
 from .inputs import why_not
 from .status import find_host
 

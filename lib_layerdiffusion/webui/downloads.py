@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from modules import shared
 
 from ..refusal import Refusal
-from ..weight_file import describe_bytes
 from ..weights import WeightStore
+from ..weights.header import describe_bytes
 
 
 def fetch(store: WeightStore, names: Iterable[str]) -> None:

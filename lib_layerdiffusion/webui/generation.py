@@ -24,10 +24,10 @@ from ..planning import SIZE_STEP, Facts, Plan, round_up
 from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session
-from ..transparent_vae import Cancelled
+from ..views import Cancelled
 from . import downloads, infotext, job_options, results, xyz
 from .arguments import is_enabled, read_options
-from .image_codes import read_image_code
+from .base64_images import read_image_code
 from .inputs import why_not
 from .replacing import Replaced, replace_method
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ..host import Host
 from ..modes import FAMILIES, MODES, Mode, name_mode
 from ..refusal import Refusal
-from ..weight_file import describe_bytes
 from ..weights import WeightStore
+from ..weights.header import describe_bytes
 from .inputs import why_not
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from ..modes import MODE_NAMES, name_mode
-from ..options import VIEWS, LayerOptions
+from ..options import VIEW_COUNTS, LayerOptions
 from ..refusal import Refusal
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ AXES: tuple[Axis, ...] = (
     Axis("[LayerDiffusion] Weight", "weight", float),
     Axis("[LayerDiffusion] Start at", "start_at", float),
     Axis("[LayerDiffusion] Stop at", "stop_at", float),
-    Axis("[LayerDiffusion] Decode quality", "views", int, lambda: [str(views) for views in VIEWS]),
+    Axis("[LayerDiffusion] Decode quality", "views", int, lambda: [str(views) for views in VIEW_COUNTS]),
 )
 
 

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from lib_layerdiffusion import cli, commands
-from lib_layerdiffusion.pipelines import load_pipeline
+from lib_layerdiffusion import cli
+from lib_layerdiffusion.cli import commands
+from lib_layerdiffusion.hosts.pipelines import load_pipeline
 from tests.tiny_models import attention_file, decoder_file, encoder_file, make_sd15, make_tokenizer
 
 
@@ -54,7 +55,7 @@ def run(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> Runner:
 
 
 @functools.cache
-def load_intact(model: str) -> Any:
+def load_intact(model: Path) -> Any:
     return load_pipeline(model, device="cpu", offline=True)
 
 
@@ -62,8 +63,8 @@ def load_intact(model: str) -> Any:
 def load_once(monkeypatch: pytest.MonkeyPatch, tiny_model: Path, bare_model: Path) -> None:
     """Open each of the two intact models only once; the library promises to leave them as they were."""
 
-    def load(model: str, **settings: Any) -> Any:
-        if model in (str(tiny_model), str(bare_model)) and settings.get("device") in ("auto", "cpu"):
+    def load(model: Path, **settings: Any) -> Any:
+        if model in (tiny_model, bare_model) and settings.get("device") in ("auto", "cpu"):
             return load_intact(model)
         return load_pipeline(model, **settings)
 

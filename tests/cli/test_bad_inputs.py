@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib_layerdiffusion import commands
+from lib_layerdiffusion.cli import commands
 from lib_layerdiffusion.latent_file import FORMAT
 
 ATTENTION = "layer_sd15_transparent_attn.safetensors"

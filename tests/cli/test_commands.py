@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib_layerdiffusion import commands, pipelines
-from lib_layerdiffusion.demo.gallery import contact_sheet
+from lib_layerdiffusion import embedded
+from lib_layerdiffusion.cli import commands
+from lib_layerdiffusion.embedded.gallery import contact_sheet
+from lib_layerdiffusion.export.names import slug
+from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
-from lib_layerdiffusion.output_folder import slug
 
 
 def read(path: Path) -> np.ndarray:
@@ -188,7 +190,7 @@ class TestDoctor:
         model = tmp_path / "model"
         shutil.copytree(run.model, model)
         (model / "captions.json").write_text("[]")
-        monkeypatch.setattr("lib_layerdiffusion.commands.EMBEDDED_FOLDER", model)
+        monkeypatch.setattr("lib_layerdiffusion.cli.commands.EMBEDDED_FOLDER", model)
         outcome = run("doctor", "--weights", model / "layer_model")
         assert outcome.code == 0, outcome.out
         assert f"torch {torch.__version__}" in outcome.out
@@ -200,7 +202,7 @@ class TestDoctor:
     def test_damaged(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         model = tmp_path / "model"
         shutil.copytree(run.model, model)
-        monkeypatch.setattr("lib_layerdiffusion.commands.EMBEDDED_FOLDER", model)
+        monkeypatch.setattr("lib_layerdiffusion.cli.commands.EMBEDDED_FOLDER", model)
         unet = next((model / "unet").glob("*.safetensors"))
         unet.write_bytes(unet.read_bytes()[:-9])
         (model / "layer_model" / "layer_sd15_transparent_attn.safetensors").write_bytes(b"")
@@ -219,7 +221,7 @@ class TestDemo:
         shutil.copytree(run.model, model)
         captions = [{"caption": f"thing {letter}", "kind": "opaque"} for letter in "abcdefghijk"]
         (model / "captions.json").write_text(json.dumps(captions))
-        for module in (commands, pipelines):
+        for module in (commands, embedded):
             monkeypatch.setattr(module, "EMBEDDED_FOLDER", model)
         words = ["demo", "--steps", 1, "--views", 1, "--count", 10, "--out", tmp_path / "out"]
         outcome = run(*words)

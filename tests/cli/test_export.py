@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib_layerdiffusion.ldm_checkpoint import export
+from lib_layerdiffusion.embedded.a1111_checkpoint import export
 from lib_layerdiffusion.refusal import Refusal
 
 LDM = re.compile(

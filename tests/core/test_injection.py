@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_layerdiffusion.injection import (
-    DiffPatch,
-    LoraPatch,
-    Patch,
-    parse_patches,
     posterior,
     shared_attention,
     side_path,
@@ -22,6 +18,7 @@ from lib_layerdiffusion.injection import (
 )
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import AttentionSharingUnit
+from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch, Patch, parse_patches
 
 diffusers = pytest.importorskip("diffusers")
 STRENGTH = 0.7

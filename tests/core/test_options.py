@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lib_layerdiffusion.modes import MODES
-from lib_layerdiffusion.options import OUTPUTS, POSITIONAL, RESIZE_MODES, VIEWS, LayerOptions
+from lib_layerdiffusion.options import OUTPUTS, POSITIONAL, RESIZE_MODES, VIEW_COUNTS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 
 # Nothing is timed, however busy the machine is.
@@ -26,7 +26,7 @@ options = st.builds(
     weight=st.floats(0, 2),
     start_at=fractions,
     stop_at=fractions,
-    views=st.sampled_from(VIEWS),
+    views=st.sampled_from(VIEW_COUNTS),
     foreground_image=st.sampled_from([None, "a.png", Path("b.png"), np.zeros((2, 3, 4), np.uint8)]),
     resize_mode=st.sampled_from([*RESIZE_MODES, *RESIZE_MODES.values()]),
     foreground_prompt=st.text(),

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion import shared_attention
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder, read_units
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from lib_layerdiffusion.weights.attention_units import read_units
 from tests import seeded
 
 WIDTH, WORDS_WIDTH, HEADS, RANK = 16, 12, 2, 3

@@ -21,12 +21,12 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from lib_layerdiffusion import download, weights
-from lib_layerdiffusion.download import Download
+from lib_layerdiffusion import weights
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
-from lib_layerdiffusion.weight_file import describe_bytes, read_header, recognise
-from lib_layerdiffusion.weights import WEIGHTS, WeightStore, cache_folder
+from lib_layerdiffusion.weights import WEIGHTS, WeightStore, cache_folder, download
+from lib_layerdiffusion.weights.download import Download
+from lib_layerdiffusion.weights.header import describe_bytes, read_header, recognise
 
 NAME = "vae_transparent_encoder"
 FILE = f"{NAME}.safetensors"
@@ -478,7 +478,7 @@ def test_two_threads_download_once(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from lib_layerdiffusion.download import Download
+from lib_layerdiffusion.weights.download import Download
 with Download("", Path(sys.argv[1]), 0)._alone(None):
     print("held", flush=True)
     sys.stdin.readline()
@@ -486,7 +486,7 @@ with Download("", Path(sys.argv[1]), 0)._alone(None):
 
 
 def test_another_process_that_gets_nowhere_is_reported(tmp_path):
-    root = Path(download.__file__).parents[1]
+    root = Path(download.__file__).parents[2]
     command = [sys.executable, "-c", HOLD, str(tmp_path / FILE)]
     environment = os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as other:

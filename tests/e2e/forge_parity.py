@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
-from lib_layerdiffusion.injection import DiffPatch, LoraPatch
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit
+from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch
 from tests import seeded
 from tests.e2e.server import ONLY_PROCESSOR, choose_flags
 

@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lib_layerdiffusion.injection import FILE_PREFIX
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
 from lib_layerdiffusion.modes import MODES
-from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from lib_layerdiffusion.weights.patches import FILE_PREFIX
 from tests import seeded
 from tests.e2e.server import CHECKPOINTS, CONTROL, LORA, is_forge
 from tests.tiny_models import attention_shapes, ldm_names

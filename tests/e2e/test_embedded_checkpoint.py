@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lib_layerdiffusion.ldm_checkpoint import export
-from lib_layerdiffusion.pipelines import EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded.a1111_checkpoint import export
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
 from tests.browser import Page, opened

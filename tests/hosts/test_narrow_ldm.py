@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lib_layerdiffusion.ldm_checkpoint import describe
+from lib_layerdiffusion.embedded.a1111_checkpoint import describe
 from lib_layerdiffusion.refusal import Refusal
 
-NAME = "lib_layerdiffusion.hosts.narrow_ldm"
+NAME = "lib_layerdiffusion.embedded.narrow_ldm"
 
 
 class Levels(nn.Module):

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
-from lib_layerdiffusion.injection import parse_patches, shared_attention, side_path
+from lib_layerdiffusion.injection import shared_attention, side_path
 from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, read_units
+from lib_layerdiffusion.shared_attention import ATTENTION_ORDER
 from lib_layerdiffusion.train import finetune
 from lib_layerdiffusion.train.dataset import Augmentation, TransparentBatch, read_sprites, step_rng
 from lib_layerdiffusion.train.finetune import (
@@ -32,6 +32,8 @@ from lib_layerdiffusion.train.finetune import (
 )
 from lib_layerdiffusion.train.harmlessness import adjust
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from lib_layerdiffusion.weights.attention_units import read_units
+from lib_layerdiffusion.weights.patches import parse_patches
 
 TINY = FinetuneConfig(size=64, rank=2, views_per_caption=2, steps=2, batch=2, log_every=1, grid_every=0)
 MODES = ["foreground", "together", "background_to_foreground"]

@@ -30,16 +30,17 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 def embedded_pipeline() -> Any:
     """The embedded model's pipeline."""
     pytest.importorskip("diffusers")
-    from lib_layerdiffusion.pipelines import load_pipeline
+    from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
+    from lib_layerdiffusion.hosts.pipelines import load_pipeline
 
-    return load_pipeline("embedded", device="cpu", offline=True)
+    return load_pipeline(EMBEDDED_FOLDER, device="cpu", offline=True)
 
 
 @pytest.fixture(scope="module")
 def stand_in(embedded_pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running stand-in; there can be only one at a time."""
     pytest.importorskip("gradio")
-    from lib_layerdiffusion.demo.webui.stand_in import running
+    from lib_layerdiffusion.stand_in.launch import running
 
     with running(embedded_pipeline, outputs=tmp_path_factory.mktemp("outputs"), offline=True) as started:
         yield started

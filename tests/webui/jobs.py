@@ -44,7 +44,7 @@ class WebUI:
 
     def act_like(self, name: str) -> None:
         """Become "A1111" or "Forge"."""
-        from lib_layerdiffusion.demo.webui import traits
+        from lib_layerdiffusion.stand_in import traits
 
         self.shared.traits = {each.name: each for each in (traits.A1111, traits.FORGE)}[name]
         labels = {key: info for key, info in self.shared.opts.data_labels.items() if key != "stealth_pnginfo_option"}
@@ -54,7 +54,7 @@ class WebUI:
 
     def load(self, pipe: Any, name: str = "other") -> None:
         """Load another model, as a user does between two jobs; undone at the end of the test."""
-        from lib_layerdiffusion.demo.webui.model import LoadedModel
+        from lib_layerdiffusion.stand_in.model import LoadedModel
 
         self.shared.sd_model = LoadedModel(pipe, name)
 

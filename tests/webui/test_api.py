@@ -109,10 +109,11 @@ def client(start: Callable[..., Any]) -> Any:
 def embedded_host() -> Any:
     """The embedded model as the WebUI's loaded one."""
     pytest.importorskip("diffusers")
+    from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
     from lib_layerdiffusion.hosts.diffusers import DiffusersHost
-    from lib_layerdiffusion.pipelines import load_pipeline
+    from lib_layerdiffusion.hosts.pipelines import load_pipeline
 
-    return DiffusersHost(load_pipeline("embedded", device="cpu", offline=True))
+    return DiffusersHost(load_pipeline(EMBEDDED_FOLDER, device="cpu", offline=True))
 
 
 @pytest.fixture

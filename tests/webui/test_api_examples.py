@@ -24,7 +24,7 @@ def served(request: Any, every_file: Path, tmp_path_factory: Any) -> Iterator[tu
     uvicorn = pytest.importorskip("uvicorn")
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    from lib_layerdiffusion.demo.webui.stand_in import running
+    from lib_layerdiffusion.stand_in.launch import running
 
     parts = request.getfixturevalue(f"{request.param}_parts")
     if request.param == "sd15":

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib_layerdiffusion.modes import MODES
-from lib_layerdiffusion.options import OUTPUTS, RESIZE_MODES, VIEWS, LayerOptions
+from lib_layerdiffusion.options import OUTPUTS, RESIZE_MODES, VIEW_COUNTS, LayerOptions
 from lib_layerdiffusion.webui import infotext
 from lib_layerdiffusion.webui.arguments import PAGE_ORDER
 from tests.webui.panel_host import parse_infotext, write_infotext
@@ -31,7 +31,7 @@ options = st.builds(
     weight=st.floats(0, 2),
     start_at=st.floats(0, 1),
     stop_at=st.floats(0, 1),
-    views=st.sampled_from(VIEWS),
+    views=st.sampled_from(VIEW_COUNTS),
     resize_mode=st.sampled_from(list(RESIZE_MODES)),
     foreground_prompt=texts,
     background_prompt=texts,

@@ -29,7 +29,7 @@ class Reloading(WebUI):
 
     def reload(self, enabled: bool = True) -> None:
         """Everything in the order in which WebUIs do it."""
-        from lib_layerdiffusion.demo.webui.stand_in import make_page
+        from lib_layerdiffusion.stand_in.launch import make_page
 
         scripts, callbacks = self.scripts, self.module("script_callbacks")
         callbacks.call("script_unloaded")
@@ -64,7 +64,7 @@ class Reloading(WebUI):
 @pytest.fixture
 def webui(embedded_pipeline: Any, tmp_path: Path) -> Iterator[Reloading]:
     pytest.importorskip("gradio")
-    from lib_layerdiffusion.demo.webui.stand_in import running
+    from lib_layerdiffusion.stand_in.launch import running
 
     with running(embedded_pipeline, outputs=tmp_path, offline=True) as started:
         yield Reloading(started, tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_layerdiffusion.demo.webui.command import check_port
+from lib_layerdiffusion.stand_in.command import check_port
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240  # seconds, for a machine that has other work to do

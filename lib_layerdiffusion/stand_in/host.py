@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lib_layerdiffusion.embedded import EMBEDDED
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
-from lib_layerdiffusion.pipelines import EMBEDDED
 from lib_layerdiffusion.refusal import Refusal
 
 

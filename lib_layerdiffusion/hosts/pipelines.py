@@ -1,4 +1,4 @@
-"""Loads the diffusers pipeline that a command names: the embedded model, a diffusers folder or a single file."""
+"""Loads a diffusers pipeline from a diffusers folder or a single checkpoint file."""
 
 from __future__ import annotations
 
@@ -10,33 +10,28 @@ from typing import Any
 
 from lib_layerdiffusion.refusal import Refusal
 
-EMBEDDED = "embedded"
-EMBEDDED_FOLDER = Path(__file__).parent / "demo" / "model"
 SINGLE_FILE_SUFFIXES = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-def model_path(model: str) -> Path:
-    """Find the folder or file that `--model` names, or refuse."""
-    path = EMBEDDED_FOLDER if model == EMBEDDED else Path(model).expanduser()
-    if model == EMBEDDED and not (path / "model_index.json").is_file():
-        raise Refusal(
-            f"The embedded model is missing from {path}; install the package again, or name a model with --model."
-        )
+def check_path(path: Path) -> Path:
+    """The path itself, if it may be a model; Refusal otherwise."""
     if not path.exists():
         raise Refusal(
             f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file."
         )
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise Refusal(
-            f"{path} is no diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file."
+            f"{path} isn't a diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file."
         )
     if path.is_file() and path.suffix.lower() in PICKLES:
         raise Refusal(
             f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first."
         )
     if path.is_file() and path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
-        raise Refusal(f"{path} is no model file; --model takes 'embedded', a diffusers folder or a .safetensors file.")
+        raise Refusal(
+            f"{path} isn't a model file; --model takes 'embedded', a diffusers folder or a .safetensors file."
+        )
     return path
 
 
@@ -53,11 +48,11 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def load_pipeline(model: str, *, device: str = "auto", offline: bool = False) -> Any:
+def load_pipeline(path: Path, *, device: str = "auto", offline: bool = False) -> Any:
     """Load the whole text-to-image pipeline, in float16 on a GPU and float32 on the CPU."""
     import torch
 
-    path = model_path(model)
+    check_path(path)
     place = pick_device(device)
     dtype = torch.float32 if place == "cpu" else torch.float16
     pipe = (_from_file if path.is_file() else _from_folder)(path, dtype, offline).to(place)

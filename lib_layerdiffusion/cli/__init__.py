@@ -71,7 +71,7 @@ def _dispatch(words: list[str]) -> int:
         case ["harmlessness", *rest]:
             return _delegate("lib_layerdiffusion.train.harmlessness", rest)
         case ["webui", *rest]:
-            return _delegate("lib_layerdiffusion.demo.webui.command", rest)
+            return _delegate("lib_layerdiffusion.stand_in.command", rest)
         case _:
             return _execute(words)
 
@@ -83,7 +83,7 @@ def _execute(words: list[str]) -> int:
         arguments = parser.parse_args(words)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    from lib_layerdiffusion import commands
+    from lib_layerdiffusion.cli import commands
 
     execute: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command)
     return execute(arguments)

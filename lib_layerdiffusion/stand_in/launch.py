@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib_layerdiffusion.demo.gallery import read_captions
-from lib_layerdiffusion.demo.webui.model import LoadedModel
-from lib_layerdiffusion.demo.webui.traits import FORGE, Traits
-from lib_layerdiffusion.pipelines import EMBEDDED, EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded.gallery import read_captions
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.stand_in.model import LoadedModel
+from lib_layerdiffusion.stand_in.traits import FORGE, Traits
 from lib_layerdiffusion.weights import cache_folder
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parents[3]  # the extension's own, with `scripts/`
+FOLDER = Path(__file__).parents[2]  # the extension's own, with `scripts/`
 EMBEDDED_GUIDANCE, GUIDANCE, STEPS = 3.0, 7.0, 20
 LARGEST_PREVIEW = 512  # pixels: no page should begin with a size that takes minutes on a small machine
 

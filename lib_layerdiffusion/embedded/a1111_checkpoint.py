@@ -29,7 +29,7 @@ RESNET = {
     "conv_shortcut": "nin_shortcut",
 }
 ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-CLASSES = "lib_layerdiffusion.hosts.narrow_ldm"
+CLASSES = "lib_layerdiffusion.embedded.narrow_ldm"
 
 
 def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:

@@ -16,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lib_layerdiffusion.demo.gallery import contact_sheet, read_captions
+from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, model_path
+from lib_layerdiffusion.embedded.a1111_checkpoint import export as write_checkpoint
+from lib_layerdiffusion.embedded.gallery import contact_sheet, read_captions
 from lib_layerdiffusion.export import png
+from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
+from lib_layerdiffusion.hosts.pipelines import load_pipeline
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.layers import composite as put_over
-from lib_layerdiffusion.ldm_checkpoint import export as write_checkpoint
 from lib_layerdiffusion.options import LayerOptions
-from lib_layerdiffusion.output_folder import OutputFolder, slug
-from lib_layerdiffusion.pipelines import EMBEDDED, EMBEDDED_FOLDER, load_pipeline, model_path
 from lib_layerdiffusion.planning import MIN_SIZE
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WeightStore, cache_folder
@@ -48,7 +50,7 @@ def demo(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     pictures: list[tuple[str, Pixels]] = []
     with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(EMBEDDED, offline=True)
+        pipe = load_pipeline(model_path(EMBEDDED), offline=True)
         with layer_diffusion(pipe, weights=EMBEDDED_FOLDER / "layer_model", views=arguments.views) as ld:
             for first in range(0, len(captions), DEMO_BATCH):
                 prompts = captions[first : first + DEMO_BATCH]
@@ -73,7 +75,7 @@ def generate(arguments: argparse.Namespace) -> int:
     settings = _sampling(arguments, arguments.model)
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(arguments.model, device=arguments.device, offline=arguments.offline)
+        pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
         with layer_diffusion(pipe, weights=store, **options) as ld:
             for prompt in arguments.prompts:
                 with _progress(prompt) as progress:
@@ -175,7 +177,7 @@ def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[Laye
     """Open the model and the output folder for `encode` and `decode`."""
     store = _store(arguments)
     with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(arguments.model, device=arguments.device, offline=arguments.offline)
+        pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
         with layer_diffusion(pipe, weights=store, **options) as ld:
             yield ld, out
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from lib_layerdiffusion.demo.webui.host import StandInHost
-from lib_layerdiffusion.demo.webui.traits import FORGE, Traits
+from lib_layerdiffusion.stand_in.host import StandInHost
+from lib_layerdiffusion.stand_in.traits import FORGE, Traits
 
 from .options import OptionInfo, Options, make_options, options_section
 from .styles import StyleDatabase

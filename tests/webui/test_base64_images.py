@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.webui.image_codes import read_image_code
+from lib_layerdiffusion.webui.base64_images import read_image_code
 
 RGBA = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
 OPAQUE = np.dstack([RGBA[..., :3], np.full((5, 7), 255, np.uint8)])

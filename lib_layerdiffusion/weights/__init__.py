@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lib_layerdiffusion.download import Download, Progress, Source, hash_file
 from lib_layerdiffusion.refusal import Refusal, list_choices
-from lib_layerdiffusion.weight_file import (
+from lib_layerdiffusion.weights.download import Download, Progress, Source, hash_file
+from lib_layerdiffusion.weights.header import (
     Contents,
     Header,
     UnreadableFileError,

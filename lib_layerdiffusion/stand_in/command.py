@@ -11,7 +11,8 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib_layerdiffusion.pipelines import EMBEDDED, load_pipeline
+from lib_layerdiffusion.embedded import EMBEDDED, model_path
+from lib_layerdiffusion.hosts.pipelines import load_pipeline
 from lib_layerdiffusion.refusal import Refusal
 
 ADDRESS = "127.0.0.1"
@@ -35,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_port(arguments.port)
     import uvicorn
 
-    from lib_layerdiffusion.demo.webui.stand_in import running
+    from lib_layerdiffusion.stand_in.launch import running
 
     is_embedded = arguments.model == EMBEDDED
-    pipe = load_pipeline(arguments.model, device=arguments.device, offline=arguments.offline or is_embedded)
+    pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline or is_embedded)
     settings = {"outputs": arguments.out, "weights": arguments.weights, "offline": arguments.offline or is_embedded}
     address = f"http://{ADDRESS}:{arguments.port}"
     with running(pipe, arguments.model, **settings) as stand_in:

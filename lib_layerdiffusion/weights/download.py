@@ -32,7 +32,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 from lib_layerdiffusion import __version__
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.weight_file import describe_bytes
+from lib_layerdiffusion.weights.header import describe_bytes
 
 logger = logging.getLogger(__name__)
 

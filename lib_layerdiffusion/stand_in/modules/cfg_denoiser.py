@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_layerdiffusion.demo.webui.model import TIME_IDS
+from lib_layerdiffusion.stand_in.model import TIME_IDS
 
 from . import shared
 from .prompt_parser import MulticondLearnedConditioning, ScheduledPromptConditioning

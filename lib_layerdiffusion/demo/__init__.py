@@ -1,1 +1,0 @@
-"""The embedded model and what shows it; `model/` holds its weights."""
