@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from safetensors import SafetensorError
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 HUB = "https://huggingface.co"
 REPOSITORY = "LayerDiffusion/layerdiffusion-v1"
 SUFFIX = ".safetensors"
+Identity: TypeAlias = "tuple[int, int]"  # size and time of change, by which a replaced file is told
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class WeightStore:
         self.offline = offline or os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT", "").strip() or HUB).rstrip("/")
         self.timeout = timeout
-        self._loaded: dict[Path, tuple[tuple[int, int], Mapping[str, Tensor]]] = {}
+        self._headers: dict[Path, tuple[Identity, Header]] = {}
+        self._loaded: dict[Path, tuple[Identity, Mapping[str, Tensor]]] = {}
 
     def find(self, name: str) -> Path | None:
         """Path of a published file in the folders, the first intact one before a damaged one; None if there is none."""
@@ -167,8 +169,7 @@ class WeightStore:
         nobody writes to them.
         """
         path = self._locate(name_or_path, progress)
-        status = path.stat()
-        identity = (status.st_size, status.st_mtime_ns)
+        identity = _identify(path)
         cached = self._loaded.get(path)
         if cached and cached[0] == identity:
             return cached[1]
@@ -185,7 +186,7 @@ class WeightStore:
         return self._check(path, None).metadata
 
     def release(self) -> None:
-        """Forget the loaded tensors; memory goes back when nobody else holds them."""
+        """Forget the loaded tensors; memory is freed when nobody else holds them."""
         self._loaded.clear()
 
     def check(self, names: Iterable[str] | None = None) -> list[WeightRow]:
@@ -219,16 +220,44 @@ class WeightStore:
     def _diagnose(self, path: Path, entry: WeightFile | None) -> str | None:
         """What is wrong with a file, as the rest of a sentence that begins with its path; None if nothing is."""
         try:
-            _inspect(path, entry)
+            self._inspect(path, entry)
         except UnreadableFileError as problem:
             return str(problem)
         return None
 
     def _check(self, path: Path, entry: WeightFile | None) -> Header:
         try:
-            return _inspect(path, entry)
+            return self._inspect(path, entry)
         except UnreadableFileError as problem:
             raise self._refuse(path, str(problem), entry or WEIGHTS.get(path.stem)) from problem
+
+    def _inspect(self, path: Path, entry: WeightFile | None) -> Header:
+        """The file's header, checked against what the table says is in it; UnreadableFileError otherwise."""
+        header = self._read_header(path)
+        if entry is None:
+            return header
+        contents = recognise(header)
+        if contents != entry.contents:
+            others = [file.name for file in _FILES if file.contents == contents]
+            known = f" like {' or '.join(others)}" if others else ""
+            raise UnreadableFileError(f"is the wrong file: it holds {contents}{known}, not {entry.contents}")
+        if stray := find_stray(header, contents.kind):
+            raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} has not")
+        tensors = sum(".conv_shortcut." not in name for name in header.shapes)
+        if entry.tensors and tensors != entry.tensors:
+            raise UnreadableFileError(f"is incomplete or altered ({tensors} tensors instead of {entry.tensors})")
+        return header
+
+    def _read_header(self, path: Path) -> Header:
+        """The file's header, read again only when its size or time of change has changed."""
+        try:
+            identity = _identify(path)
+        except OSError:
+            return read_header(path)  # which says what is wrong
+        known = self._headers.get(path)
+        if known is None or known[0] != identity:
+            known = self._headers[path] = identity, read_header(path)
+        return known[1]
 
     def _refuse(self, path: Path, problem: str, entry: WeightFile | None) -> Refusal:
         return Refusal(f"{path} {problem}: {self._replace(entry) if entry else 'replace it by an intact copy'}.")
@@ -290,19 +319,6 @@ def _look_up(name: str) -> WeightFile:
     return entry
 
 
-def _inspect(path: Path, entry: WeightFile | None) -> Header:
-    """The file's header, checked against what the table says is in it; UnreadableFileError otherwise."""
-    header = read_header(path)
-    if entry is None:
-        return header
-    contents = recognise(header)
-    if contents != entry.contents:
-        others = [file.name for file in _FILES if file.contents == contents]
-        known = f" like {' or '.join(others)}" if others else ""
-        raise UnreadableFileError(f"is the wrong file: it holds {contents}{known}, not {entry.contents}")
-    if stray := find_stray(header, contents.kind):
-        raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} has not")
-    tensors = sum(".conv_shortcut." not in name for name in header.shapes)
-    if entry.tensors and tensors != entry.tensors:
-        raise UnreadableFileError(f"is incomplete or altered ({tensors} tensors instead of {entry.tensors})")
-    return header
+def _identify(path: Path) -> Identity:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

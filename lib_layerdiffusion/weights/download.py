@@ -13,7 +13,6 @@ import hashlib
 import http.client
 import json
 import logging
-import os
 import re
 import shutil
 import socket
@@ -29,6 +28,8 @@ from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+from filelock import BaseFileLock, FileLock, Timeout  # which torch needs, so every WebUI has it
 
 from lib_layerdiffusion import __version__
 from lib_layerdiffusion.refusal import Refusal
@@ -232,8 +233,9 @@ class Download:
     def _alone(self, progress: Progress | None) -> Generator[None, None, None]:
         """Hold the file's lock; while another process has it, wait and report that one's progress."""
         path = self.target.with_name(f"{self.target.name}.lock")
+        lock = FileLock(path)
         seen, since = -1, time.monotonic()
-        while (lock := _take_lock(path)) is None:
+        while not _take(lock):
             size = _size_of(self.part)
             if size != seen:
                 seen, since = size, time.monotonic()
@@ -248,7 +250,13 @@ class Download:
         try:
             yield
         finally:
-            _drop_lock(path, lock)
+            # Deleted while it is held, so that nobody else's is; Windows can't delete a file that is open.
+            if sys.platform != "win32":
+                path.unlink(missing_ok=True)
+            lock.release()
+            if sys.platform == "win32":
+                with suppress(OSError):
+                    path.unlink()
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -317,41 +325,12 @@ def _trust() -> ssl.SSLContext:
     return context
 
 
-def _take_lock(path: Path) -> int | None:
-    """Descriptor of the locked file, or None while another process or thread has it; the system frees it at exit."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+def _take(lock: BaseFileLock) -> bool:
+    """Whether the lock is held now; another process or thread may have it. The system frees it at a process's end."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            os.close(lock)
-            return None
-        logger.info("%s: this file system has no locks (%s)", path, error)
-        return lock
-    if sys.platform != "win32" and not _is_file(lock, path):
-        os.close(lock)  # the holder before deleted it while we waited
-        return None
-    return lock
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
+        lock.acquire(timeout=0)
+    except Timeout:
         return False
-
-
-def _drop_lock(path: Path, lock: int) -> None:
-    if sys.platform == "win32":
-        os.close(lock)
-    with suppress(OSError):
-        path.unlink()
-    if sys.platform != "win32":
-        os.close(lock)
+    except NotImplementedError as error:
+        logger.info("%s: this file system has no locks (%s)", lock.lock_file, error)
+    return True

@@ -817,3 +817,17 @@ def test_a_row_says_when_a_file_will_be_downloaded(tmp_path):
 )
 def test_sizes_as_people_read_them(count, text):
     assert describe_bytes(count) == text
+
+
+def test_a_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(weights, "read_header", lambda path: reads.append(path) or read_header(path))
+    (tmp_path / FILE).write_bytes(BODY)
+    store = WeightStore([tmp_path])
+    store.check([NAME])
+    store.fetch(NAME)
+    store.load(NAME)
+    assert reads == [tmp_path / FILE]
+    (tmp_path / FILE).write_bytes(BODY[:-1])
+    assert "is cut off" in refuse(store.load, NAME)
+    assert len(reads) == 2
