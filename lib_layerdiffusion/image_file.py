@@ -98,7 +98,7 @@ def _convert(image: PIL.Image.Image, name: str) -> Bytes:
         if isinstance(clear := image.info.get("transparency"), int):  # a PNG's one invisible grey
             rgba[values == clear, 3] = 0
         return rgba
-    if image.mode in ("CMYK", "LAB"):  # Pillow has no way, or none that makes alpha, straight to RGBA
+    if image.mode in ("CMYK", "LAB"):  # which Pillow can't convert to RGBA directly, or not with alpha
         image = image.convert("RGB")
     return np.array(image.convert("RGBA"))
 

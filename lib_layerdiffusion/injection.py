@@ -263,7 +263,7 @@ class LiveAttention:
     extra_contexts: list[Tensor | None] | None = None  # one per frame
     cond_mark: Tensor | None = None  # [(b f)], 0 conditional, 1 unconditional
     active: Active = None
-    rows: int | None = None  # of the UNet's present batch
+    rows: int | None = None  # of the UNet's current batch
 
 
 @contextmanager
@@ -308,10 +308,10 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
     own = module.__dict__.get("forward")
     before: Callable[..., Tensor] = module.forward
     unit.attach(module)
-    present = True
+    current = True
 
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        if not present or (live.active is not None and not live.active()):
+        if not current or (live.active is not None and not live.active()):
             return before(*args, **kwargs)
         x, context = _read_inputs(args, kwargs)
         value = kwargs.get("value")
@@ -336,7 +336,7 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
     try:
         yield
     finally:
-        present = False  # whoever wrapped `forward` meanwhile keeps it, and passes through to what was before
+        current = False  # another extension that wrapped `forward` meanwhile then passes through to what was before
         if module.__dict__.get("forward") is forward:
             if own is None:
                 del module.__dict__["forward"]
@@ -385,7 +385,7 @@ def fix_moments(moments: Tensor, offset: Tensor | None = None) -> Tensor:
 
 @dataclass
 class TimestepWindow:
-    """Whether the UNet's present timestep lies between `start` and `stop`, both included."""
+    """Whether the UNet's current timestep lies between `start` and `stop`, both included."""
 
     start: float
     stop: float

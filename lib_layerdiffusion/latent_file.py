@@ -51,9 +51,9 @@ def read_latent(path: Path) -> LatentFile:
     except UnreadableFileError as problem:
         raise Refusal(f"{path} {problem}; {cure}.") from problem
     except (SafetensorError, OSError) as error:
-        raise Refusal(f"{path} is no readable .safetensors file; {cure}.") from error
+        raise Refusal(f"{path} isn't a readable .safetensors file; {cure}.") from error
     if latent is None or about.get("format") != FORMAT:
-        raise Refusal(f"{path} holds no LayerDiffusion latent; {cure}.")
+        raise Refusal(f"{path} doesn't hold a LayerDiffusion latent; {cure}.")
     if (
         latent.ndim != 4
         or latent.shape[:2] != (1, 4)
@@ -61,7 +61,7 @@ def read_latent(path: Path) -> LatentFile:
     ):
         raise Refusal(f"The latent in {path} has the shape {tuple(latent.shape)} instead of (1, 4, h, w); {cure}.")
     if not torch.isfinite(latent).all():
-        raise Refusal(f"The latent in {path} holds values that are no numbers (NaN or infinite); {cure}.")
+        raise Refusal(f"The latent in {path} holds NaN or infinite values; {cure}.")
     height, width = (
         _size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3]))
     )

@@ -97,7 +97,7 @@ def pad_rgb(image: Bytes) -> Floats:
 def fit(image: Image, size: Size, mode: str = "crop") -> Image:
     """Bring an image [H, W, 3 or 4] to `size` (width, height); what comes back has its type and channels.
 
-    `stretch` scales each side by itself; `crop` fills the size and cuts off what stands over, evenly; `fill` fits the
+    `stretch` scales each side by itself; `crop` fills the size and cuts the excess off evenly; `fill` fits the
     image into the size and fills the rest with the median colour of its border. Four channels are straight RGBA and
     are scaled premultiplied. Floats are neither clipped nor rounded: Lanczos overshoots at edges.
     """
@@ -210,7 +210,7 @@ def _fit_pixels(image: Floats, size: Size, mode: str) -> Floats:
 
 
 def _cut_excess(image: Floats, width: float, height: float) -> Floats:
-    """Cut off evenly what lies far outside the window to crop, lest a strip of 3x5000 be enlarged as a whole."""
+    """Cut off evenly what lies far outside the window to crop, so that a strip of 3x5000 isn't enlarged as a whole."""
     top, left = (
         max(0, int(side - 4 * window - 16) // 2) for side, window in zip(image.shape[:2], (height, width), strict=True)
     )

@@ -168,7 +168,7 @@ class Session:
         """Take the sampled latents [images, 4, h, w] in sampler space."""
         if not torch.isfinite(latents).all():
             raise Refusal(
-                f"The sampling on {self.host.name} gave values that are no numbers: "
+                f"The sampling on {self.host.name} produced NaN or infinite latents: "
                 "load the model in float32 or bfloat16, or choose another scheduler or a lower guidance."
             )
         self._latents = latents.detach().float().cpu() / self.host.scaling_factor
@@ -242,7 +242,7 @@ class Session:
             if not lacks_memory(error):
                 raise
             raise Refusal(
-                "There isn't enough memory to decode the transparency, neither on the GPU nor beside it: make the "
+                "There isn't enough memory to decode the transparency, neither on the GPU nor in main memory: make the "
                 "image smaller or the batch, or close other programs."
             ) from None
 
@@ -318,7 +318,7 @@ class SharedAttention:
 
 
 def _count_bytes(network: SharedAttention | Mapping[str, Patch]) -> int:
-    """Size of what computes beside the UNet in every step."""
+    """Size of what computes along with the UNet in every step."""
     if isinstance(network, SharedAttention):
         tensors = [parameter for unit in network.units.values() for parameter in unit.parameters()]
     else:

@@ -298,7 +298,7 @@ class AttentionSharingUnit(nn.Module):
         return self.frames == 1 and h.shape[-1] <= JOIN_CALLS * h.shape[:-1].numel()
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
-        """The two factors, or their product where that is no larger, so that multiplying by it is less work."""
+        """The two factors, or their product where that is at most as large, so that multiplying by it is less work."""
         exact = _make_exact(h)
         down, up = (
             _stack([self.get_parameter(f"{name}_lora.{f}.{part}.weight").to(exact) for f in range(self.frames)])
@@ -435,7 +435,7 @@ def _fit_signal(signal: Tensor, tokens: int) -> Tensor:
     rows = min(heights, key=lambda rows: stretch[rows])
     if stretch[rows] > math.log(LARGEST_STRETCH):
         raise Refusal(
-            f"The UNet attends to {tokens} tokens, which is no size of the control image ({height} x {width} at most "
-            "nearly): turn off token merging and tiling, and give the image the size that is sampled."
+            f"The UNet attends to {tokens} tokens, which doesn't match the control image (nearest: {height} x "
+            f"{width}): turn off token merging and tiling, and give the image the size that is sampled."
         )
     return functional.interpolate(signal.float(), (rows, tokens // rows), mode="bilinear", antialias=True)

