@@ -260,8 +260,6 @@ class LiveAttention:
     matched: int
     control_signal: ControlSignal | None = None
     weight: float = 1.0
-    extra_contexts: list[Tensor | None] | None = None  # one per frame
-    cond_mark: Tensor | None = None  # [(b f)], 0 conditional, 1 unconditional
     active: Active = None
     rows: int | None = None  # of the UNet's current batch
 
@@ -272,8 +270,6 @@ def shared_attention(
     units: Mapping[str, AttentionSharingUnit],
     control_signal: ControlSignal | None = None,
     weight: float = 1.0,
-    extra_contexts: list[Tensor | None] | None = None,
-    cond_mark: Tensor | None = None,
     active: Active = None,
 ) -> Iterator[LiveAttention]:
     """Let the units stand in for the attention modules of `unet` whose names they are keyed by.
@@ -290,7 +286,7 @@ def shared_attention(
             f"The loaded UNet has no {missing[0]}, as the attention-sharing file needs: load an SD1.5 checkpoint that "
             "isn't pruned or distilled."
         )
-    live = LiveAttention(len(units), control_signal, weight, extra_contexts, cond_mark, active)
+    live = LiveAttention(len(units), control_signal, weight, active)
 
     def count_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
@@ -327,8 +323,6 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
             context,
             value=value,
             control_signal=live.control_signal,
-            extra_contexts=live.extra_contexts,
-            cond_mark=live.cond_mark,
             weight=live.weight,
         )
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .modes import Role
 from .refusal import Refusal, list_choices
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Image = NDArray[Any]  # [H, W, 3 or 4], uint8 or float 0..1
-Role = Literal["foreground", "background", "blend"]
 Size = tuple[int, int]  # width, height
 
 PYRAMID_STEP = 1.2

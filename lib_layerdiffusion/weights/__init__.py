@@ -180,11 +180,6 @@ class WeightStore:
         self._loaded[path] = (identity, state)
         return state
 
-    def metadata(self, name_or_path: str | Path) -> Mapping[str, str]:
-        """The file's own notes, such as the training configuration."""
-        path = self._locate(name_or_path, None)
-        return self._check(path, None).metadata
-
     def release(self) -> None:
         """Forget the loaded tensors; memory is freed when nobody else holds them."""
         self._loaded.clear()

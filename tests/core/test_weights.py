@@ -782,12 +782,6 @@ def test_tensors_are_mapped_not_copied(tmp_path):
     assert str(tmp_path / FILE) in mapped
 
 
-def test_metadata(tmp_path):
-    save_file(make_encoder(), tmp_path / FILE, metadata={"config": "steps = 3"})
-    assert WeightStore([tmp_path]).metadata(NAME) == {"config": "steps = 3"}
-    assert WeightStore().metadata(tmp_path / FILE) == {"config": "steps = 3"}
-
-
 # -- doctor's rows
 
 
