@@ -16,13 +16,15 @@ from typing import Any
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import PIL.Image
+import PIL.TiffImagePlugin
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import ImageCms
 
 from lib_layerdiffusion.export import png
-from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.image_file import read_content, read_image
 from lib_layerdiffusion.layers import Layer, LayerStack, composite
 from lib_layerdiffusion.refusal import Refusal
 
@@ -83,12 +85,24 @@ def make_palette() -> PIL.Image.Image:
     return image
 
 
+def make_swapped_profile() -> bytes:
+    """sRGB's profile with the primaries of red and blue exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack(">I", profile[128:132])[0]
+    places = {bytes(profile[at : at + 4]): at + 4 for at in range(132, 132 + 12 * count, 12)}
+    red, blue = places[b"rXYZ"], places[b"bXYZ"]
+    profile[red : red + 8], profile[blue : blue + 8] = profile[blue : blue + 8], profile[red : red + 8]
+    return bytes(profile)
+
+
 def make_tiff_with_an_empty_page() -> bytes:
     """The list of tags begins at byte 8 with their number, 12 bytes each, and ends with where the next page begins."""
     data = save(PIL.Image.new("L", (3, 2)), format="TIFF")
     end = 10 + 12 * int.from_bytes(data[8:10], "little")
     return data[:end] + struct.pack("<I", len(data)) + data[end + 4 :] + bytes(16)
 
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n{ } loop\nshowpage\n"
 
 SIXTEEN = (GREY.astype(int) * 257 + [[0, 100, -100], [100, -100, 0]]).astype(np.uint16)
 WIDE = (STRAIGHT.astype(int) * 257).astype(">u2")
@@ -195,6 +209,45 @@ class TestReading:
         assert np.array_equal(read, np.full((6, 8, 4), (255, 0, 0, 255)))
         assert f"{tmp_path / 'a'} has several frames" in caplog.text
 
+    def test_pages_after_the_first_are_not_walked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pages = [PIL.Image.new("L", (8, 6), shade) for shade in range(50)]
+        pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+        seeks: list[int] = []
+        seek = PIL.TiffImagePlugin.TiffImageFile.seek
+        monkeypatch.setattr(
+            PIL.TiffImagePlugin.TiffImageFile, "seek", lambda image, frame: (seeks.append(frame), seek(image, frame))
+        )
+        assert read_image(tmp_path / "a.tif")[0, 0].tolist() == [0, 0, 0, 255]
+        assert max(seeks) == 1
+
+    def test_a_page_without_tags_after_the_first_is_disregarded(self, tmp_path: Path) -> None:
+        (tmp_path / "a.tif").write_bytes(make_tiff_with_an_empty_page())
+        assert read_image(tmp_path / "a.tif").shape == (2, 3, 4)
+
+    @pytest.mark.parametrize(
+        ("image", "wanted"),
+        [
+            (PIL.Image.new("RGB", (2, 2), (255, 0, 0)), (0, 0, 255, 255)),
+            (PIL.Image.new("RGBA", (2, 2), (255, 0, 0, 100)), (0, 0, 255, 100)),
+            (PIL.Image.new("RGB", (2, 2), (255, 0, 0)).convert("P"), (0, 0, 255, 255)),
+        ],
+        ids=["RGB", "RGBA", "palette"],
+    )
+    def test_a_colour_profile_is_converted_to_srgb(self, image: PIL.Image.Image, wanted: tuple[int, ...]) -> None:
+        data = save(image, format="PNG", icc_profile=make_swapped_profile())
+        assert np.abs(read_image(PIL.Image.open(io.BytesIO(data)))[0, 0].astype(int) - wanted).max() <= 1
+
+    def test_a_transparent_colour_survives_a_profile(self) -> None:
+        image = PIL.Image.new("RGB", (2, 1), (255, 0, 0))
+        image.putpixel((1, 0), (0, 255, 0))
+        data = save(image, format="PNG", icc_profile=make_swapped_profile(), transparency=(0, 255, 0))
+        assert read_image(PIL.Image.open(io.BytesIO(data)))[0, :, 3].tolist() == [255, 0]
+
+    def test_a_damaged_profile_is_said_and_disregarded(self, caplog: pytest.LogCaptureFixture) -> None:
+        data = save(PIL.Image.new("RGB", (2, 2), (255, 0, 0)), format="PNG", icc_profile=b"no profile" * 20)
+        assert read_content(data, "a.png")[0, 0].tolist() == [255, 0, 0, 255]
+        assert "The colour profile of a.png can't be used" in caplog.text
+
     @pytest.mark.parametrize("size", [(1, 1), (3, 5000), (5000, 1)])
     def test_extreme_shapes(self, size: tuple[int, int], tmp_path: Path) -> None:
         image = draw(size, 4)
@@ -223,13 +276,14 @@ class TestRefusing:
             (b"this is no picture", "is not an image that can be read"),
             (b"\x89PNG\r\n\x1a\n", "is not an image that can be read"),
             (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "convert it to PNG"),
-            (make_png(100_000, 100_000), "more than the 67 million pixels that are read: scale it down"),
-            (make_png(8193, 8192), "(8193x8192) has more than the 67 million pixels"),
-            (make_png(2**31 - 1, 1), "more than the 67 million pixels"),
+            (make_png(100_000, 100_000), "more than the 67108864 pixels that are read: scale it down"),
+            (make_png(8193, 8192), "has 67117056 pixels, more than the 67108864 that are read"),
+            (make_png(2**31 - 1, 1), "more than the 67108864 pixels"),
+            (make_png(2**15 + 1, 1), "is 32769x1, and sides of up to 32768 pixels are read"),
+            (POSTSCRIPT, "is not an image that can be read"),
             (make_png(0, 5), "is not an image that can be read"),
             (make_png(64, 64), "is damaged or cut off"),
             (make_png(64, 64).replace(b"IDAT", b"IDAX"), "is not an image that can be read"),
-            (make_tiff_with_an_empty_page(), "is damaged or cut off ("),
             (save(PIL.Image.new("F", (3, 2), 0.5), format="TIFF"), "more than 16 bits per channel"),
             (save(PIL.Image.new("I", (3, 2), 70_000), format="TIFF"), "more than 16 bits per channel"),
         ],
