@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +49,11 @@ def read_latent(path: Path) -> LatentFile:
         with safe_open(path, framework="pt") as file:
             about: dict[str, str] = file.metadata() or {}
             latent: Tensor | None = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118
+            if latent is not None:  # narrow types, such as float8, can't be computed with
+                latent = latent.float() if latent.is_floating_point() else None
     except UnreadableFileError as problem:
         raise Refusal(f"{path} {problem}; {cure}.") from problem
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a type that this torch doesn't know
         raise Refusal(f"{path} isn't a readable .safetensors file; {cure}.") from error
     if latent is None or about.get("format") != FORMAT:
         raise Refusal(f"{path} doesn't hold a LayerDiffusion latent; {cure}.")
@@ -65,10 +68,10 @@ def read_latent(path: Path) -> LatentFile:
     height, width = (
         _size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3]))
     )
-    return LatentFile(latent.float(), width, height, about.get("model", ""))
+    return LatentFile(latent, width, height, about.get("model", ""))
 
 
 def _size(about: dict[str, str], name: str, whole: int) -> int:
     """Read the image's side from the metadata; what is absent or impossible means the whole latent."""
     text = about.get(name, "")
-    return int(text) if text.isdecimal() and 1 <= int(text) <= whole else whole
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) and 1 <= int(text) <= whole else whole

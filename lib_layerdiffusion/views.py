@@ -158,7 +158,13 @@ def _decode_tile(
             torch.cat([_turn(pixel, view) for view in batch]),
             torch.cat([_turn(latent, view) for view in batch]),
         )
-        output = network(*turned).float().clamp_(0, 1)
+        output = network(*turned).float()
+        if not bool(torch.isfinite(output).all()):
+            raise Refusal(
+                "The transparent decoder produced NaN or infinite values: download its weight file again, or run it "
+                "in float32."
+            )
+        output = output.clamp_(0, 1)
         decoded += [_turn_back(part, view) for part, view in zip(output.chunk(len(batch)), batch, strict=True)]
         report.advance(len(batch))
     return _lower_median(decoded)

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from lib_layerdiffusion.weights.header import (
     Header,
     UnreadableFileError,
     describe_bytes,
+    find_integers,
     find_stray,
     read_header,
     recognise,
@@ -184,9 +186,9 @@ class WeightStore:
         """Forget the loaded tensors; memory is freed when nobody else holds them."""
         self._loaded.clear()
 
-    def check(self, names: Iterable[str] | None = None) -> list[WeightRow]:
-        """State and cure of each file, without loading or downloading any."""
-        return [self._report(_look_up(name)) for name in (WEIGHTS if names is None else names)]
+    def check(self, names: Iterable[str] | None = None, values: bool = False) -> list[WeightRow]:
+        """State and cure of each file, without downloading any; with `values`, all numbers of a file are read, too."""
+        return [self._report(_look_up(name), values) for name in (WEIGHTS if names is None else names)]
 
     def _locate(self, name_or_path: str | Path, progress: Progress | None) -> Path:
         if isinstance(name_or_path, str) and name_or_path in WEIGHTS:
@@ -200,11 +202,11 @@ class WeightStore:
         self._check(path, None)
         return path.resolve()
 
-    def _report(self, entry: WeightFile) -> WeightRow:
+    def _report(self, entry: WeightFile, values: bool) -> WeightRow:
         path = self.find(entry.name)
         if path is None:
             return WeightRow(entry.name, "missing", None, entry.size, self._get(entry))
-        problem = self._diagnose(path, entry)
+        problem = self._diagnose(path, entry) or (_find_damaged_values(path) if values else None)
         size = path.stat().st_size
         if problem is None:
             return WeightRow(entry.name, "found", path, size, "")
@@ -238,6 +240,8 @@ class WeightStore:
             raise UnreadableFileError(f"is the wrong file: it holds {contents}{known}, not {entry.contents}")
         if stray := find_stray(header, contents.kind):
             raise UnreadableFileError(f"has a tensor {stray[:80]!r}, which {contents} doesn't have")
+        if integers := find_integers(header):
+            raise UnreadableFileError(f"holds whole numbers instead of weights ({integers[:80]})")
         tensors = sum(".conv_shortcut." not in name for name in header.shapes)
         if entry.tensors and tensors != entry.tensors:
             raise UnreadableFileError(f"is incomplete or altered ({tensors} tensors instead of {entry.tensors})")
@@ -298,6 +302,14 @@ class WeightStore:
                     f"What {url} sent has the checksum {digest[:12]}..., not {source.sha256[:12]}... as the hub says, "
                     "and was deleted: run again, or set HF_ENDPOINT to another mirror."
                 )
+            if digest != entry.sha256 and not source.sha256:
+                apart = target.with_name(f"{entry.file_name}.unverified")
+                part.replace(apart)
+                raise Refusal(
+                    f"What {url} sent isn't the published {entry.file_name} (its SHA-256 is {digest[:12]}..., not "
+                    f"{entry.sha256[:12]}...) and may be damaged: it is kept as {apart}, so rename that to use it all "
+                    "the same, or set HF_ENDPOINT to another mirror."
+                )
             if digest != entry.sha256:
                 logger.warning("%s is not the file known as %s (SHA-256 %s): a re-upload?", url, entry.name, digest)
 
@@ -312,6 +324,18 @@ def _look_up(name: str) -> WeightFile:
     if entry is None:
         raise Refusal(f"There is no published file {name!r}: {list_choices(name, WEIGHTS)}.")
     return entry
+
+
+def _find_damaged_values(path: Path) -> str | None:
+    """What is wrong with the numbers in an intact file, as the rest of a sentence; None if nothing is."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if not bool(torch.isfinite(file.get_tensor(name).float()).all()):
+                    return f"holds NaN or infinite values ({name[:80]})"
+    except (SafetensorError, OSError, AttributeError) as error:
+        return f"can't be read ({error})"
+    return None
 
 
 def _identify(path: Path) -> Identity:

@@ -18,8 +18,10 @@ import shutil
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.message import Message
@@ -39,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], object]  # bytes done, bytes in all (0 while unknown)
 
+SLOWEST = 1024  # bytes a second, on average over the time limit; a slower transfer counts as broken off
+POLL = 0.1  # seconds between two looks at whether an answer is there
 PAUSE = 1.0  # seconds before the second attempt, twice that before the third
 _CHUNK = 1 << 18
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -46,6 +50,10 @@ _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 class _BrokenTransferError(Exception):
     """The connection failed in a way that may pass: try again."""
+
+
+class _SlowTransferError(_BrokenTransferError):
+    """Bytes came, but too few to wait for the rest."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,8 @@ class Download:
             try:
                 return self._continue(progress)
             except _BrokenTransferError as broken:  # noqa: PERF203 - trying again is the point
-                failures = 0 if _size_of(self.part) > most else failures + 1
+                grew = _size_of(self.part) > most and not isinstance(broken, _SlowTransferError)
+                failures = 0 if grew else failures + 1
                 most = max(most, _size_of(self.part))
                 if failures >= self.attempts:
                     kept = f" ({describe_bytes(most)} are kept)" if most else ""
@@ -134,7 +143,7 @@ class Download:
         headers = {"User-Agent": f"layerdiffusion/{__version__}", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
-        with self._open(Request(self.url, headers=headers), redirects) as response:
+        with self._open(Request(self.url, headers=headers), redirects, progress, known) as response:
             source = _read_source(response, redirects.answers, self.url)
             continues = response.status == 206 and source.validator == known.validator
             if have and response.status == 206 and not (continues and _starts_at(response.headers, have)):
@@ -159,9 +168,15 @@ class Download:
     def _receive(
         self, response: http.client.HTTPResponse, part: IO[bytes], done: int, source: Source, progress: Progress | None
     ) -> int:
-        while True:
+        most = source.size or 2 * self.size + 2**20
+        began, first = time.monotonic(), done
+        while done <= most:
             if progress:
                 progress(done, source.size)
+            if (waited := time.monotonic() - began) > self.timeout:
+                if done - first < SLOWEST * waited:
+                    raise _SlowTransferError(f"fewer than {SLOWEST} bytes a second came")
+                began, first = time.monotonic(), done
             try:
                 chunk = response.read1(_CHUNK)
             except (OSError, http.client.HTTPException) as error:
@@ -170,11 +185,22 @@ class Download:
                 return done
             part.write(chunk)
             done += len(chunk)
+        if source.size:
+            return done
+        self._forget()
+        raise Refusal(
+            f"{self.url} sends more than twice the {describe_bytes(self.size)} that the file has: check HF_ENDPOINT, "
+            f"or {self.cure}."
+        )
 
-    def _open(self, request: Request, redirects: _Redirects) -> http.client.HTTPResponse:
+    def _open(
+        self, request: Request, redirects: _Redirects, progress: Progress | None, known: Source
+    ) -> http.client.HTTPResponse:
+        """The server's answer, once its headers are there; a server that sends them by drops is given up."""
         opener = build_opener(HTTPSHandler(context=_trust()), redirects)
+        answer = _start(lambda: opener.open(request, timeout=self.timeout))
         try:
-            return opener.open(request, timeout=self.timeout)
+            return self._await(answer, progress, known)
         except HTTPError as error:
             error.close()
             if error.code == 416:  # the part is longer than the file
@@ -184,6 +210,8 @@ class Download:
             raise Refusal(
                 f"{self.url} answers {error.code} {error.reason}: check HF_ENDPOINT, or {self.cure}."
             ) from error
+        except ValueError as error:  # of an address, here or in a redirect
+            raise Refusal(f"{self.url} leads to an address that isn't one ({error}): check HF_ENDPOINT.") from error
         except (OSError, http.client.HTTPException) as error:
             cause = error.reason if isinstance(error, URLError) else error
             if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):
@@ -193,6 +221,20 @@ class Download:
                 ) from error
             raise _BrokenTransferError(_reason(cause)) from error
 
+    def _await(self, answer: Future[Any], progress: Progress | None, known: Source) -> Any:
+        """The result of `answer`; meanwhile `progress` is called, which may raise."""
+        deadline = time.monotonic() + 2 * self.timeout
+        try:
+            while not wait([answer], POLL).done:
+                if progress:
+                    progress(_size_of(self.part), known.size)
+                if time.monotonic() > deadline:
+                    raise _BrokenTransferError("no answer in time")
+        except BaseException:
+            answer.add_done_callback(_close_late)
+            raise
+        return answer.result()
+
     # -- the part and what is known of it
 
     def _recall(self) -> tuple[Source, int]:
@@ -200,7 +242,7 @@ class Download:
         try:
             noted = json.loads(self.note.read_text(encoding="utf-8"))
             source = Source(str(noted["validator"]), str(noted["sha256"]), int(noted["size"]))
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return Source(""), 0
         have = _size_of(self.part)
         return source, have if source.validator and (not source.size or have <= source.size) else 0
@@ -288,13 +330,38 @@ def _read_source(response: http.client.HTTPResponse, answers: list[Message], url
     direct = urlsplit(response.url).netloc == urlsplit(url).netloc
     tag = (linked[0] if linked else own).removeprefix("W/").strip('"').lower()
     is_checksum = bool(linked or direct) and re.fullmatch(r"[0-9a-f]{64}", tag)
-    length = response.headers["content-length"] or "0"
-    whole = re.search(r"/(\d+)\s*$", response.headers["content-range"] or "") if response.status == 206 else None
+    length = response.headers["content-length"] or ""
+    whole = re.search(r"/([0-9]+)\s*$", response.headers["content-range"] or "") if response.status == 206 else None
     return Source(
         validator=tag or response.headers["last-modified"] or "",
         sha256=tag if is_checksum else "",
-        size=int(whole[1]) if whole else int(length) if length.isdigit() else 0,
+        size=_read_size(whole[1] if whole else length),
     )
+
+
+def _read_size(text: str) -> int:
+    """Bytes that a header tells; 0 when it tells nothing that can be."""
+    return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else 0
+
+
+def _start(work: Callable[[], Any]) -> Future[Any]:
+    """Run `work` in a thread that doesn't keep the process alive."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - passed on with the result
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _close_late(answer: Future[Any]) -> None:
+    """Close an answer that nobody waits for any longer."""
+    if answer.exception() is None:
+        answer.result().close()
 
 
 def _starts_at(headers: Message, first: int) -> bool:
@@ -305,7 +372,7 @@ def _reason(error: object) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text or type(error).__name__
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _size_of(path: Path) -> int:

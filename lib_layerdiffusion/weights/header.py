@@ -60,6 +60,7 @@ class Header:
     """Names, shapes and metadata of a safetensors file."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]  # as the format names them, such as F16
     metadata: Mapping[str, str]
 
 
@@ -106,8 +107,9 @@ def read_header(path: Path) -> Header:
     try:
         entries = json.loads(text)
         metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
-        shapes = {name: tuple(int(side) for side in entry["shape"]) for name, entry in entries.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+        shapes = {name: tuple(_whole(side) for side in entry["shape"]) for name, entry in entries.items()}
+        dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
+        end = max((_whole(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise UnreadableFileError("has a damaged header") from error
     expected = 8 + length + end
@@ -115,7 +117,19 @@ def read_header(path: Path) -> Header:
         raise UnreadableFileError(f"is cut off ({size:,} of {expected:,} bytes)")
     if size > expected:
         raise UnreadableFileError(f"has a wrong length ({size:,} bytes instead of {expected:,})")
-    return Header(shapes, metadata)
+    return Header(shapes, dtypes, metadata)
+
+
+def _whole(value: object) -> int:
+    """A size or place as the header has it; ValueError when it can't be one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(value)
+    return value
+
+
+def find_integers(header: Header) -> str | None:
+    """A tensor of whole numbers, which no weight is; None if all are floating-point."""
+    return next((name for name, dtype in header.dtypes.items() if not dtype.startswith(("F", "BF"))), None)
 
 
 def recognise(header: Header) -> Contents:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -445,3 +446,12 @@ def test_encoder_loads_strictly(
     with pytest.raises(Refusal, match="aren't a transparent encoder's") as refusal:
         TransparentEncoder.from_state_dict(state)
     assert_one_sentence(refusal)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_the_network_can_not_compute_is_refused(decoder: TransparentDecoder, value: float) -> None:
+    broken = deepcopy(decoder)
+    with torch.no_grad():
+        broken.conv_out.bias[2] = value
+    with pytest.raises(Refusal, match="decoder produced NaN or infinite values"):
+        broken.decode(*draw(64, 64), views=2)

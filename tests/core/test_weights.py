@@ -174,6 +174,17 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0.0)
 
 
+@pytest.fixture
+def known_body(monkeypatch):
+    """Let the table know what the server sends as the published file."""
+
+    def know(body: bytes = BODY) -> None:
+        file = weights.WeightFile(NAME, len(body), WEIGHTS[NAME].contents, 18, hashlib.sha256(body).hexdigest())
+        monkeypatch.setattr(weights, "WEIGHTS", {**WEIGHTS, NAME: file})
+
+    return know
+
+
 def list_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -198,7 +209,7 @@ def test_download_and_progress(tmp_path):
     assert path == tmp_path / "new" / "folder" / FILE
     assert path.read_bytes() == BODY
     assert list_files(path.parent) == [FILE]
-    assert (seen[0], seen[-1]) == ((0, len(BODY)), (len(BODY), len(BODY)))
+    assert (seen[0][0], seen[-1]) == (0, (len(BODY), len(BODY)))
     assert rules.log == [None]
     assert rules.agents[0].startswith("layerdiffusion/")
 
@@ -256,8 +267,9 @@ def test_a_server_without_ranges_starts_over(tmp_path):
     assert (tmp_path / FILE).read_bytes() == BODY
 
 
-def test_another_file_on_the_server_starts_over(tmp_path):
+def test_another_file_on_the_server_starts_over(tmp_path, known_body):
     other = save(make_encoder(1.0))
+    known_body(other)
     with serve(break_after=[100]) as (endpoint, rules):
         store = WeightStore([], tmp_path, endpoint=endpoint)
         rules.break_after += [0, 0, 0]
@@ -269,7 +281,8 @@ def test_another_file_on_the_server_starts_over(tmp_path):
     assert (tmp_path / FILE).read_bytes() == other
 
 
-def test_without_a_validator_nothing_is_resumed(tmp_path):
+def test_without_a_validator_nothing_is_resumed(tmp_path, known_body):
+    known_body()
     with serve(headers={}, break_after=[100]) as (endpoint, rules):
         WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME)
     assert rules.log == [None, None]
@@ -323,19 +336,19 @@ def test_a_checksum_other_than_the_hub_s_is_refused_and_deleted(tmp_path, header
     assert list_files(tmp_path) == []
 
 
-def test_a_checksum_of_a_storage_server_is_no_checksum_of_the_file(tmp_path):
+def test_a_checksum_of_a_storage_server_is_no_checksum_of_the_file(tmp_path, known_body):
+    known_body()
     with serve(headers={"ETag": f'"{"0" * 64}"'}) as (storage, _), serve() as (endpoint, rules):
         rules.redirect_to = f"{storage}/storage/1"
         assert WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME).read_bytes() == BODY
 
 
-def test_a_checksum_other_than_the_table_s_warns_only(tmp_path, caplog, monkeypatch):
+def test_a_checksum_other_than_the_table_s_warns_only(tmp_path, caplog, known_body):
     with serve() as (endpoint, _):
         WeightStore([], tmp_path / "one", endpoint=endpoint).fetch(NAME)
         assert f"is not the file known as {NAME}" in caplog.text
         caplog.clear()
-        same = weights.WeightFile(NAME, len(BODY), WEIGHTS[NAME].contents, 18, SHA256)
-        monkeypatch.setattr(weights, "WEIGHTS", {NAME: same})
+        known_body()
         WeightStore([], tmp_path / "two", endpoint=endpoint).fetch(NAME)
         assert "is not the file known" not in caplog.text
 
@@ -399,6 +412,86 @@ def test_a_wrong_file_from_the_server_is_refused_and_deleted(tmp_path):
 def test_an_answer_without_length_that_breaks_off_is_not_taken_for_whole(tmp_path):
     with serve(length=False, break_after=[200]) as (endpoint, _):
         assert "is cut off" in refuse(WeightStore([], tmp_path, endpoint=endpoint).fetch, NAME)
+    assert list_files(tmp_path) == []
+
+
+def test_other_bytes_than_the_published_are_kept_apart_where_no_checksum_vouches_for_them(tmp_path):
+    with serve(headers={}) as (endpoint, _):
+        store = WeightStore([], tmp_path, endpoint=endpoint)
+        sentence = refuse(store.fetch, NAME)
+    assert f"isn't the published {FILE}" in sentence
+    assert f"kept as {tmp_path / FILE}.unverified" in sentence
+    assert list_files(tmp_path) == [f"{FILE}.unverified"]
+    assert store.find(NAME) is None
+    (tmp_path / f"{FILE}.unverified").rename(tmp_path / FILE)
+    assert store.fetch(NAME) == tmp_path / FILE
+
+
+@contextmanager
+def answer(*parts: bytes, pause: float = 0.0) -> Iterator[str]:
+    """A server that sends these bytes as they are to each request, with a pause after each part."""
+    closing = threading.Event()
+
+    class Raw(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.close_connection = True
+            for part in parts:
+                self.wfile.write(part)
+                if closing.wait(pause):
+                    return
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Raw)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"HTTP/1.1 302 x\r\nLocation: http://[::1\r\n\r\n", "leads to an address that isn't one"),
+        (b"HTTP/1.1 200 x\r\nContent-Length: \xb2\r\n\r\nx", "is cut off"),
+        (b"HTTP/1.1 200 x\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nx", "is cut off"),
+        (b"HTTP/1.1 200 x\r\nContent-Range: bytes 0-1/" + b"9" * 5000 + b"\r\n\r\nx", "is cut off"),
+        (b"HTTP/1.1 999999 x\r\n\r\n", "broke off"),
+    ],
+)
+def test_odd_headers_end_in_a_sentence(tmp_path, head, said):
+    with answer(head) as endpoint:
+        assert said in refuse(WeightStore([], tmp_path, endpoint=endpoint, timeout=5).fetch, NAME)
+    assert list_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", ["1e999", '"a"', "[]", "9" * 5000, "-1e999"])
+def test_a_damaged_note_starts_over(tmp_path, size):
+    (tmp_path / f"{FILE}.part").write_bytes(b"x")
+    (tmp_path / f"{FILE}.part.json").write_text(f'{{"validator": "a", "sha256": "", "size": {size}}}')
+    with serve() as (endpoint, _):
+        assert WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"])
+def test_a_server_that_drips_is_given_up(tmp_path, head):
+    seen = []
+    with answer(head, *[b"X"] * 500, pause=0.05) as endpoint:
+        store = WeightStore([], tmp_path, endpoint=endpoint, timeout=0.2)
+        assert "broke off" in refuse(store.fetch, NAME, lambda done, total: seen.append(done))
+    assert len(seen) > 3  # so that an interrupt is seen, in the headers too
+
+
+def test_a_body_without_end_is_cut_off_at_twice_the_known_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "WEIGHTS", {NAME: weights.WeightFile(NAME, 100, WEIGHTS[NAME].contents, 18, SHA256)})
+    with answer(b"HTTP/1.1 200 OK\r\n\r\n", *[bytes(2**20)] * 8) as endpoint:
+        assert "sends more than twice the 100 bytes" in refuse(WeightStore([], tmp_path, endpoint=endpoint).fetch, NAME)
     assert list_files(tmp_path) == []
 
 
@@ -824,3 +917,27 @@ def test_a_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
     assert reads == [tmp_path / FILE]
     (tmp_path / FILE).write_bytes(BODY[:-1])
     assert "is cut off" in refuse(store.load, NAME)
+
+
+@pytest.mark.parametrize(("value", "said"), [(float("nan"), "holds NaN or infinite values"), (float("inf"), "NaN")])
+def test_damaged_numbers_show_where_values_are_asked_for(tmp_path, value, said):
+    state = make_encoder()
+    state["blocks.8.bias"][1] = value
+    save_file(state, tmp_path / FILE)
+    store = WeightStore([tmp_path])
+    assert store.check([NAME])[0].state == "found"
+    (row,) = store.check([NAME], values=True)
+    assert row.state == "damaged"
+    assert said in row.cure
+
+
+def test_whole_numbers_are_no_weights(tmp_path):
+    save_file({name: value.long() for name, value in make_encoder().items()}, tmp_path / FILE)
+    assert "holds whole numbers instead of weights" in refuse(WeightStore([tmp_path]).load, NAME)
+
+
+@pytest.mark.parametrize("side", ["1e999", "-3", "2.5", '"4"', "true", "9" * 5000, "null", "[[1]]"])
+def test_odd_shapes_in_a_header_are_damage(tmp_path, side):
+    text = f'{{"a":{{"dtype":"F32","shape":[{side}],"data_offsets":[0,4]}}}}'.encode()
+    (tmp_path / FILE).write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    assert "has a damaged header" in refuse(WeightStore([tmp_path]).load, NAME)
