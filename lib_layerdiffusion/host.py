@@ -65,16 +65,7 @@ class Host(Protocol):
         ...
 
     def on_device(self, network: nn.Module) -> AbstractContextManager[torch.device]:
-        """Make room for a network of ours and hold it on the compute device; yields that device."""
-        ...
-
-
-@runtime_checkable
-class Choosy(Protocol):
-    """A Host that rules modes out whatever files there are; a verb that a Host may lack."""
-
-    def why_not(self, mode: str) -> str:
-        """Why the loaded model can't do a mode of its family, in one sentence; "" when it can."""
+        """Make room for one of our networks and hold it on the compute device; yields that device."""
         ...
 
 
@@ -83,5 +74,5 @@ class Reserving(Protocol):
     """A Host that manages the device's memory and can keep some of it free; a verb that a Host may lack."""
 
     def reserve(self, size: int) -> AbstractContextManager[None]:
-        """Keep `size` bytes of the compute device free for pieces of ours during the sampling in the block."""
+        """Keep `size` bytes of the compute device free for our networks during the sampling in the block."""
         ...

@@ -1,18 +1,18 @@
-"""One file per world that LayerDiffusion works in; each adapts it to the Host protocol and imports no other."""
+"""One file for each host that LayerDiffusion works in; each adapts it to the Host protocol and imports no other."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 from ..host import Host
 from ..refusal import Refusal
 
 SUPPORTED = "AUTOMATIC1111, Forge, Forge Neo, reForge and Forge Classic"
 HOOK = "process_before_every_sampling"
-OWN = "layerdiffusion_host"  # of `modules.shared`, in the page that ships with this project
+STAND_IN = "layerdiffusion_host"  # of `modules.shared`, in the stand-in WebUI that is part of this project
 # Modules by which WebUIs are told apart.
 TELLING = (
     "backend.patcher.base",
@@ -23,16 +23,27 @@ TELLING = (
 )
 
 
-def detect() -> Callable[[Any], Host]:
+class DetectedHost(Host, Protocol):
+    """What `detect` gives: a Host whose user chooses the checkpoint, which may be one that can't do every mode."""
+
+    def why_not(self, mode: str) -> str:
+        """Why the loaded checkpoint can't do a mode of its family, known before any download, in one sentence, or "".
+
+        `mode`: a name in `modes.MODES`.
+        """
+        ...
+
+
+def detect() -> Callable[[Any], DetectedHost]:
     """The adapter for the WebUI that runs here, to be called with its loaded model (`p.sd_model`).
 
-    Decided by what is there, not by version numbers; names are for messages only. Refusal when there is none.
+    It goes by what is there, not by version numbers; names are for messages only. Refusal in an unknown WebUI.
     """
     shared = sys.modules.get("modules.shared")
     if shared is None:
         raise Refusal("No WebUI runs here: use `lib_layerdiffusion.layer_diffusion` with a diffusers pipeline instead.")
-    if own := getattr(shared, OWN, None):
-        return own
+    if adapter := getattr(shared, STAND_IN, None):
+        return adapter
     if _has("backend.patcher.base"):
         from .forge import ForgeHost
 
@@ -50,16 +61,16 @@ def detect() -> Callable[[Any], Host]:
 
 
 def load_model() -> Any | None:
-    """The chosen checkpoint, in a WebUI that otherwise loads it with the first picture only; None in others."""
+    """Load the chosen checkpoint in a WebUI that otherwise waits with that for the first picture; None in others."""
     load = getattr(sys.modules.get("modules.sd_models"), "forge_model_reload", None)
     return load()[0] if load else None
 
 
 def find_capabilities() -> list[str]:
-    """What there is of all that `detect` goes by, for a report."""
+    """Which of the things that `detect` looks for are there, for a report."""
     tried = {name: _has(name) for name in TELLING}
-    tried |= {HOOK: _has_hook(), OWN: hasattr(sys.modules.get("modules.shared"), OWN)}
-    return [name for name, there in tried.items() if there]
+    tried |= {HOOK: _has_hook(), STAND_IN: hasattr(sys.modules.get("modules.shared"), STAND_IN)}
+    return [name for name, found in tried.items() if found]
 
 
 def find_webui_version() -> str:
@@ -70,7 +81,7 @@ def find_webui_version() -> str:
 
 
 def _refuse_old() -> None:
-    """AUTOMATIC1111 lets scripts at the sampler since 1.10."""
+    """AUTOMATIC1111 calls scripts before sampling since 1.10."""
     if not _has_hook():
         raise Refusal("This WebUI is too old for LayerDiffusion: update AUTOMATIC1111 to 1.10 or later.")
 
@@ -80,7 +91,7 @@ def _has_hook() -> bool:
 
 
 def _has(module: str) -> bool:
-    """Whether the WebUI has a module; names like `backend` are generic, so a part of it is asked for."""
+    """Whether the WebUI has a module; names like `backend` are generic, so callers ask for a part of it."""
     try:
         return module in sys.modules or find_spec(module) is not None
     except (ImportError, ValueError):

@@ -26,12 +26,15 @@ class WebUIHost:
     def parameter_name(self, ldm_name: str) -> str | None:
         return ldm_name
 
+    def why_not(self, mode: str) -> str:
+        return ""
+
     def percent_to_timestep(self, fraction: float) -> float:
         return (1.0 - fraction) * LAST_TIMESTEP
 
 
 def need(model: Any, name: str) -> Any:
-    """An attribute that every loaded model has; Refusal where there is no model."""
+    """An attribute that every loaded model has; Refusal when no model is loaded."""
     if (value := getattr(model, name, None)) is None:
         raise Refusal("No checkpoint is loaded: choose an SD1.5 or SDXL checkpoint in the WebUI.")
     return value

@@ -1,5 +1,6 @@
-"""A small stand-in WebUI: loads the real script, calls its hooks as WebUIs do, and serves a page and an HTTP API.
+"""The small WebUI of `make webui`, which is also the tests' host: it runs the real script, a page and an HTTP API.
 
-`modules/` is what extensions import as `modules`; `stand_in.start` puts it in that place. Read `modules/processing.py`
-to learn when a WebUI calls which hook.
+`launch.py` starts and stops it, `command.py` is its command line, `model.py` the loaded checkpoint, `host.py` the
+adapter for that, `traits.py` what differs between the WebUIs that it can act like. `modules/` is what extensions
+import as `modules`; read `modules/processing.py` to learn when a WebUI calls which hook.
 """

@@ -20,7 +20,7 @@ class StandInHost(DiffusersHost):
         self.is_embedded = model.sd_checkpoint_info.name_for_extra == EMBEDDED
 
     def why_not(self, mode: str) -> str:
-        """Why the loaded model can't do a mode of its family: the published files don't fit the embedded one."""
+        """Why the loaded model can't do a mode: the published files don't fit the embedded model."""
         if not self.is_embedded or mode == "foreground":
             return ""
         return (

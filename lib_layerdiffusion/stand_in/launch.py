@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded import GUIDANCE as EMBEDDED_GUIDANCE
 from lib_layerdiffusion.embedded.gallery import read_captions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.stand_in.model import LoadedModel
@@ -24,8 +25,8 @@ from lib_layerdiffusion.weights import cache_folder
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[2]  # the extension's own, with `scripts/`
-EMBEDDED_GUIDANCE, GUIDANCE, STEPS = 3.0, 7.0, 20
-LARGEST_PREVIEW = 512  # pixels: no page should begin with a size that takes minutes on a small machine
+GUIDANCE, STEPS = 7.0, 20
+LARGEST_DEFAULT = 512  # pixels per side: larger images can take minutes on a small machine
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class StandIn:
     """A running stand-in."""
 
     app: Any  # FastAPI: the page at "/", the API at "/sdapi/v1"
-    demo: Any  # gradio.Blocks
 
     @property
     def shared(self) -> Any:
@@ -58,7 +58,7 @@ def start(
     script = extension / "scripts" / "layerdiffusion.py"
     if not script.is_file():
         raise Refusal(f"There is no {script}: run this command from a clone of the repository (pip install -e .).")
-    claim_modules()
+    install_modules()
     try:
         return _assemble(pipe, model, traits, outputs, weights, offline, script, words)
     except BaseException:
@@ -67,10 +67,10 @@ def start(
 
 
 def stop() -> None:
-    """Let scripts clean up, and forget all modules, so that another one can start."""
+    """Let scripts clean up, and forget all modules, so that another stand-in can start."""
     if "modules.script_callbacks" in sys.modules:
         sys.modules["modules.script_callbacks"].call("script_unloaded")
-    for name in [name for name in sys.modules if _is_ours(name)]:
+    for name in [name for name in sys.modules if _is_bound(name)]:
         del sys.modules[name]
 
 
@@ -83,10 +83,10 @@ def running(pipe: Any, model: str = EMBEDDED, **settings: Any) -> Iterator[Stand
         stop()
 
 
-def claim_modules() -> None:
-    """Make the package in `modules/` importable as `modules`, without anything else beside it."""
+def install_modules() -> None:
+    """Make the package in `modules/`, and nothing else of this folder, importable as `modules`."""
     if "modules" in sys.modules:
-        raise RuntimeError("a WebUI runs in this process already")
+        raise RuntimeError("a WebUI is already running in this process")
     folder = Path(__file__).parent / "modules"
     spec = importlib.util.spec_from_file_location(
         "modules", folder / "__init__.py", submodule_search_locations=[str(folder)]
@@ -108,7 +108,7 @@ def _assemble(
     script: Path,
     words: Sequence[str],
 ) -> StandIn:
-    """Everything in the order in which WebUIs start."""
+    """Do everything in the order in which WebUIs start."""
     shared, paths = (importlib.import_module(f"modules.{name}") for name in ("shared", "paths"))
     paths.script_path = paths.data_path = str(outputs)
     paths.models_path = str(EMBEDDED_FOLDER if model == EMBEDDED else cache_folder().parent)
@@ -128,7 +128,7 @@ def _assemble(
 
 
 def make_page(outputs: Path) -> StandIn:
-    """Page and app with the scripts that are loaded; again when those have changed, as by a WebUI's "Reload UI"."""
+    """Build page and app with the loaded scripts; again after those have changed, as a WebUI's "Reload UI" does."""
     shared, scripts, callbacks = (
         importlib.import_module(f"modules.{name}") for name in ("shared", "scripts", "script_callbacks")
     )
@@ -137,12 +137,12 @@ def make_page(outputs: Path) -> StandIn:
     callbacks.call("ui_settings")
     shared.demo = importlib.import_module("modules.ui").create_ui()
     callbacks.call("model_loaded", shared.sd_model)
-    return StandIn(_serve(shared.demo, callbacks, outputs), shared.demo)
+    return StandIn(_serve(shared.demo, callbacks, outputs))
 
 
 @contextmanager
 def _event_loop() -> Iterator[None]:
-    """In a thread that has no event loop, gradio leaves out its queue's locks and then never answers."""
+    """Give this thread an event loop: without one gradio leaves out its queue's locks and then never answers."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     try:
@@ -194,11 +194,11 @@ def _find_weights(model: str) -> Path | None:
 def find_defaults(pipe: Any, model: str) -> dict[str, Any]:
     """Size, steps and guidance that suit a model."""
     config = pipe.unet.config
-    side = min(int(config.sample_size) * 8, LARGEST_PREVIEW) if model != EMBEDDED else int(config.sample_size) * 8
+    side = min(int(config.sample_size) * 8, LARGEST_DEFAULT) if model != EMBEDDED else int(config.sample_size) * 8
     cfg = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
     return {"width": side, "height": side, "steps": STEPS, "cfg_scale": cfg}
 
 
-def _is_ours(name: str) -> bool:
-    """`modules`, and what was imported with its names bound."""
+def _is_bound(name: str) -> bool:
+    """Whether it is one of `modules`, or was imported with their names in it."""
     return name.partition(".")[0] == "modules" or (name + ".").startswith("lib_layerdiffusion.webui.")

@@ -1,4 +1,4 @@
-"""A diffusers pipeline with the face that WebUIs show to scripts as `p.sd_model`."""
+"""A diffusers pipeline with the attributes that WebUIs show to scripts as `p.sd_model`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TIME_IDS = 6  # numbers for sizes and crop that an SDXL UNet gets beside the pooled text
+TIME_IDS = 6  # numbers for sizes and crop that an SDXL UNet gets together with the pooled text
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..image_file import DAMAGED, MAX_PIXELS, read_image
 from ..refusal import Refusal
 
 Pixels = NDArray[np.uint8]
-Opened = PIL.Image.Image | NDArray[Any]  # seen to be small enough, and not yet decoded if it was encoded
+Opened = PIL.Image.Image | NDArray[Any]  # known to be small enough; not yet decoded if it was encoded
 
 MAX_CHARACTERS = 2**28  # of an encoded text
 WRAPPED = ("image", "composite", "background")  # where the editors of the two gradio generations put the picture
@@ -25,16 +25,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands others, 
 CURE = "send a PNG, JPEG or WebP in base64, with or without data:image/...;base64, before it"
 
 
-def read_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
+def read_input_image(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Straight RGBA uint8 [H, W, 4] from an array, a Pillow image, a base64 text, a data URL or an editor's object.
 
-    A text is never taken for a path, lest a client read the server's files. Refusal names the argument and the cure.
+    A text is never taken for a path, so no client can read the server's files. Refusal names the argument and the cure.
     """
-    return load_image_code(open_image_code(value, name, max_pixels), name)
+    return load_input_image(open_input_image(value, name, max_pixels), name)
 
 
-def open_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Opened:
-    """What `load_image_code` reads; of an encoded image only the header is looked at, to refuse a too large one."""
+def open_input_image(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Opened:
+    """What `load_input_image` reads; of an encoded image only the header is read, to refuse one that is too large."""
     match value:
         case str():
             return _open(value, name, max_pixels)
@@ -42,7 +42,7 @@ def open_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Open
             inner = next((value[key] for key in WRAPPED if value.get(key) is not None), None)
             if inner is None or isinstance(inner, Mapping):
                 raise Refusal(f"{name} is an object without an image: {CURE}.")
-            return open_image_code(inner, name, max_pixels)
+            return open_input_image(inner, name, max_pixels)
         case np.ndarray() | PIL.Image.Image():
             _check_size(value, name, max_pixels)
             return value
@@ -52,8 +52,8 @@ def open_image_code(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Open
             raise Refusal(f"{name} can't be a {type(value).__name__}: {CURE}.")
 
 
-def load_image_code(opened: Opened, name: str) -> Pixels:
-    """Straight RGBA uint8 [H, W, 4] of what `open_image_code` gave."""
+def load_input_image(opened: Opened, name: str) -> Pixels:
+    """Straight RGBA uint8 [H, W, 4] of what `open_input_image` gave."""
     if isinstance(opened, PIL.Image.Image):
         try:
             opened.load()
@@ -63,12 +63,12 @@ def load_image_code(opened: Opened, name: str) -> Pixels:
 
 
 def count_pixels(opened: Opened) -> int:
-    """Pixels of what `open_image_code` gave."""
+    """Pixels of what `open_input_image` gave."""
     return math.prod(opened.shape[:2] if isinstance(opened, np.ndarray) else opened.size)
 
 
 def decode_base64(text: str) -> bytes:
-    """Bytes of a base64 text, with or without the head of a data URL and line breaks; ValueError when it is none."""
+    """Bytes of a base64 text, with or without the head of a data URL and line breaks; ValueError otherwise."""
     encoded = text.partition(",")[2] if text[:5].lower() == "data:" else text
     return base64.b64decode("".join(encoded.split()), validate=True)
 
@@ -81,7 +81,7 @@ def _open(text: str, name: str, max_pixels: int) -> PIL.Image.Image:
     try:
         content = decode_base64(text)
     except ValueError:
-        raise Refusal(f"{name} is no base64 ({text[:20]!r}...): {CURE}.") from None
+        raise Refusal(f"{name} is not base64 ({text[:20]!r}...): {CURE}.") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the size is checked below

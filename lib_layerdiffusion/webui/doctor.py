@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from ..doctor import Finding, examine_installation, examine_machine, examine_weights, find_version
 from ..host import Reserving
 from ..hosts import find_capabilities, find_webui_version
 from ..modes import FAMILIES, MODES
 from ..refusal import Refusal
-from .inputs import why_not
-
-if TYPE_CHECKING:
-    from .extension import Extension
+from .extension import Extension
 
 logger = logging.getLogger(__name__)
 
 
 def report(extension: Extension) -> str:
-    """A line for each thing that was looked at, as the command `layerdiffusion doctor` has them; never raises."""
+    """A line for each thing that was checked, in the form of the command `layerdiffusion doctor`; never raises."""
     sections: tuple[Callable[[], Iterator[Finding]], ...] = (
         examine_installation,
         _examine_webui,
@@ -37,7 +33,7 @@ def _attempt(section: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
         yield from section()
     except Refusal as refusal:
         yield Finding("broken", str(refusal))
-    except Exception as error:  # the rest of the report is all the more wanted
+    except Exception as error:  # the rest of the report is needed all the more
         logger.warning("A part of the report failed", exc_info=True)
         yield Finding("broken", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
@@ -49,7 +45,7 @@ def _examine_webui() -> Iterator[Finding]:
 
 
 def _examine_checkpoint(extension: Extension) -> Iterator[Finding]:
-    host = extension.host()
+    host = extension.current_host()
     managed = ", which manages memory" if isinstance(host, Reserving) else ""
     yield Finding("ok", f"host: {host.name}{managed}")
     parts = (
@@ -59,7 +55,7 @@ def _examine_checkpoint(extension: Extension) -> Iterator[Finding]:
     )
     family = FAMILIES.get(host.family, host.family)
     yield Finding("ok", f"checkpoint: {family}, {host.unet_channels} input channels, {', '.join(parts)}")
-    names = [mode.name for mode in MODES if mode.family == host.family and not why_not(host, mode.name)]
+    names = [mode.name for mode in MODES if mode.family == host.family and not host.why_not(mode.name)]
     yield Finding("ok" if names else "broken", f"layer modes: {', '.join(names) or 'none for this checkpoint'}")
 
 

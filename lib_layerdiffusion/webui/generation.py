@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,12 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session
 from ..views import Cancelled
-from . import downloads, infotext, job_options, results, xyz
+from . import infotext, job_options, results, xyz
 from .arguments import is_enabled, read_options
-from .base64_images import read_image_code
-from .inputs import why_not
+from .base64_images import read_input_image
+from .extension import Extension
+from .fetching import fetch
 from .replacing import Replaced, replace_method
-
-if TYPE_CHECKING:
-    from .extension import Extension
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ ATTRIBUTE = "layerdiffusion"  # of `p`
 RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
 
 
-def present(p: Any) -> Any:
+def current(p: Any) -> Any:
     """The generation on `p`, or something with the same steps that does nothing."""
     generation = getattr(p, ATTRIBUTE, None)
     return generation if generation is not None and generation.p is p else IDLE  # ADetailer ends a copy of `p`
@@ -57,7 +55,7 @@ class Refused(Refusal, HTTPException):
 
 
 class Idle:
-    """Stands in where no layers are wanted."""
+    """Takes the place of a Generation where no layers are wanted."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args: None
@@ -67,21 +65,21 @@ IDLE = Idle()
 
 
 def step(method: Callable[..., None]) -> Callable[..., None]:
-    """Make a method a step of the generation: its failure ends that, since WebUIs swallow what hooks raise."""
+    """Make a method a step of the generation, which ends with its failure, since WebUIs swallow what hooks raise."""
 
     @functools.wraps(method)
     def run(self: Generation, *args: Any) -> None:
         if self.failure is None:
             try:
                 method(self, *args)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the user gets to know and nothing stays patched
+            except Exception as error:  # noqa: BLE001 - whatever it is, the user is told and nothing stays patched
                 self.fail(error, *args)
 
     return run
 
 
 class Generation:
-    """What one request asks for and how far it is; its methods are called by the hooks in their order."""
+    """What one request asks for and how far it has come; the hooks call its methods in this order."""
 
     def __init__(self, extension: Extension, p: Any) -> None:
         self.extension = extension
@@ -109,7 +107,7 @@ class Generation:
             earlier.close()
         setattr(p, ATTRIBUTE, None)
         axes = getattr(p, xyz.ATTRIBUTE, None) or {}
-        inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of our picture
+        inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of this picture
         copied = earlier is not None and earlier.p is not p and not earlier.closed  # and begins another
         if inside_another or copied or not (is_enabled(args) or axes):
             return
@@ -124,7 +122,7 @@ class Generation:
         self.options = read_options(args, bool(getattr(p, "is_api", False)), {"enabled": True, **axes})
         self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "init_images")
         self._keep("override_settings", "do_not_save_grid", "extra_generation_params")
-        self._options_before = job_options.hold(p)
+        self._options_before = job_options.override(p)
         p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
         p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
         self.asked = (p.width, p.height)
@@ -143,8 +141,9 @@ class Generation:
     def prepare(self) -> None:
         """Plan, fetch and check everything before any sampling; `process`, with the checkpoint loaded."""
         p = self.p
-        self.session = Session(self.extension.host(p.sd_model), self.extension.store(p.sd_model))
-        if reason := why_not(self.session.host, self.mode.name):
+        host = self.extension.host_of(p.sd_model)
+        self.session = Session(host, self.extension.store(p.sd_model))
+        if reason := host.why_not(self.mode.name):
             raise Refusal(reason)
         self._refuse_merging()
         if (p.width, p.height) != self.sampled:  # the WebUI or another extension wants another size
@@ -152,7 +151,7 @@ class Generation:
             p.extra_generation_params.pop("Size", None)
         self.starts = self._read_starts()
         plan = self._plan(*self.asked)
-        downloads.fetch(self.session.store, plan.files)
+        fetch(self.session.store, plan.files)
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
@@ -161,7 +160,7 @@ class Generation:
             self._start_from_transparency(plan)
 
     @step
-    def say_prompts(self) -> None:
+    def set_frame_prompts(self) -> None:
         """Give each frame of a set the set's prompt with its own additional one before it; `process_batch`."""
         p, plan = self.p, self.plan
         frames = len(plan.frames)
@@ -175,7 +174,7 @@ class Generation:
     @step
     def wrap_sampler(self, x: Tensor) -> None:
         """Inject around the coming call of the sampler; `process_before_every_sampling`, at times twice for a pass."""
-        p, host = self.p, self.extension.host(self.p.sd_model)
+        p, host = self.p, self.extension.host_of(self.p.sd_model)
         width, height = 8 * x.shape[3], 8 * x.shape[2]
         same_size = (width, height) == (self.plan.width, self.plan.height)
         size = self.plan.size if same_size else (width, height)
@@ -214,8 +213,8 @@ class Generation:
 
     @step
     def follow_refiner(self) -> None:
-        """Inject into the refiner's UNet, once that stands in for the checkpoint's; before every step of sampling."""
-        host = self.extension.host(self.p.sd_model)
+        """Inject into the refiner's UNet once it has replaced the checkpoint's; before every step of sampling."""
+        host = self.extension.host_of(self.p.sd_model)
         if host.unet is not self.live.host.unet:
             self._injected.close()
             self._open_for(host, self.plan.size)
@@ -223,7 +222,7 @@ class Generation:
 
     @step
     def take_samples(self, samples: Any) -> None:
-        """Take the batch's latents where the WebUI still has them (masks are blended in); `post_sample`."""
+        """Take the batch's latents while the WebUI still has them (masks are blended in); `post_sample`."""
         if not getattr(samples, "already_decoded", False):
             self.latents = samples
 
@@ -248,7 +247,7 @@ class Generation:
 
     @step
     def finish_image(self, pp: Any) -> None:
-        """Make the transparent image from what the WebUI and others made of its picture; before it is saved."""
+        """Make the transparent image from what the WebUI and others made of its picture, before that is saved."""
         if self.batch is None:
             return
         index = self.p.batch_index
@@ -288,7 +287,7 @@ class Generation:
         p = self.p
         self.close()
         if self.extension.setting("go_on"):
-            logger.warning("%s The generation goes on without layers.", refusal)
+            logger.warning("%s The generation continues without layers.", refusal)
             self._comment(str(refusal))
             return refusal
         logger.error("%s", refusal, exc_info=None if foreseen else error)
@@ -311,7 +310,7 @@ class Generation:
             self._replaced.pop().restore()
         for name, value in self._before.items():
             setattr(self.p, name, value)
-        job_options.release(self._options_before)
+        job_options.restore(self._options_before)
         self._before.clear()
         self._options_before.clear()
 
@@ -369,7 +368,7 @@ class Generation:
         given: dict[Role, results.Pixels] = {}
         for role in roles:
             if (image := self.options.image(role)) is not None:
-                given[role] = fit(read_image_code(image, f"{role}_image"), size, self.options.resize_mode)
+                given[role] = fit(read_input_image(image, f"{role}_image"), size, self.options.resize_mode)
         return given
 
     def _refuse_merging(self) -> None:
@@ -386,7 +385,7 @@ class Generation:
         given = [image for image in getattr(self.p, "init_images", None) or [] if image is not None]
         if self.mode.encoder is None or not any("A" in image.getbands() for image in given):
             return []
-        images = [read_image_code(image, "init_images") for image in given]
+        images = [read_input_image(image, "init_images") for image in given]
         return images if any(image[..., 3].min() < 255 for image in images) else []
 
     def _start_from_transparency(self, plan: Plan) -> None:
@@ -428,7 +427,7 @@ class Generation:
 
 
 class Unavailable:
-    """Stands where a WebUI expects images, and raises as soon as it looks at them."""
+    """Replaces what a WebUI expects images in, and raises as soon as it looks at them."""
 
     def __init__(self, refusal: Refusal) -> None:
         self.__dict__["refusal"] = refusal

@@ -66,7 +66,7 @@ def _translated(component: type[Any]) -> type[Any]:
 
 @contextmanager
 def switch_accordion(label: str, elem_id: str) -> Iterator[Any]:
-    """An accordion whose title is a checkbox, which is yielded; a plain one with a checkbox inside where need be."""
+    """An accordion whose title is a checkbox, which is yielded; in a WebUI without such, a plain one with it inside."""
     try:
         from modules.ui_components import InputAccordion
     except ImportError:

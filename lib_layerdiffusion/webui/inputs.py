@@ -1,8 +1,7 @@
-"""Which of the panel's images and prompts a layer mode has a use for; the others are hidden and have no effect."""
+"""Which of the panel's images and prompts a layer mode uses; the others are hidden and have no effect."""
 
 from __future__ import annotations
 
-from ..host import Choosy, Host
 from ..modes import any_row, name_mode
 
 ROLES = ("foreground", "background", "blend")
@@ -20,8 +19,3 @@ def wanted(mode_name: str) -> frozenset[str]:
     images = [f"{role}_image" for role in mode.inputs]
     prompts = [f"{role}_prompt" for role in mode.frames if len(mode.frames) > 1]
     return frozenset([*images, *prompts, *(["resize_mode"] if images else [])])
-
-
-def why_not(host: Host, mode_name: str) -> str:
-    """Why a host rules a mode out whatever files there are, as the page with the embedded model does; "" otherwise."""
-    return host.why_not(name_mode(mode_name)) if isinstance(host, Choosy) else ""

@@ -1,4 +1,4 @@
-"""The WebUI's options that have to be otherwise while layers are made, and are as before afterwards."""
+"""The WebUI's options that must have other values while layers are made; afterwards they are as before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from modules import shared
 
 # Other formats drop alpha. Stealth infotext makes it opaque and writes into it, even where its option was never set.
-HELD = {
+OVERRIDES = {
     "samples_format": "png",
     "stealth_pnginfo_option": "None",  # Forge
     "stealth_pnginfo_opt": "None",  # reForge
@@ -15,10 +15,10 @@ HELD = {
 }
 
 
-def hold(p: Any) -> dict[str, Any]:
-    """Lay ours over a job's `override_settings`; returns what `release` is to put back, None for what isn't set."""
+def override(p: Any) -> dict[str, Any]:
+    """Add our values to a job's `override_settings`; returns what `restore` needs, None for an unset option."""
     options = shared.opts
-    known = {name: value for name, value in HELD.items() if name in options.data_labels}
+    known = {name: value for name, value in OVERRIDES.items() if name in options.data_labels}
     before = {name: options.data.get(name) for name in known}
     if not p.override_settings_restore_afterwards:
         before |= {name: p.override_settings[name] for name in known if name in p.override_settings}
@@ -26,8 +26,8 @@ def hold(p: Any) -> dict[str, Any]:
     return before
 
 
-def release(before: dict[str, Any]) -> None:
-    """Put the options back: WebUIs do so only for a job that restores, and only for what was once set."""
+def restore(before: dict[str, Any]) -> None:
+    """Put the options back: WebUIs do so only for a job that restores, and only for options that were set before."""
     for name, value in before.items():
         if value is None:
             shared.opts.data.pop(name, None)

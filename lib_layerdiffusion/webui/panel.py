@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -13,18 +13,16 @@ from ..modes import FAMILIES, MODE_NAMES, MODES, Family, Role, any_row
 from ..options import FIELDS, RESIZE_MODES, LayerOptions
 from . import infotext, status
 from .arguments import PAGE_ORDER
+from .extension import Extension
 from .gradio_compat import QUIET, careful, switch_accordion, tool_button, update_choices, with_labels
 from .inputs import IMAGES, OPTIONAL, PROMPTS, ROLES, wanted
 
-if TYPE_CHECKING:
-    from .extension import Extension
-
 TITLE = "LayerDiffusion"
 ADVANCED = "Advanced"
-REFRESH = "Look again at checkpoint, weight files and the last run"
+REFRESH = "Refresh status"
 IMAGE_HEIGHT = 240  # pixels
 
-# Modes that are one step of several, or a variant for those who know why they want it.
+# Modes that are one step of several, or a variant for experts.
 EXPERT_MODES = (
     "foreground_to_blend",
     "foreground_blend_to_background",
@@ -32,7 +30,7 @@ EXPERT_MODES = (
     "background_blend_to_foreground",
     "foreground_conv",
 )
-# Beside a slider there is room for few words only.
+# There is room for few words next to a slider.
 SLIDER_HELP = {
     "weight": "0: off, 1: as trained",
     "stop_at": "1: until the last step",
@@ -54,7 +52,7 @@ OUTPUT_LABELS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class Panel:
-    """What a WebUI's Script object hands on."""
+    """What a WebUI's Script object passes on."""
 
     controls: list[Any]  # in arguments.PAGE_ORDER; the first is the switch
     infotext_fields: list[tuple[Any, Any]]  # (component, function of the parsed infotext)
@@ -62,7 +60,7 @@ class Panel:
 
 
 def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension) -> Panel:
-    """Make the panel where gradio is at the moment; nothing else is touched or looked up."""
+    """Make the panel in gradio's current block; nothing else is touched or looked up."""
     made: dict[str, Any] = {}
     shown = wanted(LayerOptions.mode)
 
@@ -123,7 +121,7 @@ def _connect(made: dict[str, Any], refresh: Any, report: Any, extension: Extensi
         described = status.describe(extension, name, is_img2img)
         return [described, *(gr.update(visible=option in needed) for option in OPTIONAL)]
 
-    def look_again(name: str) -> list[Any]:
+    def refresh_all(name: str) -> list[Any]:
         return [*follow(name), update_choices(list_modes(status.find_family(extension)), name)]
 
     def suggest(name: str) -> float:
@@ -134,7 +132,7 @@ def _connect(made: dict[str, Any], refresh: Any, report: Any, extension: Extensi
     # Only when the user picks a mode: pasted and loaded values bring their own.
     mode.input(careful(suggest, 1), [mode], [made["stop_at"]], **QUIET)
     for event in (made["enabled"].change, refresh.click):
-        event(careful(look_again, len(outputs) + 1), [mode], [*outputs, mode], **QUIET)
+        event(careful(refresh_all, len(outputs) + 1), [mode], [*outputs, mode], **QUIET)
 
 
 def _paste(name: str) -> Callable[[dict[str, str]], Any]:

@@ -1,4 +1,4 @@
-"""The one way in which anything of the WebUI's is replaced, so that it can always be put back."""
+"""The only way in which functions of the WebUI are replaced, so that they can always be put back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Replaced:
     inherited: bool  # the owner had no attribute of its own, as an instance has its class's methods
 
     def restore(self) -> None:
-        """Put back what was there, unless somebody replaced ours since: then theirs stays and calls through."""
+        """Put back what was there; but a function that another extension put over ours since stays, and calls ours."""
         if vars(self.owner).get(self.name) is not self.ours:
             return
         if self.inherited:

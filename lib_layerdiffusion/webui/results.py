@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-OPAQUE, EMPTY = 250, 5  # alpha from which on, and up to which, a pixel counts as that
-SHARE = 0.995  # of the pixels, for a whole image to count as that
+OPAQUE, EMPTY = 250, 5  # a pixel counts as opaque from that alpha on, and as empty up to that
+SHARE = 0.995  # of the pixels, from which on the whole image counts as that
 WRITERS = {"psd": psd.write, "ora": ora.write}
 
 
@@ -41,7 +41,7 @@ class Batch:
             self._layers += [by_role[role] for role in plan.frames]
 
     def judge(self) -> Iterator[str]:
-        """Say of each transparent image that isn't one what the likely cause and its cure are."""
+        """Name the likely cause, and what to do, for each transparent image that came out opaque or empty."""
         for index, image in enumerate(self._layers):
             if not self._is_transparent(index):
                 continue
@@ -127,7 +127,7 @@ def on_grey(rgba: Pixels) -> Pixels:
 
 
 def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> None:
-    """Put the wanted outputs into the WebUI's answer: layers first, previews after them, files beside the layers."""
+    """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers."""
     _attach_again(sets, processed)
     texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
     previews: list[tuple[Image.Image, str]] = []
@@ -146,12 +146,12 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
 
 
 def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
-    """Where another extension put an opaque picture in the place of a transparent one, give it that one's alpha."""
-    ours = [(each, role) for each in sets for role in each.images]
+    """Where another extension replaced a transparent picture by an opaque one, give that the lost alpha."""
+    made = [(each, role) for each in sets for role in each.images]
     first, present = processed.index_of_first_image, {id(image) for image in processed.images}
-    if len(processed.images) - first < len(ours):
+    if len(processed.images) - first < len(made):
         return
-    for index, (each, role) in enumerate(ours, start=first):
+    for index, (each, role) in enumerate(made, start=first):
         image, other = each.images[role], processed.images[index]
         if id(image) in present or image.mode != "RGBA":
             continue
@@ -175,7 +175,7 @@ def _make_previews(each: LayerSet, stack: LayerStack, outputs: Sequence[str]) ->
 
 
 def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) -> None:
-    """Layered files beside the saved image, under its name."""
+    """Layered files next to the saved image, under its name."""
     path = getattr(saved, "already_saved_as", None)
     for name, write in WRITERS.items():
         if name in outputs and path:
@@ -185,7 +185,7 @@ def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) 
 
 
 def _leave_out(sets: Sequence[LayerSet], outputs: Sequence[str], processed: Any) -> None:
-    """Take layers that nobody wants to see out of the answer, but never all."""
+    """Take unwanted layers out of the answer, but never all of its images."""
     unwanted = {
         id(image)
         for each in sets
@@ -214,7 +214,7 @@ def _label(text: str, name: str) -> str:
 
 
 def _as_saved(pixels: Tensor) -> Pixels:
-    """[3, H, W], 0..1 to uint8 [H, W, 3] by cutting off, as WebUIs do."""
+    """[3, H, W], 0..1 to uint8 [H, W, 3], cut off and not rounded, as WebUIs do."""
     return (255.0 * pixels.permute(1, 2, 0).numpy()).astype(np.uint8)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 from modules import scripts
 
 from . import panel
-from .arguments import TITLE
 from .extension import Extension
-from .generation import Generation, present
+from .generation import Generation, current
+
+API_NAME = "LayerDiffuse"  # the script's title, by which API clients name it, as the reference extension's do
 
 
 def make_script(extension: Extension) -> type[scripts.Script]:
@@ -19,7 +20,7 @@ def make_script(extension: Extension) -> type[scripts.Script]:
         sorting_priority = 100.0  # after other extensions, whose pictures the transparent image is to follow
 
         def title(self) -> str:
-            return TITLE
+            return API_NAME
 
         def show(self, is_img2img: bool) -> Any:
             return scripts.AlwaysVisible
@@ -34,24 +35,24 @@ def make_script(extension: Extension) -> type[scripts.Script]:
             Generation.begin(extension, p, args)
 
         def process(self, p: Any, *args: Any) -> None:
-            present(p).prepare()
+            current(p).prepare()
 
         def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            present(p).say_prompts()
+            current(p).set_frame_prompts()
 
         def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            present(p).wrap_sampler(kwargs["x"])
+            current(p).wrap_sampler(kwargs["x"])
 
         def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
-            present(p).take_samples(ps.samples)
+            current(p).take_samples(ps.samples)
 
         def postprocess_batch_list(self, p: Any, pp: Any, *args: Any, **kwargs: Any) -> None:
-            present(p).decode(pp)
+            current(p).decode(pp)
 
         def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
-            present(p).finish_image(pp)
+            current(p).finish_image(pp)
 
         def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-            present(p).finish(processed)
+            current(p).finish(processed)
 
     return Script

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import gradio as gr
-
-from .gradio_compat import QUIET
-
 PREFIX = "layerdiffusion_"
 SECTION = ("layerdiffusion", "LayerDiffusion")
-REPORT = "report"  # the name of what is no setting, but stands among them
-REPORT_LABEL = "What LayerDiffusion finds here"
-REPORT_HELP = "to paste into a bug report; it has names of folders"
+REPORT = "report"  # not a setting, but shown among them
+REPORT_LABEL = "Diagnostics"
+REPORT_HELP = "to paste into a bug report; it contains names of folders"
 REPORT_BUTTON = "Write the report"
 
 
@@ -27,7 +23,7 @@ class Setting:
     default: bool | str
     label: str
     help: str
-    private: bool = False  # not to be changed by API clients, since it names a folder or a server
+    private: bool = False  # API clients can't change it, since it names a folder or a server
 
 
 SETTINGS: tuple[Setting, ...] = (
@@ -36,7 +32,7 @@ SETTINGS: tuple[Setting, ...] = (
         "offline",
         False,
         "Never download weight files",
-        "a missing file then stops the generation with a sentence that says which file goes where",
+        "a missing file then stops the generation, with a message that says which file to put where",
         private=True,
     ),
     Setting(
@@ -49,20 +45,20 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "go_on",
         False,
-        "Go on with an ordinary image when layers can't be made",
+        "Continue with an ordinary image when layers can't be made",
         "otherwise the generation stops and says why",
     ),
     Setting(
         "alpha_check",
         True,
-        "Say when a transparent image comes out opaque or empty",
-        "with the likely cause and cure, below the pictures",
+        "Warn when a transparent image comes out opaque or empty",
+        "with the likely cause and what to do about it, below the pictures",
     ),
 )
 
 
 def defaults() -> dict[str, Any]:
-    """The settings at rest, by name without prefix."""
+    """Default of each setting, by name without prefix."""
     return {setting.name: setting.default for setting in SETTINGS}
 
 
@@ -82,6 +78,10 @@ def add(report: Callable[[], str]) -> None:
 
 def _report_box(report: Callable[[], str], elem_id: str, **settings: Any) -> Any:
     """A text box and the button that fills it, where the settings page wants a component for an option."""
+    import gradio as gr
+
+    from .gradio_compat import QUIET
+
     box = gr.Textbox(elem_id=elem_id, lines=4, max_lines=40, show_copy_button=True, **settings)
     gr.Button(REPORT_BUTTON, elem_id=f"{elem_id}_button").click(report, outputs=[box], **QUIET)
     return box

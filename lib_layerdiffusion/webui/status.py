@@ -5,31 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from html import escape
-from typing import TYPE_CHECKING
 
-from ..host import Host
+from ..hosts import DetectedHost
 from ..modes import FAMILIES, MODES, Mode, name_mode
 from ..refusal import Refusal
 from ..weights import WeightStore
 from ..weights.header import describe_bytes
-from .inputs import why_not
-
-if TYPE_CHECKING:
-    from .extension import Extension
+from .extension import Extension
 
 logger = logging.getLogger(__name__)
 
 Line = tuple[str, str, str]  # class, heading, text
 
-# Headings and fixed texts stand in elements of their own, since WebUIs translate text by element.
+# Headings and fixed texts are in elements of their own, since WebUIs translate text by element.
 HINT = "Checkpoint, weight files and the last run's outcome are shown here once the panel is open."
 CHECKPOINT, MODE, LAST_RUN = "Checkpoint", "Layer mode", "Last run"
 FILES, PRESENT, DOWNLOAD = "Weight files", "present", "Download before the first run"
-TEXTS = (HINT, CHECKPOINT, MODE, LAST_RUN, FILES, PRESENT, DOWNLOAD)
 
 
 def hint() -> str:
-    """What stands there before anything is looked up, as HTML."""
+    """What is shown before anything is looked up, as HTML."""
     return _to_html([("note", "", HINT)])
 
 
@@ -42,11 +37,11 @@ def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> 
         return _to_html([("bad", "", str(error) or type(error).__name__)])
 
 
-def find_host(extension: Extension) -> Host | None:
+def find_host(extension: Extension) -> DetectedHost | None:
     """The adapter for the loaded checkpoint; None when there can be none."""
     try:
-        return extension.host()
-    except Exception as error:  # noqa: BLE001 - what a WebUI's model raises is its own affair; pages only sort by it
+        return extension.current_host()
+    except Exception as error:  # noqa: BLE001 - whatever a WebUI's model raises, pages only sort by the family
         logger.debug("The checkpoint can't be told: %s", error)
         return None
 
@@ -58,17 +53,18 @@ def find_family(extension: Extension) -> str | None:
 
 
 def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterator[Line]:
-    rows = [mode for mode in MODES if mode.name == name_mode(mode_name)]
+    name = name_mode(mode_name)
+    rows = [mode for mode in MODES if mode.name == name]
     try:
-        host = extension.host()
-    except Refusal as refusal:  # such as that no checkpoint is loaded yet: what is needed depends on its family
+        host = extension.current_host()
+    except Refusal as refusal:  # such as for a checkpoint that isn't loaded yet, on whose family the files depend
         yield "note", CHECKPOINT, str(refusal)
     else:
         yield "good", CHECKPOINT, f"{FAMILIES.get(host.family, host.family)} ({host.name})"
         others = " or ".join(FAMILIES[mode.family] for mode in rows)
         label = rows[0].label
         rows = [mode for mode in rows if mode.family == host.family]
-        if (reason := why_not(host, mode_name)) or not rows:
+        if (reason := host.why_not(name)) or not rows:
             rows = []
             yield "bad", MODE, reason or f"{label} needs an {others} checkpoint."
     for mode in rows:

@@ -136,6 +136,7 @@ def test_what_a_loaded_model_tells(kind):
     assert host.scaling_factor == pytest.approx(SCALE)
     assert host.percent_to_timestep(0.0) > host.percent_to_timestep(1.0) == 0
     assert host.parameter_name("input_blocks.0.0.weight") == "input_blocks.0.0.weight"
+    assert host.why_not("together") == ""
 
 
 def test_encoding_gives_the_mean_and_draws_no_random_numbers(kind):

@@ -149,11 +149,11 @@ class FakeExtension:
         self.asked.append("store")
         return self.weights
 
-    def host(self, model: Any = None) -> Any:
+    def current_host(self) -> Any:
         self.asked.append("host")
         if isinstance(self.family, Exception):
             raise self.family
-        return SimpleNamespace(family=self.family, name="Forge")
+        return SimpleNamespace(family=self.family, name="Forge", why_not=lambda mode: "")
 
 
 NO_MODEL = Refusal("No checkpoint is loaded: choose one.")

@@ -48,11 +48,10 @@ class Extension:
     def store(self) -> WeightStore:
         return self._store
 
-    def host(self, model: Any | None = None) -> Any:
+    def current_host(self) -> Any:
         return self._host()
 
-    def loaded_host(self) -> Any:
-        return self._host()
+    load_host = current_host
 
 
 class CountingLock:
@@ -110,10 +109,11 @@ def embedded_host() -> Any:
     """The embedded model as the WebUI's loaded one."""
     pytest.importorskip("diffusers")
     from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
-    from lib_layerdiffusion.hosts.diffusers import DiffusersHost
     from lib_layerdiffusion.hosts.pipelines import load_pipeline
+    from lib_layerdiffusion.stand_in.host import StandInHost
+    from lib_layerdiffusion.stand_in.model import LoadedModel
 
-    return DiffusersHost(load_pipeline(EMBEDDED_FOLDER, device="cpu", offline=True))
+    return StandInHost(LoadedModel(load_pipeline(EMBEDDED_FOLDER, device="cpu", offline=True)))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_schema_is_that_of_the_options(client):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", None])
 def test_modes_of_the_loaded_family_are_marked(start, family):
-    client = start(lambda: SimpleNamespace(family=family)) if family else start()
+    client = start(lambda: SimpleNamespace(family=family, why_not=lambda mode: "")) if family else start()
     body = client.get(f"{PREFIX}/modes").json()
     assert body["family"] == family
     assert [(row["name"], row["family"]) for row in body["modes"]] == [(mode.name, mode.family) for mode in MODES]
@@ -275,9 +275,9 @@ def raw(client: Any, name: str, content: bytes) -> str:
     [
         (b"", "empty"),
         (b"  \n", "empty"),
-        (b"{", "no JSON"),
-        (b"\xff\xfe\xfa", "no JSON"),
-        (b"image=abc", "no JSON"),
+        (b"{", "not JSON"),
+        (b"\xff\xfe\xfa", "not JSON"),
+        (b"image=abc", "not JSON"),
         (b"[]", "must be an object"),
         (b"null", "must be an object"),
         (b'"text"', "must be an object"),
@@ -293,11 +293,11 @@ def test_bodies_that_are_no_object(client, name, content, said):
 
 @pytest.mark.parametrize("name", POSTS)
 def test_too_large_bodies_are_refused_without_being_parsed(client, name, monkeypatch):
-    from lib_layerdiffusion.webui import api
+    from lib_layerdiffusion.webui import api_requests
 
-    monkeypatch.setattr(api, "MAX_BODY", 1000)
+    monkeypatch.setattr(api_requests, "MAX_BODY", 1000)
     assert "more than the 1000" in raw(client, name, b'{"image": "' + b"A" * 5000 + b'"}')
-    assert "no JSON" in raw(client, name, b"x" * 1000)
+    assert "not JSON" in raw(client, name, b"x" * 1000)
 
 
 @pytest.mark.parametrize(
@@ -328,13 +328,13 @@ def test_paths_are_never_read(client, name, tmp_path):
     Image.fromarray(picture()).save(path)
     for text in (str(path), f"file://{path}", path.as_uri()):
         body = {"image": text} if name == "encode" else {"layers": [{"image": text}]}
-        assert "no base64" in refusal(client, name, body | (PSD if name == "export" else {}))
+        assert "not base64" in refusal(client, name, body | (PSD if name == "export" else {}))
 
 
 def test_a_latent_s_path_is_never_read(client, tmp_path):
     path = tmp_path / "latent.safetensors"
     path.write_bytes(save({"latent": torch.zeros(1, 4, 8, 8)}, metadata={"format": "layerdiffusion latent, VAE space"}))
-    assert "no base64" in refusal(client, "decode", {"latent": str(path)})
+    assert "not base64" in refusal(client, "decode", {"latent": str(path)})
 
 
 def huge_png(width: int, height: int) -> str:
@@ -356,9 +356,9 @@ def test_huge_images_are_refused_by_their_header(client, side):
 
 
 def test_many_images_are_refused_together(client, monkeypatch):
-    from lib_layerdiffusion.webui import api
+    from lib_layerdiffusion.webui import api_requests
 
-    monkeypatch.setattr(api, "MAX_PIXELS_TOGETHER", 64 * 64 * 2)
+    monkeypatch.setattr(api_requests, "MAX_PIXELS_TOGETHER", 64 * 64 * 2)
     row = {"image": code(picture())}
     good(client, "composite", {"layers": [row] * 2})
     assert "layers[2].image" in refusal(client, "composite", {"layers": [row] * 3})
@@ -370,10 +370,10 @@ def test_many_images_are_refused_together(client, monkeypatch):
 def test_too_many_images_are_refused_before_one_is_decoded(client, monkeypatch, name):
     from PIL.PngImagePlugin import PngImageFile
 
-    from lib_layerdiffusion.webui import api
+    from lib_layerdiffusion.webui import api_requests
 
     decoded: list[Any] = []
-    monkeypatch.setattr(api, "MAX_PIXELS_TOGETHER", 64 * 64 * 2)
+    monkeypatch.setattr(api_requests, "MAX_PIXELS_TOGETHER", 64 * 64 * 2)
     monkeypatch.setattr(PngImageFile, "load", lambda image: decoded.append(image))
     body = {"layers": [{"image": code(picture())}] * 3} | (PSD if name == "export" else {})
     assert "layers[2].image" in refusal(client, name, body)

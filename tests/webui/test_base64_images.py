@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.webui.base64_images import read_image_code
+from lib_layerdiffusion.webui.base64_images import read_input_image
 
 RGBA = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
 OPAQUE = np.dstack([RGBA[..., :3], np.full((5, 7), 255, np.uint8)])
@@ -49,7 +49,7 @@ def broken_in_lines(text: str) -> str:
     ids=lambda value: type(value).__name__,
 )
 def test_transparent_images_keep_every_byte(value):
-    image = read_image_code(value, "foreground_image")
+    image = read_input_image(value, "foreground_image")
     assert image.dtype == np.uint8
     assert np.array_equal(image, RGBA)
 
@@ -65,15 +65,15 @@ def test_transparent_images_keep_every_byte(value):
     ],
 )
 def test_images_without_alpha_become_opaque(value, expected):
-    assert np.array_equal(read_image_code(value, "image"), expected)
+    assert np.array_equal(read_input_image(value, "image"), expected)
 
 
 @pytest.mark.parametrize("as_what", [str, lambda path: f"file://{path}", lambda path: {"image": str(path)}])
 def test_a_path_is_never_read(tmp_path: Path, as_what):
     path = tmp_path / "secret.png"
     Image.fromarray(RGBA).save(path)
-    with pytest.raises(Refusal, match="background_image is no"):
-        read_image_code(as_what(path), "background_image")
+    with pytest.raises(Refusal, match="background_image is not base64"):
+        read_input_image(as_what(path), "background_image")
 
 
 @pytest.mark.parametrize("name", ["abcd", "secret00"])  # letters of base64
@@ -81,7 +81,7 @@ def test_a_path_that_could_be_base64_is_not_read_either(tmp_path: Path, monkeypa
     Image.fromarray(RGBA).save(tmp_path / name, format="PNG")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Refusal, match="not an image"):
-        read_image_code(name, "image")
+        read_input_image(name, "image")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_path_that_could_be_base64_is_not_read_either(tmp_path: Path, monkeypa
 )
 def test_anything_else_is_refused_in_one_sentence(value):
     with pytest.raises(Refusal) as caught:
-        read_image_code(value, "blend_image")
+        read_input_image(value, "blend_image")
     sentence = str(caught.value)
     assert sentence.endswith(".")
     assert "\n" not in sentence
@@ -127,14 +127,14 @@ def test_anything_else_is_refused_in_one_sentence(value):
 def test_a_header_that_is_cut_off_is_named():
     text = base64.b64encode(base64.b64decode(encode(RGBA))[:16]).decode()
     with pytest.raises(Refusal, match=r"^blend_image is damaged or cut off: send"):
-        read_image_code(text, "blend_image")
+        read_input_image(text, "blend_image")
 
 
 def test_a_damaged_image_is_named():
     noise = np.random.default_rng(1).integers(0, 256, (50, 50, 4), dtype=np.uint8)
     text = base64.b64encode(base64.b64decode(encode(noise))[:-5000]).decode()
     with pytest.raises(Refusal, match=r"^blend_image is damaged or cut off: send"):
-        read_image_code(text, "blend_image")
+        read_input_image(text, "blend_image")
 
 
 def test_an_image_that_is_a_program_is_not_run(monkeypatch):
@@ -144,7 +144,7 @@ def test_an_image_that_is_a_program_is_not_run(monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **named: pytest.fail("it was run"))
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(Refusal, match="not an image"):
-        read_image_code(base64.b64encode(program).decode(), "image")
+        read_input_image(base64.b64encode(program).decode(), "image")
 
 
 def png_header(width: int, height: int) -> str:
@@ -162,14 +162,14 @@ def png_header(width: int, height: int) -> str:
 @pytest.mark.parametrize("side", [9000, 12_000, 60_000, 2**31 - 1])
 def test_a_huge_image_is_refused_by_its_header(side):
     with pytest.raises(Refusal, match="pixels"):
-        read_image_code(png_header(side, side), "image")
+        read_input_image(png_header(side, side), "image")
 
 
 def test_the_limit_is_the_caller_s():
     for value in (RGBA, encode(RGBA), Image.fromarray(RGBA), {"image": RGBA}):
-        assert read_image_code(value, "image", max_pixels=35).shape == (5, 7, 4)
+        assert read_input_image(value, "image", max_pixels=35).shape == (5, 7, 4)
         with pytest.raises(Refusal, match=r"image has 35 pixels, more than the 34"):
-            read_image_code(value, "image", max_pixels=34)
+            read_input_image(value, "image", max_pixels=34)
 
 
 def test_a_photo_s_rotation_is_applied():
@@ -178,5 +178,5 @@ def test_a_photo_s_rotation_is_applied():
     exif[0x0112] = 6  # turned by a quarter
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", exif=exif)
-    turned = read_image_code(base64.b64encode(buffer.getvalue()).decode(), "image")
+    turned = read_input_image(base64.b64encode(buffer.getvalue()).decode(), "image")
     assert np.array_equal(turned, np.rot90(OPAQUE, -1))

@@ -357,7 +357,8 @@ def test_the_document_shows_every_mode(mode, gradio):
 
 
 def texts_of(page) -> set[str]:
-    found = {panel.REFRESH, *status.TEXTS}
+    found = {panel.REFRESH, status.HINT, status.CHECKPOINT, status.MODE, status.LAST_RUN}
+    found |= {status.FILES, status.PRESENT, status.DOWNLOAD}
     for block in page.demo.blocks.values():
         if getattr(block, "elem_id", None) == elem_id("output_origin"):
             continue

@@ -399,7 +399,7 @@ def test_stopping_leaves_nothing(embedded_pipeline, tmp_path):
     import sys
 
     code = (
-        "import sys; from lib_layerdiffusion.stand_in.launch import claim_modules, stop; claim_modules();"
+        "import sys; from lib_layerdiffusion.stand_in.launch import install_modules, stop; install_modules();"
         "import modules.rng; assert modules.__file__; stop(); assert 'modules' not in sys.modules\n"
         "try:\n    import modules\nexcept ModuleNotFoundError: print('gone')"
     )

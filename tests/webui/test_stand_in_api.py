@@ -51,6 +51,28 @@ def test_an_answer_tells_what_was_made(webui):
     assert found["parameters"]["Negative prompt"] == "pizza"
 
 
+@pytest.mark.parametrize("args", [{"views": 1}, [{"views": 1}], [True, "foreground"]], ids=["object", "one", "list"])
+@pytest.mark.parametrize("name", ["LayerDiffuse", "LayerDiffusion", "layerdiffusion"])
+def test_the_script_has_two_names(webui, name, args):
+    scripts = {name: {"args": args}}
+    answer = webui.post("txt2img", alwayson_scripts=scripts, **SMALL)
+    assert answer.status_code == 200, answer.text
+    assert decode_image(answer.json()["images"][0]).mode == "RGBA"
+    assert "layerdiffusion_mode: foreground" in answer.json()["info"]
+
+
+def test_the_script_under_both_names_is_refused(webui):
+    scripts = {name: {"args": {"views": 1}} for name in ("LayerDiffuse", "LayerDiffusion")}
+    answer = webui.post("txt2img", alwayson_scripts=scripts, **SMALL)
+    assert answer.status_code == 422
+    assert "LayerDiffuse and LayerDiffusion, which are the same script" in answer.json()["detail"]
+
+
+def test_other_scripts_names_are_left_alone(webui):
+    answer = webui.post("txt2img", alwayson_scripts={"LayerDiffusions": {"args": {}}}, **SMALL)
+    assert answer.json()["detail"] == "always on script LayerDiffusions not found"
+
+
 def test_an_infotext_fills_in_what_a_request_leaves_out(webui):
     first = webui.post("txt2img", {"weight": 0.5, "views": 1}, seed=7, **SMALL).json()
     (text,) = json.loads(first["info"])["infotexts"]

@@ -83,6 +83,16 @@ def test_other_modes_than_the_embedded_models_own_are_refused_for_that_reason(we
     assert [(row["name"], row["family"]) for row in rows if row["offered"]] == [("foreground", "sd15")]
 
 
+def test_the_header_of_a_weight_file_is_read_once_for_a_generation(webui, monkeypatch):
+    from lib_layerdiffusion import weights
+
+    seen, read_header = [], weights.read_header
+    monkeypatch.setattr(weights, "read_header", lambda path: seen.append(path.stem) or read_header(path))
+    monkeypatch.setattr(webui.extension, "_store", None)  # as after the start
+    assert_transparent(webui.txt2img(FAST, **SETTINGS).images[0])
+    assert sorted(seen) == ["layer_sd15_transparent_attn", "layer_sd15_vae_transparent_decoder"]
+
+
 @pytest.mark.parametrize("kind", ["jpg", "webp"])
 def test_alpha_survives_the_users_sample_format(webui, kind):
     webui.shared.opts.set("samples_format", kind)

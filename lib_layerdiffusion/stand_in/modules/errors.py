@@ -1,4 +1,4 @@
-"""How a WebUI treats exceptions of extensions: it says them and goes on."""
+"""How a WebUI treats exceptions of extensions: it logs them and continues."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def attempt(job: str, function: Callable[..., Any], *args: Any, **named: Any) ->
     """Call a function of an extension; what it raises is logged, and the answer is None."""
     try:
         return function(*args, **named)
-    except Exception:  # noqa: BLE001 - whatever it is, WebUIs go on
+    except Exception:  # noqa: BLE001 - whatever it is, WebUIs continue
         report(f"Error {job}", exc_info=True)
         return None

@@ -19,7 +19,7 @@ def blur(mask: Image.Image, radius: int) -> Image.Image:
 
 
 def find_box(mask: Image.Image, padding: int) -> Box | None:
-    """The box of what isn't black, and `padding` around it; None if all is."""
+    """The box of what isn't black, with `padding` around it; None if everything is black."""
     box = mask.getbbox()
     if box is None:
         return None

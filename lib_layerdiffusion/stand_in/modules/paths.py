@@ -1,4 +1,4 @@
-"""Folders; `stand_in.start` sets them."""
+"""Folders; `launch.start` sets them."""
 
 script_path = ""
 data_path = ""

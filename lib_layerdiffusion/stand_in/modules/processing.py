@@ -116,7 +116,7 @@ class StableDiffusionProcessing:
 
     @sd_model.setter
     def sd_model(self, model: Any) -> None:
-        """WebUIs take no notice of this, either."""
+        """WebUIs ignore this, too."""
 
     @property
     def scripts(self) -> Any:
@@ -149,7 +149,7 @@ class StableDiffusionProcessing:
         return (self.token_merging_ratio_hr or shared.opts.token_merging_ratio_hr or ratio) if for_hr else ratio
 
     def save_samples(self) -> bool:
-        """Whether images are written to disk; those of a broken off job aren't."""
+        """Whether images are written to disk; those of an interrupted job aren't."""
         opts, state = shared.opts, shared.state
         whole = opts.save_incomplete_images or not (state.interrupted or state.skipped)
         return opts.samples_save and not self.do_not_save_samples and whole
@@ -211,7 +211,7 @@ class StableDiffusionProcessing:
         return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def run_hook_before_sampling(self, x: Tensor, noise: Tensor, c: Any, uc: Any) -> Tensor:
-        """The hook at whose end the sampler's next call is certain; it may replace the noise."""
+        """Call the last hook before the sampler's next call; it may replace the noise."""
         if self.scripts is not None:
             self.scripts.process_before_every_sampling(self, x=x, noise=noise, c=c, uc=uc)
         noise = noise if self.modified_noise is None else self.modified_noise
@@ -239,7 +239,7 @@ class StableDiffusionProcessing:
 
 @dataclass(repr=False, eq=False)
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
-    """Text to image, at choice with a second pass in a larger size (hires fix)."""
+    """Text to image, optionally with a second pass in a larger size (hires fix)."""
 
     enable_hr: bool = False
     hr_scale: float = 2.0
@@ -368,7 +368,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
 @dataclass(repr=False, eq=False)
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
-    """Image to image, at choice only where a mask is white (inpainting)."""
+    """Image to image, optionally only where a mask is white (inpainting)."""
 
     init_images: list[Any] = field(default_factory=list)
     resize_mode: int = 0  # 0 stretch, 1 crop, 2 fill, 3 stretch in latents

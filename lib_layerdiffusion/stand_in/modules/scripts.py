@@ -232,7 +232,7 @@ class ScriptRunner:
         return script.run(p, *args[script.args_from : script.args_to])
 
     def call(self, hook: str, p: Any, *before: Any, **named: Any) -> None:
-        """Call a hook of every script that is always on; what one raises is logged, and the job goes on."""
+        """Call a hook of every script that is always on; what one raises is logged, and the job continues."""
         for script in self.alwayson_scripts:
             method = getattr(script, hook, None)
             if method is not None:

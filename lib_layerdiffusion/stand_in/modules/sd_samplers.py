@@ -107,7 +107,7 @@ class Sampler:
         image_cond: Any,
         origin: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Walk down the timesteps; on interrupt and skip return the image as it is foreseen by then."""
+        """Walk down the timesteps; on interrupt and skip return the image as it is predicted by then."""
         state, scheduler = shared.state, self.scheduler
         timesteps = scheduler.timesteps[first:]
         scale = p.hr_cfg if p.is_hr_pass else p.cfg_scale

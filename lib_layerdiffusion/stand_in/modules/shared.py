@@ -1,6 +1,6 @@
 """What all of a WebUI shares: settings, flags, the state of the current job, the loaded model.
 
-Module globals, since that is what extensions find in a WebUI; `stand_in.start` sets them and `stop` forgets them.
+Module globals, since that is what extensions find in a WebUI; `launch.start` sets them and `launch.stop` forgets them.
 """
 
 from __future__ import annotations

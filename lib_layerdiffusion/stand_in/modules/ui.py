@@ -26,7 +26,7 @@ from .script_callbacks import call
 
 logger = logging.getLogger(__name__)
 
-TITLE = "LayerDiffusion"
+PAGE_TITLE = "LayerDiffusion"
 HEAD = "# LayerDiffusion\nType what to paint, tick **LayerDiffusion** below, press Generate."
 # Transparent images on a checkerboard, and nothing about gradio.
 STYLE = """
@@ -57,7 +57,7 @@ def create_ui() -> gr.Blocks:
     """The whole page."""
     call("before_ui")
     theme = gr.themes.Default(**SYSTEM_FONTS)
-    with gr.Blocks(theme=theme, title=TITLE, analytics_enabled=False, css=STYLE + style_sheets()) as demo:
+    with gr.Blocks(theme=theme, title=PAGE_TITLE, analytics_enabled=False, css=STYLE + style_sheets()) as demo:
         gr.Markdown(HEAD)
         with gr.Tab("txt2img", elem_id="tab_txt2img"):
             create_tab(Tab("txt2img"), scripts.scripts_txt2img)
@@ -232,7 +232,7 @@ def make_job(
 
 
 def show_job(make: Callable[[], StableDiffusionProcessing]) -> Iterator[tuple[Any, ...]]:
-    """Run a job beside, say how far it is, and then what it made."""
+    """Run a job in another thread, show its progress, and then what it made."""
     result: dict[str, Any] = {}
     worker = threading.Thread(target=run_job, args=(make, result), daemon=True)
     worker.start()
@@ -246,8 +246,8 @@ def show_job(make: Callable[[], StableDiffusionProcessing]) -> Iterator[tuple[An
     processed = result["processed"]
     texts = [image.info.get("parameters", "") for image in processed.images]
     paths = [image_file(image) for image in processed.images]
-    said = "".join(f"<p class='comments'>{html.escape(line)}</p>" for line in processed.comments.splitlines())
-    yield said, paths, paths, texts[0] if texts else processed.info, texts
+    comments = "".join(f"<p class='comments'>{html.escape(line)}</p>" for line in processed.comments.splitlines())
+    yield comments, paths, paths, texts[0] if texts else processed.info, texts
 
 
 def run_job(make: Callable[[], StableDiffusionProcessing], result: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import gradio as gr
 
 @contextmanager
 def without_stub_files() -> Iterator[None]:
-    """Gradio 4 writes a stub file beside every class that derives from a component; keep it from that."""
+    """Keep gradio 4 from writing a stub file next to every class that derives from a component."""
     meta: Any = getattr(gr, "component_meta", None)
     if meta is None:  # gradio 3
         yield
@@ -34,7 +34,7 @@ with without_stub_files():
             return "checkbox"
 
         def extra(self) -> Any:
-            """A place for more beside the title."""
+            """A place for more next to the title."""
             return gr.Column(elem_id=f"{self.elem_id}-extra", min_width=0)
 
         def __enter__(self) -> Switch:

@@ -269,7 +269,7 @@ class Api:
             if name in shared.opts.data_labels:
                 shared.opts.set(name, value, is_api=True)
             else:
-                errors.report(f"There is no setting {name}")
+                errors.report(f"Unknown setting {name}")
 
     def get_cmd_flags(self) -> dict[str, Any]:
         return jsonable_encoder({name: value for name, value in vars(shared.cmd_opts).items() if name != "api_auth"})
