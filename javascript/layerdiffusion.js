@@ -1,5 +1,5 @@
-// Refreshes LayerDiffusion's status line when a generation ends, good or bad: only during one does a WebUI show its
-// Interrupt button, or what stands in that one's place while it interrupts.
+// Refreshes LayerDiffusion's status line when a generation ends, good or bad: a WebUI shows its Interrupt button, or
+// what replaces it while it interrupts, only during a generation.
 (function() {
     function shown(button) {
         return button !== null && getComputedStyle(button).display !== "none";

@@ -35,7 +35,7 @@ CLASSES = "lib_layerdiffusion.embedded.narrow_ldm"
 def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
     """Write the diffusers folder `model` into `models` (a WebUI's) and its layer files into `layers`; the new files.
 
-    A file that is there already with other contents is never replaced: Refusal.
+    A file that already exists with other contents is never replaced: Refusal.
     """
     folder = models / "Stable-diffusion"
     text_encoder = folder / f"{name}-text"
@@ -51,7 +51,7 @@ def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
     files |= {layers / path.name: path.read_bytes() for path in sorted((model / "layer_model").glob("*.safetensors"))}
     for path, content in files.items():
         if path.exists() and path.read_bytes() != content:
-            raise Refusal(f"{path} is there with other contents: delete it, or choose another name with --name.")
+            raise Refusal(f"{path} exists with other contents: delete it, or choose another name with --name.")
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
@@ -60,10 +60,10 @@ def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
 
 
 def translate_model(model: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of a diffusers folder under its name in an LDM checkpoint; Refusal when it is no SD1.5 model."""
+    """Every parameter of a diffusers folder under its name in an LDM checkpoint; Refusal unless it is SD1.5."""
     unet = _config(model, "unet")
     if unet.get("down_block_types") != DOWN_BLOCKS or unet.get("use_linear_projection"):
-        raise Refusal(f"{model} is no SD1.5 model, and only those can be exported: name another one with --model.")
+        raise Refusal(f"{model} is not an SD1.5 model, and only those can be exported: name another one with --model.")
     back = {diffusers: ldm for ldm, diffusers in name_modules(unet).items()}
     for key, value in load_file(model / UNET).items():
         module, _, leaf = key.rpartition(".")
@@ -104,7 +104,7 @@ def name_vae(levels: int, depth: int) -> dict[str, str]:
 
 
 def describe(model: Path, text_encoder: str) -> dict[str, Any]:
-    """The yaml beside the checkpoint: what AUTOMATIC1111 builds. `text_encoder`: the name of a folder beside both."""
+    """The yaml next to the checkpoint: what AUTOMATIC1111 builds. `text_encoder`: the name of a folder next to both."""
     unet, vae, scheduler = (_config(model, part) for part in ("unet", "vae", "scheduler"))
     autoencoder = {
         "double_z": True,

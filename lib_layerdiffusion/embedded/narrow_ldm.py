@@ -1,7 +1,7 @@
 """Narrow Stable Diffusion 1 models where `ldm` builds them (AUTOMATIC1111): an exported yaml names what is here.
 
 `ldm` itself knows only widths that are whole multiples of the first and 32 groups in every norm. With so many, norms of
-24 channels can't even be made, so the number can't be mended on a model that is loaded: it is given while one is built.
+24 channels can't even be made, so the number can't be changed on a loaded model: it is given while one is built.
 Parameters and their names are those of the classes that these derive from; no other checkpoint is touched.
 """
 
@@ -39,18 +39,18 @@ class NarrowAutoencoder(AutoencoderKL):  # pyright: ignore[reportUntypedBaseClas
 
 
 def open_text_encoder(folder: str) -> Any:
-    """The text encoder that a folder beside one of the WebUI's checkpoints describes, so that both can be moved.
+    """The text encoder that a folder next to one of the WebUI's checkpoints describes, so that both can be moved.
 
     Of the very class that `ldm` has: AUTOMATIC1111 puts its own prompt syntax around no other.
     """
     for checkpoint in sd_models.checkpoints_list.values():
         if (path := Path(checkpoint.filename).with_name(folder)).is_dir():
             return FrozenCLIPEmbedder(version=str(path))
-    raise Refusal(f"The folder {folder} is missing: put it beside the checkpoint that it was exported with.")
+    raise Refusal(f"The folder {folder} is missing: put it next to the checkpoint that it was exported with.")
 
 
 class Width(int):
-    """A level's width in the place of its multiple of the first width: the product of both is the width."""
+    """A level's width where `ldm` wants its multiple of the first width: the product of both is the width."""
 
     def __mul__(self, other: int) -> int:
         return int(self)

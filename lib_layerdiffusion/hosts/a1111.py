@@ -68,8 +68,8 @@ class A1111Host(WebUIHost):
 
 
 def _refuse_other_unet() -> None:
-    """The option "SD Unet" has another network (such as TensorRT's) compute in the place of the checkpoint's own."""
+    """With the option "SD Unet" another network (such as TensorRT's) computes instead of the checkpoint's own."""
     from modules import sd_unet  # pyright: ignore[reportMissingImports]
 
     if sd_unet.current_unet is not None:
-        raise Refusal('Another UNet stands in for that of the checkpoint: set the option "SD Unet" to "None".')
+        raise Refusal('Another UNet replaces that of the checkpoint: set the option "SD Unet" to "None".')
