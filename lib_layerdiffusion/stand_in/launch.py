@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
-from lib_layerdiffusion.embedded import GUIDANCE as EMBEDDED_GUIDANCE
 from lib_layerdiffusion.embedded.gallery import read_captions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.stand_in.model import LoadedModel
@@ -25,8 +24,8 @@ from lib_layerdiffusion.weights import cache_folder
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[2]  # the extension's own, with `scripts/`
-GUIDANCE, STEPS = 7.0, 20
-LARGEST_DEFAULT = 512  # pixels per side: larger images can take minutes on a small machine
+EMBEDDED_GUIDANCE, GUIDANCE, STEPS = 3.0, 7.0, 20
+LARGEST_PREVIEW = 512  # pixels: no page should begin with a size that takes minutes on a small machine
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def _find_weights(model: str) -> Path | None:
 def find_defaults(pipe: Any, model: str) -> dict[str, Any]:
     """Size, steps and guidance that suit a model."""
     config = pipe.unet.config
-    side = min(int(config.sample_size) * 8, LARGEST_DEFAULT) if model != EMBEDDED else int(config.sample_size) * 8
+    side = min(int(config.sample_size) * 8, LARGEST_PREVIEW) if model != EMBEDDED else int(config.sample_size) * 8
     cfg = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
     return {"width": side, "height": side, "steps": STEPS, "cfg_scale": cfg}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..image_file import DAMAGED, MAX_PIXELS, read_image
+from ..image_file import DAMAGED, MAX_PIXELS, check_size, open_image, read_image
 from ..refusal import Refusal
 
 Pixels = NDArray[np.uint8]
@@ -21,7 +20,6 @@ Opened = PIL.Image.Image | NDArray[Any]  # known to be small enough; not yet dec
 
 MAX_CHARACTERS = 2**28  # of an encoded text
 WRAPPED = ("image", "composite", "background")  # where the editors of the two gradio generations put the picture
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands others, such as EPS, to programs that run them
 CURE = "send a PNG, JPEG or WebP in base64, with or without data:image/...;base64, before it"
 
 
@@ -44,7 +42,7 @@ def open_input_image(value: Any, name: str, max_pixels: int = MAX_PIXELS) -> Ope
                 raise Refusal(f"{name} is an object without an image: {CURE}.")
             return open_input_image(inner, name, max_pixels)
         case np.ndarray() | PIL.Image.Image():
-            _check_size(value, name, max_pixels)
+            check_size(_size(value), name, max_pixels)
             return value
         case None:
             raise Refusal(f"{name} is missing: {CURE}.")
@@ -64,7 +62,7 @@ def load_input_image(opened: Opened, name: str) -> Pixels:
 
 def count_pixels(opened: Opened) -> int:
     """Pixels of what `open_input_image` gave."""
-    return math.prod(opened.shape[:2] if isinstance(opened, np.ndarray) else opened.size)
+    return math.prod(_size(opened))
 
 
 def decode_base64(text: str) -> bytes:
@@ -82,21 +80,12 @@ def _open(text: str, name: str, max_pixels: int) -> PIL.Image.Image:
         content = decode_base64(text)
     except ValueError:
         raise Refusal(f"{name} is not base64 ({text[:20]!r}...): {CURE}.") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the size is checked below
-            image = PIL.Image.open(io.BytesIO(content), formats=FORMATS)
-    except PIL.Image.DecompressionBombError:
-        raise Refusal(f"{name} has more than the {max_pixels} pixels that are read: scale it down.") from None
-    except PIL.UnidentifiedImageError:
-        raise Refusal(f"{name} is not an image that can be read: {CURE}.") from None
-    except DAMAGED:
-        raise Refusal(f"{name} is damaged or cut off: {CURE}.") from None
-    _check_size(image, name, max_pixels)
-    return image
+    return open_image(io.BytesIO(content), name, CURE, max_pixels)
 
 
-def _check_size(opened: Opened, name: str, max_pixels: int) -> None:
-    pixels = count_pixels(opened)
-    if pixels > max_pixels:
-        raise Refusal(f"{name} has {pixels} pixels, more than the {max_pixels} that are read: scale it down.")
+def _size(opened: Opened) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(opened, PIL.Image.Image):
+        return opened.size
+    height, width = np.atleast_2d(opened).shape[:2]  # fewer dimensions are refused when it is read
+    return width, height

@@ -58,14 +58,14 @@ def accept_requests() -> list[Replaced]:
 
 
 def prepare_arguments(scripts: dict[str, Any]) -> None:
-    """Bring our entry of `alwayson_scripts` into the form that WebUIs read: the script's title, and a list of `args`.
+    """Bring the script's entry of `alwayson_scripts` into the form that WebUIs read: its title, and a list of `args`.
 
     WebUIs index `args` from 0 on, so one object is put into a list.
     """
-    ours = [name for name in scripts if name.casefold() in {each.casefold() for each in NAMES}]
-    if len(ours) > 1:
-        raise Refused(Refusal(f"alwayson_scripts has {' and '.join(ours)}, which are the same script: send only one."))
-    for name in ours:
+    used = [name for name in scripts if name.casefold() in {each.casefold() for each in NAMES}]
+    if len(used) > 1:
+        raise Refused(Refusal(f"alwayson_scripts has {' and '.join(used)}, which are the same script: send only one."))
+    for name in used:
         sent = scripts[API_NAME] = scripts.pop(name)
         if isinstance(sent.get("args"), dict):
             sent["args"] = [sent["args"]]

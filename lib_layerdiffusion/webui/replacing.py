@@ -16,13 +16,13 @@ class Replaced:
 
     owner: Any
     name: str
-    ours: Any
+    replacement: Any
     before: Any
     inherited: bool  # the owner had no attribute of its own, as an instance has its class's methods
 
     def restore(self) -> None:
-        """Put back what was there; but a function that another extension put over ours since stays, and calls ours."""
-        if vars(self.owner).get(self.name) is not self.ours:
+        """Put back what was there; what another extension has put over the replacement stays, and calls it."""
+        if vars(self.owner).get(self.name) is not self.replacement:
             return
         if self.inherited:
             delattr(self.owner, self.name)
@@ -33,7 +33,7 @@ class Replaced:
 def replace_method(owner: Any, name: str, wrap: Wrap) -> Replaced:
     """Replace a method of an instance or a class by `wrap(method)`."""
     before = getattr(owner, name)
-    ours = functools.wraps(before)(wrap(before))
+    replacement = functools.wraps(before)(wrap(before))
     inherited = name not in vars(owner)
-    setattr(owner, name, ours)
-    return Replaced(owner, name, ours, before, inherited)
+    setattr(owner, name, replacement)
+    return Replaced(owner, name, replacement, before, inherited)

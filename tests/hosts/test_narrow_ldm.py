@@ -97,7 +97,7 @@ def test_other_models_get_their_own_groups(narrow: Any) -> None:
     assert nn.GroupNorm(32, 64).num_groups == 32
 
 
-def test_text_encoder_is_found_beside_a_checkpoint_of_any_name(narrow: Any) -> None:
+def test_text_encoder_is_found_next_to_a_checkpoint_of_any_name(narrow: Any) -> None:
     with pytest.raises(Refusal, match="own-text"):
         narrow.open_text_encoder("own-text")
     (narrow.folder / "own-text").mkdir()

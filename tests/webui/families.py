@@ -50,7 +50,7 @@ class Families:
         return self.webui.post(tab, layers, **QUICK | body)
 
     def images(self, layers: Any = None, tab: str = "txt2img", **body: Any) -> list[Image.Image]:
-        """The images of an answer that is none but good."""
+        """The images of an answer that has to be good."""
         answer = self.ask(layers, tab, **body)
         assert answer.status_code == 200, answer.text
         return [decode_image(image) for image in answer.json()["images"]]

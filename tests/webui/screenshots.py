@@ -46,7 +46,7 @@ def build(extension: Any) -> gr.Blocks:
     with gr.Blocks(theme=gr.themes.Default(**FONTS), css=css, analytics_enabled=False) as demo:
         made = panel.build(False, elem_id, extension)
         generate = gr.Button(visible=False)
-        generate.click(lambda *values: None, made.controls)  # what is no input of any event can't be edited
+        generate.click(lambda *values: None, made.controls)  # what no event takes as input can't be edited
     return demo
 
 

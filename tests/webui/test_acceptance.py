@@ -42,7 +42,7 @@ def colours_of(image: Image.Image) -> Any:
 
 @pytest.mark.parametrize("size", [(1366, 768), (520, 520), (1000, 1000)])
 def test_any_size(families, size):
-    """1. Sizes that are no multiples of 64."""
+    """1. Sizes that are not multiples of 64."""
     families.load("sdxl")
     (image,) = families.images(FAST, width=size[0], height=size[1], steps=1)
     assert (image.mode, image.size) == ("RGBA", size)

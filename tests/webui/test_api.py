@@ -242,7 +242,7 @@ def test_the_password_of_the_webui_s_api_holds(start, sent, status):
     assert client.lock.times == 0
 
 
-def test_headers_that_are_no_password(start):
+def test_headers_without_a_password(start):
     client = start(api_auth="user:pass")
     for header in ("Basic", "Basic !!!", "Basic " + base64.b64encode("ä:ö".encode()).decode(), "Bearer user:pass"):
         assert client.get(f"{PREFIX}/version", headers={"Authorization": header}).status_code == 401
@@ -287,7 +287,7 @@ def raw(client: Any, name: str, content: bytes) -> str:
         (b'{"a": ' + b"9" * 10_000 + b"}", ""),
     ],
 )
-def test_bodies_that_are_no_object(client, name, content, said):
+def test_bodies_that_are_not_an_object(client, name, content, said):
     assert said in raw(client, name, content)
 
 

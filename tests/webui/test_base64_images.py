@@ -126,7 +126,7 @@ def test_anything_else_is_refused_in_one_sentence(value):
 
 def test_a_header_that_is_cut_off_is_named():
     text = base64.b64encode(base64.b64decode(encode(RGBA))[:16]).decode()
-    with pytest.raises(Refusal, match=r"^blend_image is damaged or cut off: send"):
+    with pytest.raises(Refusal, match=r"^blend_image is damaged or cut off \(.+\): send"):
         read_input_image(text, "blend_image")
 
 
@@ -163,6 +163,11 @@ def png_header(width: int, height: int) -> str:
 def test_a_huge_image_is_refused_by_its_header(side):
     with pytest.raises(Refusal, match="pixels"):
         read_input_image(png_header(side, side), "image")
+
+
+def test_a_thin_image_is_refused_by_its_header():
+    with pytest.raises(Refusal, match="image is 40000x1, and sides of up to 32768 pixels are read"):
+        read_input_image(png_header(40_000, 1), "image")
 
 
 def test_the_limit_is_the_caller_s():

@@ -65,7 +65,7 @@ def test_a_batch_of_two_from_a_given_image_on_sdxl(families, mode):
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_size_that_is_no_multiple_of_64(families, family):
+def test_a_size_that_is_not_a_multiple_of_64(families, family):
     families.load(family)
     (image,) = families.images({"views": 1}, width=264, height=200)
     assert (image.mode, image.size) == ("RGBA", (264, 200))

@@ -1,4 +1,4 @@
-"""The WebUI's "Reload UI", also with the extension disabled between two: nothing of ours doubles up or stays behind.
+"""The WebUI's "Reload UI", also with the extension disabled in between: nothing of it doubles up or stays behind.
 
 Scripts are loaded anew then, while the modules that they import stay.
 """
@@ -109,11 +109,11 @@ def test_disabled_nothing_of_it_is_left_and_enabled_again_it_works(webui):
 
 def test_what_another_extension_wrapped_since_stays_and_works(webui):
     before, api = webui.image(), webui.module("api.api").Api
-    ours, calls = webui.method, []
+    original, calls = webui.method, []
 
     def theirs(self: Any, *args: Any, **named: Any) -> Any:
         calls.append(None)
-        return ours(self, *args, **named)
+        return original(self, *args, **named)
 
     api.init_script_args = theirs
     webui.reload()

@@ -103,7 +103,7 @@ def test_only_masked_fills_its_box(batch: Batch, pixels: torch.Tensor, layer: np
 
 
 @pytest.mark.parametrize(("alpha", "word"), [(255, "opaque"), (0, "empty"), (128, None)])
-def test_what_is_no_transparent_image_is_said(pixels: torch.Tensor, alpha: int, word: str | None) -> None:
+def test_an_opaque_or_empty_image_is_reported(pixels: torch.Tensor, alpha: int, word: str | None) -> None:
     layer = draw_layer()
     layer[..., 3] = alpha
     sentences = [*Batch(make_plan(), [LayerStack((Layer("f", layer, "foreground"),), SIZE)], pixels).judge()]
@@ -157,7 +157,7 @@ def test_alpha_is_attached_again_where_another_extension_dropped_it() -> None:
     assert (made[..., :3] == (0, 0, 255)).all()
 
 
-def test_files_lie_beside_the_saved_image(tmp_path: Any) -> None:
+def test_files_lie_next_to_the_saved_image(tmp_path: Any) -> None:
     one = make_set()
     one.images["foreground"].already_saved_as = str(tmp_path / "00001-5.png")
     results.deliver([one], LayerOptions(outputs=("rgba", "ora")), answer([one]))

@@ -175,7 +175,7 @@ def test_like_a1111_there_is_less(webui):
     assert all(not hasattr(args, "index") for _, (args,), _ in find(calls, "postprocess_image"))
 
 
-def test_an_exception_in_a_hook_is_logged_and_the_job_goes_on(webui, caplog):
+def test_an_exception_in_a_hook_is_logged_and_the_job_continues(webui, caplog):
     def fail(p: Any, *args: Any, **named: Any) -> None:
         raise ValueError("spilled milk")
 
