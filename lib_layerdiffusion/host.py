@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lib_layerdiffusion.modes import Family
+
+if TYPE_CHECKING:  # the command line's help needs this package without torch
+    import torch
+    from torch import Tensor, nn
 
 
 class Host(Protocol):

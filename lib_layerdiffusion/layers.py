@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .modes import Role
+from .modes import ROLES, Role
+from .options import name_resize_mode
 from .refusal import Refusal, list_choices
 
 Bytes = NDArray[np.uint8]
@@ -21,11 +22,6 @@ Size = tuple[int, int]  # width, height
 PYRAMID_STEP = 1.2
 ENLARGED_AT_MOST = 2**24  # pixels; of an image that a crop would enlarge beyond that, less is enlarged
 CHECKER = (0.45, 0.55)
-FIT_MODES = {
-    "stretch": ("stretch", "resize", "just resize"),
-    "crop": ("crop", "crop and resize"),
-    "fill": ("fill", "resize and fill"),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +36,8 @@ class Layer:
 
     def __post_init__(self) -> None:
         _check_rgba(self.image, f"Layer {self.name!r}")
-        if self.role not in get_args(Role):
-            raise Refusal(f"Layer {self.name!r} has no role {self.role!r}: {list_choices(self.role, get_args(Role))}.")
+        if self.role not in ROLES:
+            raise Refusal(f"Layer {self.name!r} has no role {self.role!r}: {list_choices(self.role, ROLES)}.")
         if self.blend != "normal":
             raise Refusal(f"Layer {self.name!r} can't be blended as {self.blend!r}: use blend 'normal'.")
 
@@ -101,7 +97,7 @@ def fit(image: Image, size: Size, mode: str = "crop") -> Image:
     image into the size and fills the rest with the median colour of its border. Four channels are straight RGBA and
     are scaled premultiplied. Floats are neither clipped nor rounded: Lanczos overshoots at edges.
     """
-    mode = _name_fit_mode(mode)
+    mode = name_resize_mode(mode)
     if min(size) < 1:
         raise Refusal(f"An image can't be fitted to {size[0]}x{size[1]}: use a size of 1x1 or more.")
     if image.ndim != 3 or image.shape[2] not in (3, 4) or not image.size:
@@ -215,14 +211,6 @@ def _cut_excess(image: Floats, width: float, height: float) -> Floats:
         max(0, int(side - 4 * window - 16) // 2) for side, window in zip(image.shape[:2], (height, width), strict=True)
     )
     return image[top : image.shape[0] - top, left : image.shape[1] - left]
-
-
-def _name_fit_mode(mode: str) -> str:
-    wanted = mode.casefold().replace("_", " ")
-    for name, names in FIT_MODES.items():
-        if wanted in names:
-            return name
-    raise Refusal(f"There is no resize mode {mode!r}: {list_choices(mode, FIT_MODES)}.")
 
 
 def _measure(layers: Sequence[Layer]) -> Size:

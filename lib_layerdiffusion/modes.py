@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lib_layerdiffusion.refusal import Refusal, list_choices
 
@@ -12,6 +12,7 @@ Family = Literal["sd15", "sdxl"]
 Role = Literal["foreground", "background", "blend"]
 Kind = Literal["attention_sharing", "patches"]
 
+ROLES: tuple[Role, ...] = get_args(Role)
 FAMILIES: dict[Family, str] = {"sd15": "SD1.5", "sdxl": "SDXL"}
 
 
@@ -166,7 +167,7 @@ def name_mode(text: str) -> str:
 
 
 def any_row(name: str) -> Mode:
-    """A row of the mode, of whichever family: for what is the same in all, such as its inputs and frames."""
+    """The mode's row in one of its families: for what is the same in all, such as its inputs and frames."""
     return next(mode for mode in MODES if mode.name == name)
 
 

@@ -1,22 +1,25 @@
-"""The options of a generation: one field = widget = API key = infotext key = X/Y/Z axis = JSON schema entry."""
+"""The options of a generation: a field is a widget, a flag, an API key, an infotext key and a library argument."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
-from typing import Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from lib_layerdiffusion.modes import MODE_NAMES, Role, name_mode
 from lib_layerdiffusion.refusal import Refusal, list_choices
 
-LayerImage = np.ndarray[Any, Any] | Image.Image | str | os.PathLike[str] | None
+if TYPE_CHECKING:  # numpy and Pillow are imported where an image is given, so that `--help` needs neither
+    import numpy as np
+    from PIL import Image
 
+    LayerImage = np.ndarray[Any, Any] | Image.Image | str | os.PathLike[str] | None
+
+# By name: what WebUIs call it.
 RESIZE_MODES: dict[str, str] = {
     "crop": "Crop and Resize",
     "stretch": "Just Resize",
@@ -52,7 +55,7 @@ class LayerOptions:
 
     Each field's metadata has `kind` (switch, number, choice, choices, text, image), `label`, `help` and, as they apply,
     `minimum`, `maximum`, `step` and `choices`. Images are carried, not read: an array, a Pillow image, a path or an
-    encoded string, which whoever knows the source turns into pixels.
+    encoded string, which the caller, who knows where it comes from, turns into pixels.
     """
 
     enabled: bool = _option(True, "switch", "Enable", "Generate transparent layers.")
@@ -76,7 +79,7 @@ class LayerOptions:
         0.0,
         "number",
         "Start at",
-        "Part of the sampling, 0 to 1, from which the layer file takes effect.",
+        "Fraction of the sampling from which the layer file takes effect.",
         minimum=0.0,
         maximum=1.0,
         step=0.05,
@@ -85,7 +88,7 @@ class LayerOptions:
         1.0,
         "number",
         "Stop at",
-        "Part of the sampling, 0 to 1, after which the unmodified model goes on.",
+        "Fraction of the sampling after which the unmodified model continues.",
         minimum=0.0,
         maximum=1.0,
         step=0.05,
@@ -165,17 +168,6 @@ class LayerOptions:
         layers = cls.outputs  # the class attribute is the field's default
         return cls.from_dict({"enabled": False, "outputs": (*layers, "checker"), "batch_counts": "images"} | named)
 
-    @classmethod
-    def from_args(cls, args: Sequence[Any] | Mapping[str, Any] | None) -> LayerOptions:
-        """Options from an API request's `args`: one object (bare or in a list), or the positional list."""
-        if isinstance(args, Mapping):
-            return cls.from_dict(args)
-        if isinstance(args, str | bytes):
-            raise Refusal(f"The arguments must be an object or a list, not {args[:40]!r}.")
-        if args is not None and len(args) == 1 and isinstance(args[0], Mapping):
-            return cls.from_dict(args[0])
-        return cls.from_positional(args)
-
     def to_dict(self) -> dict[str, Any]:
         """All options by name, tuples as lists; `from_dict` reads it back."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -204,6 +196,31 @@ class LayerOptions:
 FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(LayerOptions)}
 
 
+def parse(name: str, text: str) -> Any:
+    """An option's value from its text, as flags and infotexts have it; Refusal when it isn't allowed.
+
+    Several choices are joined by "+".
+    """
+    option = FIELDS[name]
+    readers: dict[str, Any] = {"number": float, "choice": type(option.default), "choices": lambda text: text.split("+")}
+    value = text
+    with contextlib.suppress(ValueError):  # text that isn't a number is refused as it is
+        value = readers.get(option.metadata["kind"], str)(text)
+    return _check(option, value)
+
+
+def name_resize_mode(text: str) -> str:
+    """The name of a resize mode, whether `text` is that or what WebUIs call it, in any case; Refusal otherwise.
+
+    In their code "Just Resize" is RESIZE.
+    """
+    wanted = text.strip().casefold().replace("_", " ")
+    for name, title in RESIZE_MODES.items():
+        if wanted in (name, title.casefold(), title.casefold().removeprefix("just ")):
+            return name
+    raise Refusal(f"There is no resize mode {text!r}: {list_choices(text, RESIZE_MODES)}.")
+
+
 def _describe(option: Field[Any]) -> dict[str, Any]:
     """One option's JSON schema."""
     about = option.metadata
@@ -229,8 +246,8 @@ def _check(option: Field[Any], value: Any) -> Any:
     """The value in its canonical form; Refusal when it isn't allowed."""
     match option.metadata["kind"]:
         case "switch":
-            if isinstance(value, bool | np.bool_):
-                return bool(value)
+            if isinstance(value, bool):
+                return value
             raise _wrong(option, value, "true or false")
         case "number":
             return _check_number(option, value)
@@ -241,11 +258,7 @@ def _check(option: Field[Any], value: Any) -> Any:
                 raise _wrong(option, value, f"a list with one or more of {', '.join(option.metadata['choices'])}")
             return tuple(dict.fromkeys(_check_choice(option, each) for each in value))
         case "image":
-            if isinstance(value, np.ndarray) and value.ndim not in (2, 3):
-                raise Refusal(f"{option.name} must have the shape [H, W] or [H, W, C], not {list(value.shape)}.")
-            if value is None or isinstance(value, np.ndarray | Image.Image | str | os.PathLike):
-                return None if isinstance(value, str) and not value.strip() else value
-            raise _wrong(option, value, "an array, a Pillow image, a path, an encoded string or nothing")
+            return _check_image(option, value)
         case _:
             if isinstance(value, str):
                 return value
@@ -259,14 +272,28 @@ def _check_number(option: Field[Any], value: Any) -> float:
     return float(value)
 
 
+def _check_image(option: Field[Any], value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, str | os.PathLike):
+        return value
+    import numpy as np
+    from PIL import Image
+
+    if isinstance(value, np.ndarray) and value.ndim not in (2, 3):
+        raise Refusal(f"{option.name} must have the shape [H, W] or [H, W, C], not {list(value.shape)}.")
+    if not isinstance(value, np.ndarray | Image.Image):
+        raise _wrong(option, value, "an array, a Pillow image, a path, an encoded string or nothing")
+    return value
+
+
 def _check_choice(option: Field[Any], value: Any) -> Any:
     choices: tuple[Any, ...] = option.metadata["choices"]
-    if option.name == "mode" and isinstance(value, str):
-        return name_mode(value)
     if isinstance(value, str):
-        value = value.strip().casefold()
-    if option.name == "resize_mode":
-        value = {title.casefold(): name for name, title in RESIZE_MODES.items()}.get(value, value)
+        name = {"mode": name_mode, "resize_mode": name_resize_mode}.get(
+            option.name, lambda text: text.strip().casefold()
+        )
+        value = name(value)
     for choice in choices:
         if not isinstance(value, bool) and value == choice:
             return choice
@@ -284,6 +311,8 @@ def _show(value: Any) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        return type(one) is type(other) and one.dtype == other.dtype and np.array_equal(one, other)
-    return bool(one == other)
+    if type(one) is not type(other):
+        return False
+    if not hasattr(one, "dtype"):
+        return bool(one == other)
+    return one.shape == other.shape and one.dtype == other.dtype and bool((one == other).all())

@@ -15,6 +15,8 @@ SIZE_STEP = 8
 MIN_SIZE = 64
 MAX_SIZE = 16384
 DECODE_STEP = 64
+LARGEST_SEED = 2**32 - 1  # what WebUIs take
+STEPS = 20  # of the sampling, where nobody asks for another number
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Facts:
     width: int  # pixels asked for
     height: int
     batch: int = 1  # layer sets, or images when the options' batch_counts is "images"
-    steps: int = 20
+    steps: int = STEPS
     unet_channels: int = 4  # input channels of the UNet's first conv: 9 for an inpainting checkpoint
     combined_prompts: bool = False  # the host splits the prompt at AND into several conditions per image
     transparent_input: bool = False  # image to image from an RGBA image: the encoder is needed
@@ -56,7 +58,7 @@ class Plan:
 
 
 def plan(options: LayerOptions, facts: Facts) -> Plan:
-    """The plan for these options on this model; Refusal with the cure when there is none."""
+    """The plan for these options on this model; Refusal that names the fix when there is none."""
     mode = find_mode(options.mode, facts.family)
     _check_size(facts)
     _check_inputs(mode, options, facts)
@@ -67,7 +69,7 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
         )
     if _whole(facts.steps, "steps") < 1:
         raise Refusal(f"{facts.steps} sampling steps make no image: ask for at least 1.")
-    sets = _count_sets(mode, options, facts)
+    sets = count_sets(mode, options, facts.batch)
     width, height = (round_up(side, SIZE_STEP) for side in (facts.width, facts.height))
     wants_encoder = facts.transparent_input and mode.encoder
     return Plan(
@@ -114,19 +116,19 @@ def _check_inputs(mode: Mode, options: LayerOptions, facts: Facts) -> None:
         )
 
 
-def _count_sets(mode: Mode, options: LayerOptions, facts: Facts) -> int:
+def count_sets(mode: Mode, options: LayerOptions, batch: int) -> int:
+    """The sets of layers in a batch size, which counts them or, if the options say so, their images."""
     frames = len(mode.frames)
-    if _whole(facts.batch, "batch size") < 1:
-        raise Refusal(f"A batch size of {facts.batch} makes no image: ask for at least 1.")
+    if _whole(batch, "batch size") < 1:
+        raise Refusal(f"A batch size of {batch} makes no image: ask for at least 1.")
     if options.batch_counts == "sets":
-        return facts.batch
-    if facts.batch % frames:
-        fitting = round_up(facts.batch, frames)
+        return batch
+    if batch % frames:
         raise Refusal(
             f"Layer mode {mode.name!r} makes {frames} images at a time ({', '.join(mode.frames)}), so a batch size "
-            f"that counts images can't be {facts.batch}: use {fitting}."
+            f"that counts images can't be {batch}: use {round_up(batch, frames)}."
         )
-    return facts.batch // frames
+    return batch // frames
 
 
 def _whole(value: object, name: str) -> int:

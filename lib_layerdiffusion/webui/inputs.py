@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from ..modes import any_row, name_mode
+from ..modes import ROLES, any_row, name_mode
 
-ROLES = ("foreground", "background", "blend")
 IMAGES: tuple[str, ...] = tuple(f"{role}_image" for role in ROLES)
 PROMPTS: tuple[str, ...] = tuple(f"{role}_prompt" for role in ROLES)
 OPTIONAL: tuple[str, ...] = (*IMAGES, *PROMPTS, "resize_mode")

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib_layerdiffusion.modes import MODES
-from lib_layerdiffusion.options import OUTPUTS, POSITIONAL, RESIZE_MODES, VIEW_COUNTS, LayerOptions
+from lib_layerdiffusion.modes import MODES, ROLES
+from lib_layerdiffusion.options import OUTPUTS, POSITIONAL, RESIZE_MODES, VIEW_COUNTS, LayerOptions, parse
 from lib_layerdiffusion.refusal import Refusal
 
 # Nothing is timed, however busy the machine is.
@@ -99,7 +99,8 @@ BAD_VALUES = [
     ({"start_at": [0]}, "start_at must be a number from 0 to 1"),
     ({"views": 3}, "views can't be 3: allowed are 1, 2, 4, 8"),
     ({"views": True}, "views can't be True"),
-    ({"resize_mode": "crop and resise"}, "resize_mode can't be 'crop and resise'"),
+    ({"resize_mode": "crop and resise"}, "no resize mode 'crop and resise': allowed are crop, stretch, fill"),
+    ({"resize_mode": 2}, "resize_mode can't be 2: allowed are crop, stretch, fill"),
     ({"foreground_image": 5}, "foreground_image must be an array, a Pillow image, a path"),
     ({"foreground_image": [[1, 2]]}, "foreground_image must be an array"),
     ({"blend_image": np.zeros((1, 2, 3, 4))}, r"blend_image must have the shape \[H, W\] or \[H, W, C\]"),
@@ -147,6 +148,39 @@ def test_resize_modes_go_by_name_or_title(title):
     assert LayerOptions(resize_mode=title).resize_mode == "stretch"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("weight", "0.5", 0.5),
+        ("views", "4", 4),
+        ("mode", "together", "together"),
+        ("resize_mode", "Resize and Fill", "fill"),
+        ("outputs", "rgba+psd", ("rgba", "psd")),
+        ("blend_prompt", "a+b", "a+b"),
+    ],
+)
+def test_values_are_read_from_text(name, text, value):
+    read = parse(name, text)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("weight", "heavy", "weight must be a number from 0 to 2, not 'heavy'"),
+        ("weight", "nan", "weight must be a number from 0 to 2, not nan"),
+        ("weight", "", "weight must be a number"),
+        ("views", "3", "views can't be 3: allowed are 1, 2, 4, 8"),
+        ("views", "4.0", "views can't be '4.0': allowed are 1, 2, 4, 8"),
+        ("outputs", "rgba+", "outputs can't be ''"),
+        ("outputs", "rgab", "did you mean 'rgba'"),
+    ],
+)
+def test_text_that_is_not_a_value_is_refused(name, text, sentence):
+    with pytest.raises(Refusal, match=sentence):
+        parse(name, text)
+
+
 def test_outputs_are_given_once_each():
     assert LayerOptions(outputs=["alpha", "rgba", "alpha"]).outputs == ("alpha", "rgba")
 
@@ -172,10 +206,10 @@ def test_the_twelve_positional_arguments():
     got = LayerOptions.from_positional(TWELVE)
     assert len(TWELVE) == len(POSITIONAL)
     assert (got.enabled, got.mode, got.weight, got.stop_at) == (True, "background_to_foreground", 0.8, 0.5)
-    assert [got.image(role) is None for role in ("foreground", "background", "blend")] == [True, False, True]
+    assert [got.image(role) is None for role in ROLES] == [True, False, True]
     assert got.image("background") is TWELVE[5]
     assert got.resize_mode == "fill"
-    assert [got.prompt(role) for role in ("foreground", "background", "blend")] == ["a cat", "", "a room"]
+    assert [got.prompt(role) for role in ROLES] == ["a cat", "", "a room"]
     assert got.batch_counts == "images"
     assert got.outputs[-1] == "checker"
 
@@ -197,15 +231,6 @@ def test_positional_nones_are_defaults():
 def test_too_many_positional_arguments_are_refused():
     with pytest.raises(Refusal, match="Got 13 positional arguments: send at most 12"):
         LayerOptions.from_positional([*TWELVE, 1])
-
-
-def test_request_arguments_are_an_object_or_a_list():
-    assert LayerOptions.from_args([{"weight": 0.5}]) == LayerOptions.from_args({"weight": 0.5})
-    assert LayerOptions.from_args([{}]).enabled is True
-    assert LayerOptions.from_args([True, "foreground"]).batch_counts == "images"
-    assert LayerOptions.from_args([]).enabled is False
-    with pytest.raises(Refusal, match="must be an object or a list"):
-        LayerOptions.from_args("foreground")
 
 
 def test_the_schema_covers_each_field_and_its_own_defaults():

@@ -124,7 +124,7 @@ def test_an_inpainting_checkpoint_has_no_room_for_condition_channels(mode):
 
 
 @pytest.mark.parametrize(("batch", "fitting"), [(1, 3), (2, 3), (4, 6), (8, 9)])
-def test_a_positional_batch_that_is_no_multiple_is_refused_with_one_that_is(batch, fitting):
+def test_a_positional_batch_that_is_not_a_multiple_is_refused_with_one_that_is(batch, fitting):
     options = LayerOptions.from_positional([True, "(SD1.5) Generate Everything Together (need batch size 3)"])
     with pytest.raises(Refusal, match=f"can't be {batch}: use {fitting}"):
         plan(options, Facts("sd15", 512, 512, batch))
