@@ -1,4 +1,4 @@
-"""The options in an image's infotext and back, through the WebUIs' own way of writing and parsing it."""
+"""The options in the text that WebUIs write into an image: its keys, how they are written, and how they are read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import Field
 from typing import Any
 
-from ..modes import Role
-from ..options import FIELDS, LayerOptions
-from ..refusal import Refusal
-from .arguments import PAGE_ORDER, PLACEHOLDERS
+from .modes import Role
+from .options import FIELDS, LayerOptions, parse
+from .refusal import Refusal
 
 PREFIX = "layerdiffusion_"
-PAGE_OPTIONS: tuple[str, ...] = tuple(name for name in PAGE_ORDER if name not in PLACEHOLDERS)
+# What the batch size of a request counted shows in no image.
+OPTIONS: tuple[str, ...] = tuple(name for name in FIELDS if name != "batch_counts")
+LAYER = f"{PREFIX}layer"  # which layer of its set an image is
+PREVIEW = f"{PREFIX}preview"  # which preview an image is
 
-# The reference extension's names where they differ from ours.
+# The reference extension's names where they differ.
 _REFERENCE = {
     "mode": "method",
     "stop_at": "ending_step",
@@ -40,19 +42,30 @@ def describe(options: LayerOptions) -> dict[str, str]:
     if not options.enabled:
         return {}
     written: dict[str, str] = {}
-    for name in PAGE_OPTIONS:
+    for name in OPTIONS:
         value, about = getattr(options, name), FIELDS[name]
         if name == "mode" or (name != "enabled" and not _is_default(about, value)):
             written[PREFIX + name] = _write(about, value)
     return written
 
 
+def compose(prompt: str, negative_prompt: str, settings: Mapping[str, Any]) -> str:
+    """A whole infotext as WebUIs write it: the prompts, then all settings in one line."""
+    lines = [prompt, f"Negative prompt: {negative_prompt}" if negative_prompt else ""]
+    return "\n".join([*filter(None, lines), ", ".join(f"{key}: {_quote(value)}" for key, value in settings.items())])
+
+
+def mark_preview(text: str, preview: str) -> str:
+    """The infotext of a preview, from that of the image that it shows."""
+    return f"{text}, {PREVIEW}: {preview}"
+
+
 def read(params: Mapping[str, str]) -> dict[str, Any]:
-    """Each option of the page by name, from a parsed infotext: absent or unreadable ones are at their default.
+    """Each option in `OPTIONS` by name, from a parsed infotext: absent or unreadable ones are at their default.
 
     Images are None; `gives_image` tells whether one was given. The reference extension's names are read, too.
     """
-    values = {name: _read(params, name) for name in PAGE_OPTIONS}
+    values = {name: _read(params, name) for name in OPTIONS}
     return values | {"enabled": _is_enabled(params)}
 
 
@@ -81,8 +94,14 @@ def _write(about: Field[Any], value: Any) -> str:
             return str(value)
 
 
+def _quote(value: Any) -> str:
+    """A value as it stands in an infotext: in quotes where it has what separates the entries."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
 def _is_enabled(params: Mapping[str, str]) -> bool:
-    """Layers were made if their mode is named, unless it is said otherwise (the text "False" is no truth)."""
+    """Layers were made if a known mode is named, unless the text says that they were disabled."""
     mode = _find(params, "mode")
     said = _find(params, "enabled")
     return mode is not None and _parse(FIELDS["mode"], mode) is not None and said in (None, "True")
@@ -90,8 +109,9 @@ def _is_enabled(params: Mapping[str, str]) -> bool:
 
 def _read(params: Mapping[str, str], name: str) -> Any:
     about, text = FIELDS[name], _find(params, name)
-    value = None if text is None else _parse(about, text)
-    return value if value is not None else list(about.default) if isinstance(about.default, tuple) else about.default
+    value = about.default if text is None else _parse(about, text)
+    value = about.default if value is None else value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _find(params: Mapping[str, str], name: str) -> str | None:
@@ -103,16 +123,11 @@ def _parse(about: Field[Any], text: str) -> Any:
     """The option's value from its text; None if it can't be read."""
     try:
         match about.metadata["kind"]:
-            case "number":
-                value: Any = float(text)
-            case "choice":
-                value = int(text) if about.name == "views" else text
-            case "choices":
-                value = text.split("+")
+            case "number" | "choice" | "choices":
+                return parse(about.name, text)
             case "text":
-                value = json.loads(text)[0] if text.startswith('["') else text
-            case _:  # the switch is decided by all, images aren't in a text
+                return parse(about.name, json.loads(text)[0] if text.startswith('["') else text)
+            case _:  # the switch is decided by all entries together, images aren't in a text
                 return None
-        return LayerOptions.from_dict({about.name: value}).to_dict()[about.name]
     except (Refusal, ValueError):
         return None

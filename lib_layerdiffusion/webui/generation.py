@@ -16,16 +16,17 @@ from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
 
+from .. import infotext
 from ..host import Host
 from ..layers import fit
-from ..modes import Mode, Role, any_row
+from ..modes import ROLES, Mode, Role, any_row
 from ..options import LayerOptions
 from ..planning import SIZE_STEP, Facts, Plan, round_up
 from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session
 from ..views import Cancelled
-from . import infotext, job_options, results, xyz
+from . import job_options, results, xyz
 from .arguments import is_enabled, read_options
 from .base64_images import read_input_image
 from .extension import Extension
@@ -155,7 +156,7 @@ class Generation:
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
-            p.extra_generation_params["layerdiffusion_layer"] = [*frames] * (p.batch_size * p.n_iter // len(frames))
+            p.extra_generation_params[infotext.LAYER] = [*frames] * (p.batch_size * p.n_iter // len(frames))
         if self.starts:
             self._start_from_transparency(plan)
 
@@ -364,9 +365,8 @@ class Generation:
 
     def _read_given(self, size: tuple[int, int]) -> dict[Role, results.Pixels]:
         """The images that were given, RGBA of that size."""
-        roles: tuple[Role, ...] = ("foreground", "background", "blend")
         given: dict[Role, results.Pixels] = {}
-        for role in roles:
+        for role in ROLES:
             if (image := self.options.image(role)) is not None:
                 given[role] = fit(read_input_image(image, f"{role}_image"), size, self.options.resize_mode)
         return given

@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from ..modes import FAMILIES, MODE_NAMES, MODES, Family, Role, any_row
+from .. import infotext
+from ..modes import FAMILIES, MODE_NAMES, MODES, ROLES, Family, any_row
 from ..options import FIELDS, RESIZE_MODES, LayerOptions
-from . import infotext, status
+from . import status
 from .arguments import PAGE_ORDER
 from .extension import Extension
 from .gradio_compat import QUIET, careful, switch_accordion, tool_button, update_choices, with_labels
-from .inputs import IMAGES, OPTIONAL, PROMPTS, ROLES, wanted
+from .inputs import IMAGES, OPTIONAL, PROMPTS, wanted
 
 TITLE = "LayerDiffusion"
 ADVANCED = "Advanced"
@@ -95,8 +96,8 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
     _connect(made, refresh, report, extension, is_img2img)
     return Panel(
         controls=[made[name] for name in PAGE_ORDER],
-        infotext_fields=[(made[name], _paste(name)) for name in infotext.PAGE_OPTIONS],
-        paste_field_names=[infotext.PREFIX + name for name in infotext.PAGE_OPTIONS],
+        infotext_fields=[(made[name], _paste(name)) for name in infotext.OPTIONS],
+        paste_field_names=[infotext.PREFIX + name for name in infotext.OPTIONS],
     )
 
 
@@ -141,7 +142,7 @@ def _paste(name: str) -> Callable[[dict[str, str]], Any]:
     Plain values, for the WebUIs' API can't read all updates; but None would leave an image as it is.
     """
     if name in IMAGES:
-        role: Role = ROLES[IMAGES.index(name)]
+        role = ROLES[IMAGES.index(name)]
         return lambda params: gr.update() if infotext.gives_image(params, role) else gr.update(value=None)
     return lambda params: infotext.read(params)[name]
 

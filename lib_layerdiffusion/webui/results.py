@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..export import ora, png, psd
+from ..export import png
+from ..infotext import mark_preview
 from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
 from ..modes import Role
 from ..options import LayerOptions
+from ..outputs import WRITERS, arrange, make_previews, name_layer
 from ..planning import Plan
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,6 @@ Pixels = NDArray[np.uint8]
 
 OPAQUE, EMPTY = 250, 5  # a pixel counts as opaque from that alpha on, and as empty up to that
 SHARE = 0.995  # of the pixels, from which on the whole image counts as that
-WRITERS = {"psd": psd.write, "ora": ora.write}
 
 
 class Batch:
@@ -112,13 +113,17 @@ class LayerSet:
     images: dict[Role, Image.Image] = field(default_factory=dict)
 
     def stack(self, infotext: str) -> LayerStack:
-        """Background, whether made or given, below foreground; of a mode with neither, its blend."""
+        """What files and the recomposite hold."""
         size = next(iter(self.images.values())).size
         made = {role: np.asarray(image.convert("RGBA")) for role, image in self.images.items()}
         given = {role: fit(image, size, "stretch") for role, image in self.given.items()}
-        roles: list[Role] = [role for role in ("background", "foreground") if role in made or role in given]
-        layers = [Layer(role, made.get(role, given.get(role)), role) for role in roles or ["blend"]]  # pyright: ignore[reportArgumentType]
-        return LayerStack(tuple(layers), size, infotext)
+        return arrange(made, given, size, infotext)
+
+    @property
+    def transparent(self) -> Pixels | None:
+        """The transparent layer, if the mode makes one and nothing made it opaque."""
+        image = self.images.get("foreground")
+        return np.asarray(image) if image is not None and image.mode == "RGBA" else None
 
 
 def on_grey(rgba: Pixels) -> Pixels:
@@ -135,7 +140,8 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
         first = next(iter(each.images.values()))
         text = texts.get(id(first), processed.info)
         stack = each.stack(text)
-        previews += [(image, _label(text, name)) for name, image in _make_previews(each, stack, options.outputs)]
+        for name, preview in make_previews(stack, each.transparent, options.outputs):
+            previews.append((Image.fromarray(preview), mark_preview(text, name)))
         _write_files(stack, options.outputs, first)
     _leave_out(sets, options.outputs, processed)
     missing = len(processed.images) - len(processed.infotexts)
@@ -162,18 +168,6 @@ def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
             processed.images[index] = each.images[role] = attached
 
 
-def _make_previews(each: LayerSet, stack: LayerStack, outputs: Sequence[str]) -> Iterator[tuple[str, Image.Image]]:
-    transparent = next((image for image in each.images.values() if image.mode == "RGBA"), None)
-    if transparent is not None and each.plan.mode.transparent_frame is not None:
-        layer = [Layer("foreground", np.asarray(transparent), "foreground")]
-        if "checker" in outputs:
-            yield "checker", Image.fromarray(composite(layer, "checker"))
-        if "alpha" in outputs:
-            yield "alpha", transparent.getchannel("A").convert("RGB")
-    if "recomposite" in outputs and len(stack.layers) > 1:
-        yield "recomposite", Image.fromarray(composite(stack)).convert("RGB")
-
-
 def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) -> None:
     """Layered files next to the saved image, under its name."""
     path = getattr(saved, "already_saved_as", None)
@@ -186,12 +180,7 @@ def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) 
 
 def _leave_out(sets: Sequence[LayerSet], outputs: Sequence[str], processed: Any) -> None:
     """Take unwanted layers out of the answer, but never all of its images."""
-    unwanted = {
-        id(image)
-        for each in sets
-        for role, image in each.images.items()
-        if ("rgba" if role == "foreground" else role) not in outputs
-    }
+    unwanted = {id(image) for each in sets for role, image in each.images.items() if name_layer(role) not in outputs}
     kept = [index for index, image in enumerate(processed.images) if id(image) not in unwanted]
     if kept and len(kept) < len(processed.images):
         texts = processed.infotexts
@@ -207,10 +196,6 @@ def keep_alpha_in_answer(processed: Any, file_format: str | None) -> None:
         encode_png(image) if isinstance(image, Image.Image) and image.mode == "RGBA" else image
         for image in processed.images
     ]
-
-
-def _label(text: str, name: str) -> str:
-    return f"{text}, layerdiffusion_preview: {name}"
 
 
 def _as_saved(pixels: Tensor) -> Pixels:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lib_layerdiffusion import infotext
 from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.options import OUTPUTS, RESIZE_MODES, VIEW_COUNTS, LayerOptions
-from lib_layerdiffusion.webui import infotext
-from lib_layerdiffusion.webui.arguments import PAGE_ORDER
 from tests.webui.panel_host import parse_infotext, write_infotext
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=300)
@@ -50,7 +47,7 @@ def test_options_come_back_exactly(given_options):
     params = through_host(infotext.describe(given_options))
     read = infotext.read(params)
     assert LayerOptions.from_dict(read) == given_options
-    assert tuple(read) == infotext.PAGE_OPTIONS
+    assert tuple(read) == infotext.OPTIONS
     assert params["Version"] == "f2.0", "what follows in the text is still there"
 
 
@@ -158,7 +155,7 @@ def test_every_method_of_the_reference_is_read(mode):
 
 
 @pytest.mark.parametrize(("said", "enabled"), [("False", False), ("True", True), ("nonsense", False)])
-def test_the_text_false_is_no_truth(said, enabled):
+def test_only_the_text_true_enables(said, enabled):
     params = through_host(REFERENCE | {"layerdiffusion_enabled": said})
     assert infotext.read(params)["enabled"] is enabled
 
@@ -190,6 +187,22 @@ def test_a_mode_of_another_time_enables_nothing():
     assert (read["enabled"], read["mode"], read["weight"]) == (False, "foreground", 0.5)
 
 
-def test_every_option_of_the_page_is_in_the_infotext():
-    assert set(infotext.PAGE_OPTIONS) == set(PAGE_ORDER) - {"output_origin"}
-    assert set(infotext.PAGE_OPTIONS) == {each.name for each in fields(LayerOptions)} - {"batch_counts"}
+@unhurried
+@given(options)
+def test_a_whole_infotext_is_parsed_back(given_options):
+    written = {"Steps": 20, "Sampler": "Euler a", **infotext.describe(given_options), "Version": "f2.0"}
+    text = infotext.compose("a cat,\na dog", "blurry: no", written)
+    assert text.startswith(
+        "a cat,\na dog\nNegative prompt: blurry: no\nSteps: 20, Sampler: Euler a, layerdiffusion_mode: "
+    )
+    assert LayerOptions.from_dict(infotext.read(parse_infotext(text))) == given_options
+    assert parse_infotext(text)["Version"] == "f2.0"
+
+
+def test_an_infotext_without_a_negative_prompt_has_no_line_for_it():
+    assert infotext.compose("a cat", "", {"Steps": 1, "Seed": 2}) == "a cat\nSteps: 1, Seed: 2"
+
+
+def test_a_preview_says_which_it_is():
+    marked = infotext.mark_preview("a cat\nSteps: 1, Seed: 2", "alpha")
+    assert parse_infotext(marked) == {"Steps": "1", "Seed": "2", "layerdiffusion_preview": "alpha"}

@@ -19,9 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib_layerdiffusion import infotext
 from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
-from lib_layerdiffusion.webui import infotext, status
+from lib_layerdiffusion.webui import status
 from lib_layerdiffusion.weights import WEIGHTS
 from tests import seeded
 from tests.webui.families import disc, given, modes_of

@@ -15,9 +15,10 @@ from PIL import Image
 
 gr = pytest.importorskip("gradio")
 
+from lib_layerdiffusion import infotext  # noqa: E402
 from lib_layerdiffusion.modes import MODE_NAMES, MODES  # noqa: E402
 from lib_layerdiffusion.options import LayerOptions  # noqa: E402
-from lib_layerdiffusion.webui import gradio_compat, infotext, panel, settings, status  # noqa: E402
+from lib_layerdiffusion.webui import gradio_compat, panel, settings, status  # noqa: E402
 from lib_layerdiffusion.webui.arguments import PAGE_ORDER, read_options  # noqa: E402
 from lib_layerdiffusion.webui.inputs import IMAGES, OPTIONAL, PROMPTS, wanted  # noqa: E402
 from tests.webui import panel_host  # noqa: E402

@@ -1,0 +1,56 @@
+"""What the outputs that a user can choose are: layers of a set, previews of it, and files that hold all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from .export import ora, psd
+from .layers import Bytes, Layer, LayerStack, Size, composite
+from .modes import Mode, Role
+from .options import OUTPUTS
+
+WRITERS: Mapping[str, Callable[[LayerStack, str | os.PathLike[str]], None]] = {"psd": psd.write, "ora": ora.write}
+
+
+def name_layer(role: Role) -> str:
+    """The output that is the layer of this role."""
+    return "rgba" if role == "foreground" else role
+
+
+def list_outputs(mode: Mode, given: Collection[Role] = ()) -> tuple[str, ...]:
+    """The outputs that a mode makes, with images given for some roles."""
+    there = {name_layer(role) for role in mode.frames} | WRITERS.keys()
+    if mode.transparent_frame is not None:
+        there |= {"checker", "alpha"}
+    if {"foreground", "background"} <= {*mode.frames, *given}:
+        there.add("recomposite")
+    return tuple(output for output in OUTPUTS if output in there)
+
+
+def arrange(made: Mapping[Role, Bytes], given: Mapping[Role, Bytes], size: Size, infotext: str = "") -> LayerStack:
+    """The stack that files and the recomposite hold, of straight RGBA images by role.
+
+    The background, whether made or given, below the foreground; where there is neither, the blend.
+    """
+    images = {**given, **made}
+    order: tuple[Role, ...] = (
+        ("background", "foreground") if {"background", "foreground"} & images.keys() else ("blend",)
+    )
+    layers = (Layer(role, images[role], role) for role in order if role in images)
+    return LayerStack(tuple(layers), size, infotext)
+
+
+def make_previews(stack: LayerStack, transparent: Bytes | None, outputs: Sequence[str]) -> Iterator[tuple[str, Bytes]]:
+    """The previews among the outputs, opaque uint8 [H, W, 3], by name.
+
+    stack: what `arrange` made. transparent: the transparent layer that was made, straight RGBA, if there is one.
+    """
+    if transparent is not None and "checker" in outputs:
+        yield "checker", composite([Layer("foreground", transparent, "foreground")], "checker")
+    if transparent is not None and "alpha" in outputs:
+        yield "alpha", np.repeat(transparent[..., 3:], 3, axis=2)
+    if len(stack.layers) > 1 and "recomposite" in outputs:
+        yield "recomposite", composite(stack)[..., :3]
