@@ -1,4 +1,4 @@
-"""The command line: parses the words, runs one command, and makes one sentence and an exit code of what goes wrong."""
+"""The command line: parses the words, runs one command, and turns what goes wrong into a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import Field
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lib_layerdiffusion import __version__
+from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
+from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
+from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
 
-EXIT_OK, EXIT_FAULT, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
-LARGEST_SEED = 2**32 - 1
+EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 OPTIONAL_PACKAGES = {
     "diffusers",
     "transformers",
@@ -39,7 +42,7 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 fault of ours, 2 refused, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 internal error, 2 refused, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -72,6 +75,8 @@ def _dispatch(words: list[str]) -> int:
             return _delegate("lib_layerdiffusion.train.harmlessness", rest)
         case ["webui", *rest]:
             return _delegate("lib_layerdiffusion.stand_in.command", rest)
+        case ["export", *rest]:  # the command's earlier name
+            return _execute(["export-checkpoint", *rest])
         case _:
             return _execute(words)
 
@@ -85,7 +90,7 @@ def _execute(words: list[str]) -> int:
         return int(done.code or 0)
     from lib_layerdiffusion.cli import commands
 
-    execute: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command)
+    execute: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command.replace("-", "_"))
     return execute(arguments)
 
 
@@ -104,7 +109,7 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _fault(error: Exception, debug: bool) -> int:
-    """Report what nobody expected; the traceback is for --debug."""
+    """Report an error that nobody expected; the traceback is for --debug."""
     if lacks_memory(error):
         cure = "choose a smaller --width, --height or --batch, or --views 1"
         return _say(f"There is not enough memory for this; {cure}.", EXIT_REFUSED)
@@ -112,7 +117,7 @@ def _fault(error: Exception, debug: bool) -> int:
         logging.getLogger(__name__).error("Unexpected error", exc_info=error)
     reason = next(iter(str(error).splitlines()), "")
     hint = "see the traceback above" if debug else "run the command again with --debug to see where"
-    return _say(f"Unexpected {type(error).__name__}: {reason.rstrip('.')}; {hint}.", EXIT_FAULT)
+    return _say(f"Unexpected {type(error).__name__}: {reason.rstrip('.')}; {hint}.", EXIT_ERROR)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -140,8 +145,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encode(command("encode", "Turn images into latents that carry their transparency."))
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
-    _add_export(command("export", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
-    _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, with a cure for each."))
+    _add_export(command("export-checkpoint", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
+    _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, and how to fix it."))
     for name, text in (
         ("train", "Train transparent encoders, decoders and layer weights (`train --help`)."),
         ("harmlessness", "Measure how much an encoder's offset disturbs a VAE (`harmlessness --help`)."),
@@ -158,7 +163,7 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
         try:
             number = int(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if not low <= number <= high:
             raise argparse.ArgumentTypeError(f"{number} is not between {low} and {high}")
         return number
@@ -173,7 +178,7 @@ def _real(low: float, high: float) -> Callable[[str], float]:
         try:
             number = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not low <= number <= high:
             raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
         return number
@@ -184,7 +189,7 @@ def _real(low: float, high: float) -> Callable[[str], float]:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        default="embedded",
+        default=EMBEDDED,
         metavar="MODEL",
         help="'embedded' (default), a diffusers folder, or a .safetensors checkpoint of SD1.5 or SDXL",
     )
@@ -193,9 +198,38 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never download; name the missing file instead")
 
 
-def _add_views(parser: argparse.ArgumentParser) -> None:
-    text = "passes of the transparent decoder: 8 (default) is best, 1 is fastest"
-    parser.add_argument("--views", type=int, choices=(1, 2, 4, 8), default=8, help=text)
+def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
+    """Add the flag of a layer option, made from its description; where it isn't given, the value is None."""
+    about, flag = option.metadata, f"--{option.name.replace('_', '-')}"
+    settings: dict[str, Any] = {"type": _read_option(option.name), "metavar": option.name.rpartition("_")[2].upper()}
+    names, values, choices = [flag], "", ", ".join(map(str, about.get("choices", ())))
+    match about["kind"]:
+        case "number":
+            settings["metavar"] = "NUMBER"
+            values = f" {about['minimum']:g} to {about['maximum']:g}, default {option.default:g}."
+        case "choice":
+            values = f" One of {choices}; default {option.default}."
+        case "choices":
+            settings |= {"nargs": "+", "metavar": "OUTPUT"}
+            values = f" One or more of {choices}; default {' '.join(getattr(LayerOptions, option.name))}."
+        case "image":
+            names.append(flag.removesuffix("-image"))
+            settings["type"] = Path
+        case _:
+            settings["metavar"] = "TEXT"
+    parser.add_argument(*names, help=(about["help"] + values).replace("%", "%%"), **settings)
+
+
+def _read_option(name: str) -> Callable[[str], Any]:
+    """Make an argument type for the values of a layer option."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(name, text)
+        except Refusal as refusal:
+            raise argparse.ArgumentTypeError(str(refusal)) from None
+
+    return read
 
 
 def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
@@ -206,15 +240,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)"
     )
-    parser.add_argument("--steps", type=_integer(1, 1000), default=20, help="sampling steps (default 20)")
-    parser.add_argument(
-        "--cfg", type=_real(1, 30), default=None, help="guidance; 1 is none (default 7, embedded model 3)"
-    )
+    parser.add_argument("--steps", type=_integer(1, 1000), default=STEPS, help=f"sampling steps (default {STEPS})")
+    usual = f"default {usual_guidance(''):g}, embedded model {usual_guidance(EMBEDDED):g}"
+    parser.add_argument("--cfg", type=_real(1, 30), default=None, help=f"guidance; 1 is none ({usual})")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
-    _add_views(parser)
+    _add_option(parser, FIELDS["views"])
     _add_out(parser, "demo-output")
     parser.add_argument("--count", type=_integer(1, 1000), help="how many of the model's prompts (default: all)")
 
@@ -223,23 +256,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="one image or set of layers for each")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
     parser.add_argument(
-        "--mode", default="foreground", help="layer mode (default foreground); docs/modes.md has the table"
-    )
-    parser.add_argument(
-        "--batch", type=_integer(1, 64), default=1, help="images for each prompt, with seeds counting up"
+        "--batch", type=_integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
     )
     _add_sampling(parser)
-    parser.add_argument("--width", type=_integer(64, 16384), help="in pixels (default: the model's own size)")
-    parser.add_argument("--height", type=_integer(64, 16384), help="in pixels (default: the model's own size)")
-    parser.add_argument("--weight", type=_real(0, 2), default=1.0, help="strength of the layer model (default 1)")
-    parser.add_argument("--start-at", type=_real(0, 1), default=0.0, help="fraction of the sampling where it begins")
-    parser.add_argument("--stop-at", type=_real(0, 1), default=1.0, help="fraction of the sampling where it ends")
-    _add_views(parser)
-    for role in ("foreground", "background", "blend"):
-        parser.add_argument(f"--{role}", type=Path, metavar="IMAGE", help=f"{role} image, in modes that start from one")
-    parser.add_argument("--checker", action="store_true", help="also write a preview over a checkerboard")
+    for side in ("--width", "--height"):
+        parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
     _add_out(parser, "outputs")
     _add_model(parser)
+    for name, option in FIELDS.items():
+        if name != "enabled":  # the command is there to make layers
+            _add_option(parser, option)
+    parser.add_argument("--checker", action="store_true", help="the same as adding checker to --outputs")
+    parser.epilog = "docs/modes.md has a table of the layer modes."
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:
@@ -250,7 +278,7 @@ def _add_encode(parser: argparse.ArgumentParser) -> None:
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("latents", nargs="+", type=Path, metavar="LATENT", help="files that `encode` wrote")
-    _add_views(parser)
+    _add_option(parser, FIELDS["views"])
     _add_out(parser, "outputs")
     _add_model(parser)
 
@@ -267,7 +295,7 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", type=Path, metavar="MODELS", help="the `models` folder of AUTOMATIC1111")
-    parser.add_argument("--model", default="embedded", help="'embedded' (default), or a diffusers folder of SD1.5")
+    parser.add_argument("--model", default=EMBEDDED, help="'embedded' (default), or a diffusers folder of SD1.5")
     parser.add_argument("--name", help="of the checkpoint (default: layerdiffusion-embedded, or the folder's name)")
     text = "where the layer files go (default: MODELS/layer_model/NAME, where the extension finds them)"
     parser.add_argument("--layers", type=Path, metavar="FOLDER", help=text)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,33 @@ from tqdm import tqdm
 
 from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
-from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, model_path
-from lib_layerdiffusion.embedded.a1111_checkpoint import export as write_checkpoint
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, read_captions
-from lib_layerdiffusion.export import png
+from lib_layerdiffusion.export import png, psd
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.pipelines import load_pipeline
 from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.infotext import mark_preview
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.layers import composite as put_over
-from lib_layerdiffusion.options import LayerOptions
-from lib_layerdiffusion.planning import MIN_SIZE
+from lib_layerdiffusion.modes import ROLES, Role, any_row
+from lib_layerdiffusion.options import FIELDS, LayerOptions
+from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
+from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, count_sets
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
 Pixels = NDArray[np.uint8]
 
-SEEDS = 2**32
 DEMO_BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
-GUIDANCE = 7.0
-EMBEDDED_GUIDANCE = 3.0
 EMBEDDED_CHECKPOINT = "layerdiffusion-embedded"
 
 
 def demo(arguments: argparse.Namespace) -> int:
     """Make a picture of each of the embedded model's prompts, and a contact sheet of all; renews earlier ones."""
-    captions = [row.caption for row in read_captions(EMBEDDED_FOLDER)][: arguments.count]
+    captions = read_captions(EMBEDDED_FOLDER)[: arguments.count]
     seed = 1 if arguments.seed is None else arguments.seed
     began = time.monotonic()
     pictures: list[tuple[str, Pixels]] = []
@@ -68,20 +68,23 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make the layers of each prompt and seed, and write them as soon as they are there."""
-    options = _layer_options(arguments)
+    options = _read_options(arguments)
+    sets = count_sets(any_row(options.mode), options, arguments.batch)
+    _check_outputs(options)
     store = _store(arguments)
-    first = secrets.randbelow(SEEDS) if arguments.seed is None else arguments.seed
-    seeds = [(first + index) % SEEDS for index in range(arguments.batch)]
+    first = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
+    seeds = [(first + index) % (LARGEST_SEED + 1) for index in range(sets)]
     settings = _sampling(arguments, arguments.model)
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
         pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
-        with layer_diffusion(pipe, weights=store, **options) as ld:
+        every_layer: dict[str, Any] = {"outputs": LayerOptions.outputs, "batch_counts": LayerOptions.batch_counts}
+        with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **every_layer}) as ld:
             for prompt in arguments.prompts:
                 with _progress(prompt) as progress:
-                    stacks = ld.batch([prompt] * len(seeds), seeds, progress=progress, **settings)
+                    stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings)
                 for seed, stack in zip(seeds, stacks, strict=True):
-                    _write_layers(out, f"{seed}-{slug(prompt)}", stack, checker=arguments.checker)
+                    _write_outputs(out, f"{seed}-{slug(prompt)}", stack, options)
     return 0
 
 
@@ -125,7 +128,7 @@ def composite(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def export(arguments: argparse.Namespace) -> int:
+def export_checkpoint(arguments: argparse.Namespace) -> int:
     """Write a model's checkpoint and layer files into a WebUI's folder of models, and their paths on stdout."""
     model, models = model_path(arguments.model), arguments.models
     if not model.is_dir():
@@ -135,7 +138,7 @@ def export(arguments: argparse.Namespace) -> int:
     if not (models / "Stable-diffusion").is_dir():
         raise Refusal(f"There is no folder {models / 'Stable-diffusion'}: name the `models` folder of AUTOMATIC1111.")
     name = arguments.name or (EMBEDDED_CHECKPOINT if arguments.model == EMBEDDED else model.resolve().name)
-    for path in write_checkpoint(model, models, arguments.layers or models / "layer_model" / name, name):
+    for path in a1111_checkpoint.write(model, models, arguments.layers or models / "layer_model" / name, name):
         print(path)
     return 0
 
@@ -150,21 +153,36 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def _sampling(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
-    usual = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
-    return {"steps": arguments.steps, "cfg": usual if arguments.cfg is None else arguments.cfg}
+    return {"steps": arguments.steps, "cfg": usual_guidance(model) if arguments.cfg is None else arguments.cfg}
 
 
-def _layer_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Read the layer options and the given images, and refuse what is wrong before anything is loaded."""
-    given = {f"{role}_image": getattr(arguments, role) for role in ("foreground", "background", "blend")}
-    values = {name: getattr(arguments, name) for name in ("mode", "weight", "start_at", "stop_at", "views")}
-    values |= {name: read_image(path) for name, path in given.items() if path}
-    LayerOptions.from_dict(values)
-    return values
+def _read_options(arguments: argparse.Namespace) -> LayerOptions:
+    """Read the layer options and the given images; Refusal when one of them is wrong."""
+    values = {name: value for name, value in vars(arguments).items() if name in FIELDS and value is not None}
+    values |= {name: read_image(value) for name, value in values.items() if FIELDS[name].metadata["kind"] == "image"}
+    outputs = chain(*values.get("outputs", [LayerOptions.outputs]), ["checker"] if arguments.checker else [])
+    return LayerOptions.from_dict({**values, "outputs": tuple(outputs)})
+
+
+def _check_outputs(options: LayerOptions) -> None:
+    """Refuse outputs of which nothing would come, before anything is loaded."""
+    there = list_outputs(any_row(options.mode), _given(options))
+    if not {*there} & {*options.outputs}:
+        raise Refusal(
+            f"Layer mode {options.mode!r} makes none of the outputs {', '.join(options.outputs)}: choose among "
+            f"{', '.join(there)} with --outputs."
+        )
+    if "psd" in options.outputs:
+        psd.find_psd_tools()
+
+
+def _given(options: LayerOptions) -> dict[Role, Pixels]:
+    """The images that were given, as they were read."""
+    return {role: image for role in ROLES if isinstance(image := options.image(role), np.ndarray)}
 
 
 def _store(arguments: argparse.Namespace) -> WeightStore:
-    """Search --weights, then what lies in a model folder, then the cache, where downloads go."""
+    """Search --weights, then the model's own folder, then the cache, where downloads go."""
     model = model_path(arguments.model)
     if arguments.weights and not arguments.weights.is_dir():
         raise Refusal(f"There is no folder {arguments.weights}; --weights takes the folder of the layer weight files.")
@@ -200,16 +218,27 @@ def _enlarge(rgba: Pixels) -> Pixels:
     return np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
 
 
-def _write_layers(out: OutputFolder, stem: str, stack: LayerStack, *, checker: bool) -> None:
-    """Write every layer of a set as a PNG of its own."""
+def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: LayerOptions) -> None:
+    """Write the wanted layers of a set, its previews and its layered files, and tell their paths on stdout."""
     for layer in stack.layers:
-        name = stem if layer.role == "foreground" or len(stack.layers) == 1 else f"{stem}-{layer.role}"
-        _write(replace(stack, layers=(layer,)), out.new_path(name, ".png"))
-    if checker:
-        _write(put_over(stack, "checker"), out.new_path(f"{stem}-checker", ".png"))
+        if name_layer(layer.role) in options.outputs:
+            name = stem if layer.role == "foreground" or len(stack.layers) == 1 else f"{stem}-{layer.role}"
+            _write(replace(stack, layers=(layer,)), out.new_path(name, ".png"))
+    made: dict[Role, Pixels] = {layer.role: layer.image for layer in stack.layers}
+    given: dict[Role, Pixels] = {
+        role: fit(image, stack.size, options.resize_mode) for role, image in _given(options).items()
+    }
+    arranged = arrange(made, given, stack.size, stack.infotext)
+    for name, preview in make_previews(arranged, made.get("foreground"), options.outputs):
+        _write(preview, out.new_path(f"{stem}-{name}", ".png"), mark_preview(stack.infotext, name))
+    for name, write in WRITERS.items():
+        if name in options.outputs:
+            path = out.new_path(stem, f".{name}")
+            write(arranged, path)
+            print(path, flush=True)
 
 
-def _write(image: LayerStack | Pixels, path: Path) -> None:
+def _write(image: LayerStack | Pixels, path: Path, infotext: str | None = None) -> None:
     """Write a PNG and tell its path on stdout."""
-    png.write(image, path)
+    png.write(image, path, infotext)
     print(path, flush=True)

@@ -1,4 +1,4 @@
-"""The folder that a command writes to: made and tried out before any long work, with names that nothing else has."""
+"""The folder that a command writes to: made and tested before any long work, with new names for all files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lib_layerdiffusion.refusal import Refusal
 
 
 class OutputFolder:
-    """A folder for results; entering makes it and tries to write, leaving takes away what was made for nothing."""
+    """A folder for results; entering makes it and tries to write, leaving removes the folders that stayed empty."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class OutputFolder:
         return path
 
     def _remove_empty(self) -> None:
-        """Remove the folders that were made, as far as nothing is in them."""
+        """Remove the folders that were made and are empty."""
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()

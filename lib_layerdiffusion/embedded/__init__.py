@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib_layerdiffusion.hosts.pipelines import check_path
+from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.refusal import Refusal
 
 EMBEDDED = "embedded"
@@ -15,10 +15,15 @@ GUIDANCE = 3.0  # what its pictures look best with
 def model_path(model: str) -> Path:
     """The folder or file that `--model` names, "embedded" among them; Refusal when it can't be a model."""
     if model != EMBEDDED:
-        return check_path(Path(model).expanduser())
+        return pipelines.check_path(Path(model).expanduser())
     if not (EMBEDDED_FOLDER / "model_index.json").is_file():
         raise Refusal(
             f"The embedded model is missing from {EMBEDDED_FOLDER}; install the package again, or name a model with "
             "--model."
         )
     return EMBEDDED_FOLDER
+
+
+def usual_guidance(model: str) -> float:
+    """The guidance that suits what `--model` names."""
+    return GUIDANCE if model == EMBEDDED else pipelines.GUIDANCE

@@ -32,7 +32,7 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 CLASSES = "lib_layerdiffusion.embedded.narrow_ldm"
 
 
-def export(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
+def write(model: Path, models: Path, layers: Path, name: str) -> list[Path]:
     """Write the diffusers folder `model` into `models` (a WebUI's) and its layer files into `layers`; the new files.
 
     A file that already exists with other contents is never replaced: Refusal.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,12 @@ GAP = 8
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A prompt that the embedded model was trained on; `kind` is "opaque" or "soft" (partly see-through)."""
-
-    caption: str
-    kind: str
-
-
-def read_captions(model: Path) -> list[Caption]:
-    """Read the prompts from the model folder's `captions.json`."""
+def read_captions(model: Path) -> list[str]:
+    """Read the prompts that a model knows from its folder's `captions.json`."""
     path = model / "captions.json"
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        return [Caption(str(row["caption"]), str(row["kind"])) for row in rows]
+        return [str(row["caption"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{path} is missing or damaged; install the package again.") from error
 

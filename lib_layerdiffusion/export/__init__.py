@@ -15,9 +15,9 @@ from ..refusal import Refusal
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` and move it there at the end; nothing is left of it on any exception.
+    """Open a temporary file next to `path` and move it there at the end; nothing is left of it on any exception.
 
-    Refusal when it can't be written, with the reason and the cure.
+    Refusal when it can't be written, with the reason and what to do.
     """
     path = Path(path)
     part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")  # 50 characters can be 200 bytes

@@ -10,7 +10,7 @@ from ..layers import LayerStack, composite
 from . import png, whole_file
 from .names import slug
 
-EARLIEST = (1980, 1, 1, 0, 0, 0)  # that a zip can name; the same layers make the same file
+EARLIEST = (1980, 1, 1, 0, 0, 0)  # date that a zip can hold, always this one: the same layers make the same file
 
 
 def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
@@ -20,7 +20,7 @@ def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
 
 
 def write_to(stack: LayerStack, file: BinaryIO) -> None:
-    """Write the stack to an open file; what stands over the canvas is cut off."""
+    """Write the stack to an open file; what reaches beyond the canvas is cut off."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for number, layer in enumerate(stack.layers, start=1):
             entry = zipfile.ZipInfo(f"{number:02d}-{slug(layer.name)}.png", EARLIEST)

@@ -1,4 +1,4 @@
-"""The rules for names of the files that are written."""
+"""The rules for the names of written files."""
 
 from __future__ import annotations
 

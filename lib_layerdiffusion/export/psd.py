@@ -26,19 +26,25 @@ def write_to(stack: LayerStack, file: BinaryIO) -> None:
     _build(stack).save(file)
 
 
-def _build(stack: LayerStack) -> Any:
+def find_psd_tools() -> Any:
+    """The package psd-tools; Refusal without it. To be called before long work whose result is to be a PSD."""
     try:
-        from psd_tools import PSDImage
+        import psd_tools
     except ImportError:
         raise Refusal(
             "A PSD needs the package psd-tools: pip install psd-tools into this Python environment, or take ORA."
         ) from None
+    return psd_tools
+
+
+def _build(stack: LayerStack) -> Any:
+    psd_tools = find_psd_tools()
     largest = max(*stack.size, *(side for layer in stack.layers for side in layer.image.shape[:2]))
     if largest > LARGEST_SIDE:
         raise Refusal(
             f"A PSD has at most {LARGEST_SIDE} pixels on each side, not {largest}: scale the layers down, or take ORA."
         )
-    document: Any = PSDImage.new("RGBA", stack.size)  # with "RGB", alpha would become a layer mask
+    document: Any = psd_tools.PSDImage.new("RGBA", stack.size)  # with "RGB", alpha would become a layer mask
     for layer in stack.layers:
         x, y = layer.offset
         made = document.create_pixel_layer(Image.fromarray(layer.image), name="layer", top=y, left=x)

@@ -6,7 +6,6 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,21 @@ import PIL.Image
 import torch
 from torch import Tensor, nn
 
+from lib_layerdiffusion import infotext
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from lib_layerdiffusion.hosts.pipelines import GUIDANCE
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.layers import LayerStack, fit
-from lib_layerdiffusion.modes import Family, find_mode
+from lib_layerdiffusion.modes import ROLES, Family, Mode, find_mode
 from lib_layerdiffusion.options import LayerOptions
-from lib_layerdiffusion.planning import Facts, Plan
+from lib_layerdiffusion.outputs import name_layer
+from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
 from lib_layerdiffusion.refusal import Refusal, list_choices
 from lib_layerdiffusion.session import Image, Progress, Session
 from lib_layerdiffusion.views import Cancelled
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
-LARGEST_SEED = 2**32 - 1
 OWN_SETTINGS = {
     "prompt": "the prompts",
     "negative_prompt": "negative_prompt",
@@ -154,6 +155,7 @@ class LayerDiffusion:
         self.host = host
         self.options = options
         self.mode = find_mode(options.mode, host.family)
+        _check_options(options, self.mode)
         self.session = Session(host, store)
         self._parameters = inspect.signature(host.pipe.__call__).parameters
 
@@ -169,12 +171,12 @@ class LayerDiffusion:
         negative_prompt: str = "",
         width: int | None = None,
         height: int | None = None,
-        steps: int = 20,
-        cfg: float = 7.0,
+        steps: int = STEPS,
+        cfg: float = GUIDANCE,
         progress: Progress | None = None,
         **settings: Any,
     ) -> list[LayerStack]:
-        """Generate one set of layers per prompt, sampled together.
+        """Generate one set of layers per prompt, sampled together; a stack has the layers among the options' `outputs`.
 
         width, height: pixels, the checkpoint's own size by default. seeds: 0, 1, ... by default; what a set shows
         depends on its prompt and seed, not on its place in the batch. cfg: guidance, 1 is none.
@@ -188,9 +190,9 @@ class LayerDiffusion:
         start = self._take_start(settings)
         width, height = self._size(width, height, start, settings)
         frames = len(self.mode.frames)
-        facts = Facts(self.host.family, width, height, steps=steps, transparent_input=start is not None)
-        counted = len(prompts) if self.options.batch_counts == "sets" else len(prompts) * frames
-        plan = make_plan(self.options, replace(facts, batch=counted))
+        transparent = start is not None
+        facts = Facts(self.host.family, width, height, len(prompts), steps=steps, transparent_input=transparent)
+        plan = make_plan(self.options, facts)
         self.session.open(plan, {role: self._read(self.options.image(role), plan.size) for role in plan.mode.inputs})
         if start is not None:
             settings["image"] = self._encode(self._read(start, plan.size)).repeat(plan.images, 1, 1, 1)
@@ -211,16 +213,25 @@ class LayerDiffusion:
             ).images
         self.session.collect(latents)
         stacks = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
-        return [
-            replace(stack, infotext=self._describe(prompt, negative_prompt, steps, cfg, seed, plan))
-            for stack, prompt, seed in zip(stacks, prompts, seeds, strict=True)
-        ]
+        finished: list[LayerStack] = []
+        for stack, prompt, seed in zip(stacks, prompts, seeds, strict=True):
+            written = {
+                "Steps": steps,
+                "Sampler": type(self.host.pipe.scheduler).__name__.removesuffix("Scheduler"),
+                "CFG scale": f"{cfg:g}",
+                "Seed": seed,
+                "Size": "{}x{}".format(*plan.size),
+                **infotext.describe(self.options),
+            }
+            layers = tuple(layer for layer in stack.layers if name_layer(layer.role) in self.options.outputs)
+            finished.append(LayerStack(layers, stack.size, infotext.compose(prompt, negative_prompt, written)))
+        return finished
 
     def encode(self, rgba: Any) -> Tensor:
         """Encode an RGBA image (uint8 array, Pillow image or path) with its transparency.
 
-        Returns [1, 4, H/8, W/8] in sampler space, what an image-to-image pipeline takes as `image`; sides that are no
-        multiple of 8 are continued to the next.
+        Returns [1, 4, H/8, W/8] in sampler space, what an image-to-image pipeline takes as `image`; sides that aren't
+        multiples of 8 are continued to the next one.
         """
         image = read_image(rgba)
         self.session.open(self._plan_one(image.shape[1], image.shape[0]))
@@ -233,8 +244,7 @@ class LayerDiffusion:
         return image
 
     def _plan_one(self, width: int, height: int) -> Plan:
-        facts = Facts(self.host.family, width, height, batch=len(self.mode.frames), transparent_input=True)
-        return make_plan(self.options, facts)
+        return make_plan(self.options, Facts(self.host.family, width, height, transparent_input=True))
 
     def _encode(self, rgba: Image) -> Tensor:
         with self.session.encoding(rgba) as pixels:
@@ -273,21 +283,6 @@ class LayerDiffusion:
             own = _measure(settings["image"], self.host.size_unit) or own
         return (own[0] if width is None else width), (own[1] if height is None else height)
 
-    def _describe(self, prompt: str, negative_prompt: str, steps: int, cfg: float, seed: int, plan: Plan) -> str:
-        """Write the infotext of a set, in the form that WebUIs read."""
-        facts: dict[str, Any] = {
-            "Steps": steps,
-            "Sampler": type(self.host.pipe.scheduler).__name__.removesuffix("Scheduler"),
-            "CFG scale": f"{cfg:g}",
-            "Seed": seed,
-            "Size": "{}x{}".format(*plan.size),
-            "layerdiffusion_mode": plan.mode.name,
-        }
-        for name in ("weight", "start_at", "stop_at", "views"):
-            facts[f"layerdiffusion_{name}"] = f"{getattr(plan, name):g}"
-        lines = [prompt, f"Negative prompt: {negative_prompt}" if negative_prompt else ""]
-        return "\n".join([*filter(None, lines), ", ".join(f"{key}: {value}" for key, value in facts.items())])
-
 
 @contextmanager
 def layer_diffusion(
@@ -298,7 +293,8 @@ def layer_diffusion(
     pipe: any diffusers pipeline of an SD1.5 or SDXL checkpoint; it is unchanged after every call.
     weights: a store, or the folder of the layer files. By default the `layer_model` folder inside the pipeline's own,
     else the user's cache folder, into which missing files are downloaded.
-    options: fields of LayerOptions. Refusal when a request can't be served.
+    options: fields of LayerOptions. `outputs` says which layers a stack has ("rgba" is the transparent one); previews
+    and files are what `layers.composite` and `export` make of a stack. Refusal when a request can't be served.
     """
     host = DiffusersHost(pipe)
     ld = LayerDiffusion(host, LayerOptions.from_dict({"mode": mode, **options}), _open_store(pipe, weights))
@@ -341,6 +337,27 @@ def _join(extra: str, prompt: str) -> str:
     return f"{extra}, {prompt}" if extra else prompt
 
 
+def _check_options(options: LayerOptions, mode: Mode) -> None:
+    """Refuse what a call from Python can't honour."""
+    if not options.enabled:
+        raise Refusal("layer_diffusion always makes layers: leave enabled out, and call the pipeline for plain images.")
+    if options.batch_counts != "sets":
+        raise Refusal("A prompt makes a set of layers here, so batch_counts has to be 'sets': leave it out.")
+    layers = [name_layer(role) for role in ROLES]
+    for output in options.outputs:
+        if output not in layers:
+            raise Refusal(
+                f"A stack holds layers only, so outputs can't have {output!r}: choose among {', '.join(layers)}, and "
+                "make previews with layers.composite and files with export of the stack that comes back."
+            )
+    there = [name_layer(role) for role in mode.frames]
+    if not set(there) & set(options.outputs):
+        raise Refusal(
+            f"Layer mode {mode.name!r} makes none of the outputs {', '.join(options.outputs)}: "
+            f"choose among {', '.join(there)}."
+        )
+
+
 def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg: Any) -> None:
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise Refusal("The prompts must be a list of one or more texts; give a single one to ld(prompt).")
@@ -352,7 +369,7 @@ def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
             raise Refusal(f"A seed must be a whole number from 0 to {LARGEST_SEED}, not {seed!r}.")
     if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not math.isfinite(cfg) or cfg < 0:
-        raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 is no guidance, 7 is usual.")
+        raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 is no guidance, {GUIDANCE:g} is usual.")
 
 
 def _has_alpha(image: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lib_layerdiffusion.refusal import Refusal
 
+GUIDANCE = 7.0  # what ordinary checkpoints look best with
 SINGLE_FILE_SUFFIXES = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -36,7 +37,7 @@ def check_path(path: Path) -> Path:
 
 
 def pick_device(wanted: str) -> str:
-    """Turn `auto` into the best device there is, and refuse one that isn't."""
+    """Turn `auto` into the best device that is available, and refuse one that isn't."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, usual_guidance
 from lib_layerdiffusion.embedded.gallery import read_captions
+from lib_layerdiffusion.planning import STEPS
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.stand_in.model import LoadedModel
 from lib_layerdiffusion.stand_in.traits import FORGE, Traits
@@ -24,7 +25,6 @@ from lib_layerdiffusion.weights import cache_folder
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[2]  # the extension's own, with `scripts/`
-EMBEDDED_GUIDANCE, GUIDANCE, STEPS = 3.0, 7.0, 20
 LARGEST_PREVIEW = 512  # pixels: no page should begin with a size that takes minutes on a small machine
 
 
@@ -121,7 +121,7 @@ def _assemble(
     shared.sd_model = LoadedModel(pipe, model)
     shared.device = shared.sd_model.device
     shared.defaults = find_defaults(pipe, model)
-    shared.examples = [row.caption for row in read_captions(EMBEDDED_FOLDER)] if model == EMBEDDED else []
+    shared.examples = read_captions(EMBEDDED_FOLDER) if model == EMBEDDED else []
     importlib.import_module("modules.scripts").load_script(script)
     return make_page(outputs)
 
@@ -194,8 +194,7 @@ def find_defaults(pipe: Any, model: str) -> dict[str, Any]:
     """Size, steps and guidance that suit a model."""
     config = pipe.unet.config
     side = min(int(config.sample_size) * 8, LARGEST_PREVIEW) if model != EMBEDDED else int(config.sample_size) * 8
-    cfg = EMBEDDED_GUIDANCE if model == EMBEDDED else GUIDANCE
-    return {"width": side, "height": side, "steps": STEPS, "cfg_scale": cfg}
+    return {"width": side, "height": side, "steps": STEPS, "cfg_scale": usual_guidance(model)}
 
 
 def _is_bound(name: str) -> bool:

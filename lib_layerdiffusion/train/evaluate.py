@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..embedded import GUIDANCE
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import psnr, read_autoencoder
@@ -30,7 +31,6 @@ from .harmlessness import adjust, measure
 
 COMPARE_SIZE = 32
 FRAME = 4  # pixels of the outer frame
-GUIDANCE = 3.0  # as the command line has it for the embedded model
 OUTSIDE, INSIDE = 0.02, 0.98
 SOFT = (0.1, 0.9)
 

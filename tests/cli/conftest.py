@@ -94,6 +94,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def joint_files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the layer file of the mode that makes three layers together."""
+    folder = tmp_path_factory.mktemp("joint")
+    save_file(attention_file(load_intact(tiny_model).unet, frames=3), folder / "layer_sd15_joint.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures: good ones, and every kind that trips a reader."""
     folder = tmp_path_factory.mktemp("pictures")
@@ -113,7 +121,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     png = (folder / "rgba.png").read_bytes()
     (folder / "truncated.png").write_bytes(png[: len(png) // 2])
     (folder / "empty.png").write_bytes(b"")
-    (folder / "text.png").write_text("this is no picture")
+    (folder / "text.png").write_text("this is not a picture")
     (folder / "huge.png").write_bytes(make_huge_header())
     (folder / "folder.png").mkdir()
     return folder

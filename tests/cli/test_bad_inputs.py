@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ ARGUMENTS: list[tuple[str, list[str], str]] = [
     ("weight NaN", [*GENERATE, "--weight", "nan"], "--weight"),
     ("weight empty", [*GENERATE, "--weight", ""], "--weight"),
     ("start after stop", [*GENERATE, "--start-at", "0.8", "--stop-at", "0.2"], "start"),
+    ("prompt among the outputs", ["generate", "--outputs", "rgba", "a cat"], "'a cat'"),
+    ("output that the mode doesn't make", [*GENERATE, "--outputs", "background"], "rgba, checker, alpha, psd, ora"),
+    ("no such resize mode", [*GENERATE, "--resize-mode", "bend"], "--resize-mode"),
+    ("batch of images", [*GENERATE, "--mode", "together", "--batch", "4", "--batch-counts", "images"], "use 6"),
     ("three views", [*GENERATE, "--views", "3"], "--views"),
     ("no such device", [*GENERATE, "--device", "toaster"], "toaster"),
     ("no such model", [*GENERATE, "--model", "TMP/nowhere"], "nowhere"),
@@ -229,7 +234,7 @@ def test_model_folder_with_a_broken_part(part: str, run: Any, tmp_path: Path) ->
     check_refused(run(*words), str(model), tmp_path / "out")
 
 
-def test_model_index_is_no_json(run: Any, tmp_path: Path) -> None:
+def test_model_index_is_not_json(run: Any, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(run.model, model)
     (model / "model_index.json").write_text("{")
@@ -245,6 +250,12 @@ def test_output_folder_is_read_only(run: Any, tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "out"
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     check_refused(run.generate("a cat", "--out", out), str(out), out)
+
+
+def test_psd_tools_is_missed_before_anything_is_made(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psd_tools", None)
+    out = tmp_path / "out"
+    check_refused(run.generate("a cat", "--outputs", "rgba", "psd", "--out", out), "psd-tools", out)
 
 
 def test_disk_is_full(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from psd_tools import PSDImage
 
 from lib_layerdiffusion import embedded
 from lib_layerdiffusion.cli import commands
@@ -58,6 +61,11 @@ class TestGenerate:
         assert text.startswith("a cat\nNegative prompt: blurry\n")
         for part in ("Steps: 2", "CFG scale: 4.5", "Seed: 3", "Size: 64x64"):
             assert part in text
+        assert text.endswith("layerdiffusion_mode: foreground, layerdiffusion_weight: 0.5, layerdiffusion_views: 1")
+
+    @pytest.mark.parametrize(("model", "guidance"), [("embedded", 3), ("a/folder", 7)])
+    def test_guidance_is_what_suits_the_model(self, model: str, guidance: float) -> None:
+        assert embedded.usual_guidance(model) == guidance
 
     def test_any_size(self, run: Any, tmp_path: Path) -> None:
         path = run.generate("a cat", "--width", 100, "--height", 70, "--out", tmp_path).paths[0]
@@ -67,6 +75,54 @@ class TestGenerate:
         outcome = run.generate("a cat", "--seed", 1, "--checker", "--out", tmp_path)
         assert [path.name for path in outcome.paths] == ["1-a-cat.png", "1-a-cat-checker.png"]
         assert Image.open(outcome.paths[1]).mode == "RGB"
+        longer = run.generate("a cat", "--seed", 1, "--outputs", "rgba", "checker", "--out", tmp_path / "longer")
+        assert [path.read_bytes() for path in longer.paths] == [path.read_bytes() for path in outcome.paths]
+
+    def test_previews_and_files_hold_the_made_and_the_given_layers(self, run: Any, tmp_path: Path) -> None:
+        Image.new("RGB", (30, 90), (10, 20, 30)).save(tmp_path / "room.png")
+        outputs = ["--outputs", "rgba", "alpha", "recomposite", "ora", "psd"]
+        words = ["--seed", 1, "--background", tmp_path / "room.png", "--resize-mode", "stretch", *outputs]
+        outcome = run.generate("a cat", *words, "--out", tmp_path / "out")
+        assert outcome.code == 0, outcome.err
+        names = ["1-a-cat.png", "1-a-cat-alpha.png", "1-a-cat-recomposite.png", "1-a-cat.psd", "1-a-cat.ora"]
+        assert [path.name for path in outcome.paths] == names
+        assert sorted(outcome.paths) == sorted((tmp_path / "out").iterdir())
+        rgba, alpha, whole = (read(path) for path in outcome.paths[:3])
+        assert np.array_equal(alpha, np.dstack([rgba[..., 3]] * 3))
+        share = rgba[..., 3:] / 255
+        assert np.abs(whole - (rgba[..., :3] * share + np.array([10, 20, 30]) * (1 - share))).max() <= 1
+        assert Image.open(outcome.paths[1]).info["parameters"].endswith(", layerdiffusion_preview: alpha")
+        psd = PSDImage.open(outcome.paths[3])
+        assert [layer.name for layer in psd] == ["background", "foreground"]
+        with zipfile.ZipFile(outcome.paths[4]) as ora:
+            merged = np.asarray(Image.open(io.BytesIO(ora.read("mergedimage.png"))))
+        assert np.array_equal(merged[..., :3], whole)
+
+    def test_only_what_is_asked_for_is_written(self, run: Any, tmp_path: Path) -> None:
+        outcome = run.generate("a cat", "--seed", 1, "--outputs", "ora", "--out", tmp_path / "out")
+        assert [path.name for path in outcome.paths] == ["1-a-cat.ora"]
+        assert [*(tmp_path / "out").iterdir()] == outcome.paths
+
+    def test_layers_of_a_set_with_their_own_prompts(self, run: Any, joint_files: Path, tmp_path: Path) -> None:
+        def make(*words: object) -> list[Path]:
+            together = ["--mode", "together", "--weights", joint_files, "--seed", 1]
+            outcome = run.generate("a cat", *together, *words, "--out", tmp_path / "out")
+            assert outcome.code == 0, outcome.err
+            return outcome.paths
+
+        plain = make()
+        assert [path.name for path in plain] == ["1-a-cat-blend.png", "1-a-cat-background.png", "1-a-cat.png"]
+        prompted = make("--background-prompt", "a room", "--outputs", "background+rgba")
+        assert [path.name for path in prompted] == ["1-a-cat-background-2.png", "1-a-cat-2.png"]
+        assert read(prompted[0]).tobytes() != read(plain[1]).tobytes()
+        assert "layerdiffusion_background_prompt: a room" in Image.open(prompted[0]).info["parameters"]
+
+    @pytest.mark.parametrize(("batch", "counts", "sets"), [(3, "images", 1), (2, "sets", 2)])
+    def test_batch_counts_sets_or_images(
+        self, batch: int, counts: str, sets: int, run: Any, joint_files: Path, tmp_path: Path
+    ) -> None:
+        words = ["--mode", "together", "--weights", joint_files, "--batch", batch, "--batch-counts", counts]
+        assert len(run.generate("a cat", *words, "--out", tmp_path).paths) == 3 * sets
 
     def test_settings_change_the_picture(self, run: Any, tmp_path: Path) -> None:
         def make(*words: object) -> bytes:
@@ -246,11 +302,12 @@ class TestProgram:
     def test_help_needs_no_heavy_import(self) -> None:
         code = (
             "import sys; from lib_layerdiffusion import cli; cli.main(['generate', '--help']);"
-            "print([name for name in ('torch', 'numpy', 'PIL', 'diffusers') if name in sys.modules])"
+            "print([name for name in ('torch', 'numpy', 'PIL', 'cv2', 'diffusers') if name in sys.modules])"
         )
         shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert shown.endswith("[]\n")
-        assert "--stop-at" in shown
+        for flag in ("--stop-at", "--blend-prompt", "--resize-mode", "--outputs", "--batch-counts", "--foreground"):
+            assert flag in shown
 
     def test_module_can_be_run(self) -> None:
         words = [sys.executable, "-m", "lib_layerdiffusion", "generate"]

@@ -1,4 +1,4 @@
-"""The command `export`: a diffusers folder as a checkpoint for AUTOMATIC1111, read back by diffusers' own converter."""
+"""The command `export-checkpoint`: what it writes for AUTOMATIC1111 is read back by diffusers' own converter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lib_layerdiffusion.embedded.a1111_checkpoint import export
+from lib_layerdiffusion.embedded.a1111_checkpoint import write
 from lib_layerdiffusion.refusal import Refusal
 
 LDM = re.compile(
@@ -42,7 +42,7 @@ def exported(
     """A model, and the folder that it was exported into as "own"."""
     model = {"tiny": tiny_model, "embedded": embedded_model}[request.param]
     folder = tmp_path_factory.mktemp("models")
-    export(model, folder, folder / "layers", "own")
+    write(model, folder, folder / "layers", "own")
     return model, folder / "Stable-diffusion"
 
 
@@ -106,7 +106,7 @@ def test_yaml_says_what_the_model_is(exported: tuple[Path, Path]) -> None:
 
 
 def test_paths_are_told_and_layer_files_lie_in_a_folder_of_the_checkpoint(run: Any, models: Path) -> None:
-    outcome = run("export", models, "--model", run.model)
+    outcome = run("export-checkpoint", models, "--model", run.model)
     assert outcome.code == 0, outcome.err
     assert sorted(outcome.paths) == sorted(path for path in models.rglob("*") if path.is_file())
     name = run.model.name
@@ -119,15 +119,17 @@ def test_paths_are_told_and_layer_files_lie_in_a_folder_of_the_checkpoint(run: A
     }
 
 
-def test_layer_files_go_where_they_are_wanted(run: Any, models: Path, tmp_path: Path) -> None:
+def test_layer_files_go_where_they_are_wanted_also_under_the_commands_earlier_name(
+    run: Any, models: Path, tmp_path: Path
+) -> None:
     assert run("export", models, "--layers", tmp_path / "layers", "--name", "own").code == 0
     assert len([*(tmp_path / "layers").iterdir()]) == 3
     assert (models / "Stable-diffusion" / "own.safetensors").exists()
     assert not (models / "layer_model").exists()
 
 
-def test_again_is_well_and_another_file_is_kept(run: Any, models: Path) -> None:
-    words = ("export", models, "--model", run.model, "--name", "own")
+def test_a_second_time_is_fine_and_another_file_is_kept(run: Any, models: Path) -> None:
+    words = ("export-checkpoint", models, "--model", run.model, "--name", "own")
     assert [run(*words).code for _ in range(2)] == [0, 0]
     mine = models / "layer_model" / "own" / "layer_sd15_transparent_attn.safetensors"
     mine.write_text("mine")
@@ -140,7 +142,7 @@ def test_again_is_well_and_another_file_is_kept(run: Any, models: Path) -> None:
 
 
 def test_model_without_layer_files(bare_model: Path, models: Path) -> None:
-    written = export(bare_model, models, models / "layers", "own")
+    written = write(bare_model, models, models / "layers", "own")
     assert {path.relative_to(models).parts[0] for path in written} == {"Stable-diffusion"}
 
 
@@ -150,7 +152,7 @@ def test_incomplete_model_is_refused(tiny_model: Path, models: Path, tmp_path: P
     shutil.copytree(tiny_model, model)
     (shutil.rmtree if (model / part).is_dir() else Path.unlink)(model / part)
     with pytest.raises(Refusal, match=re.escape(str(model / part))):
-        export(model, models, models / "layers", "own")
+        write(model, models, models / "layers", "own")
     assert [*models.rglob("*.*")] == []
 
 
@@ -161,11 +163,11 @@ def test_other_structures_are_refused(tiny_model: Path, models: Path, tmp_path: 
     config = model / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | change), "utf-8")
     with pytest.raises(Refusal, match=r"SD1\.5"):
-        export(model, models, models / "layers", "own")
+        write(model, models, models / "layers", "own")
 
 
-def test_folder_that_is_no_webui_is_refused(run: Any, tmp_path: Path) -> None:
-    outcome = run("export", tmp_path)
+def test_folder_of_something_else_is_refused(run: Any, tmp_path: Path) -> None:
+    outcome = run("export-checkpoint", tmp_path)
     assert outcome.code == 2
     assert "Stable-diffusion" in outcome.err
     assert [*tmp_path.iterdir()] == []
@@ -174,6 +176,6 @@ def test_folder_that_is_no_webui_is_refused(run: Any, tmp_path: Path) -> None:
 def test_checkpoint_is_refused(run: Any, models: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     file.write_bytes(b"")
-    outcome = run("export", models, "--model", file)
+    outcome = run("export-checkpoint", models, "--model", file)
     assert outcome.code == 2
     assert "already" in outcome.err

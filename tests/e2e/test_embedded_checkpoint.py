@@ -18,8 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
-from lib_layerdiffusion.embedded.a1111_checkpoint import export
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
 from tests.browser import Page, opened
@@ -46,7 +45,7 @@ def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
     models = webui_server.folder / "models"
     for old in [*models.glob(f"*/{CHECKPOINT}*")]:  # of an earlier model
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    export(EMBEDDED_FOLDER, models, models / "layer_model" / CHECKPOINT, CHECKPOINT)
+    a1111_checkpoint.write(EMBEDDED_FOLDER, models, models / "layer_model" / CHECKPOINT, CHECKPOINT)
     webui_server.look_at_model()  # it answers while its first checkpoint is being loaded, and mixes up two loads
     assert webui_server.post("/sdapi/v1/refresh-checkpoints").status == 200
     before = webui_server.get("/sdapi/v1/options")["sd_model_checkpoint"]

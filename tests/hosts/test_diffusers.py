@@ -22,11 +22,13 @@ from diffusers import (
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib_layerdiffusion import layer_diffusion
+from lib_layerdiffusion import infotext, layer_diffusion
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.layers import pad_rgb
+from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentEncoder
+from tests.webui.panel_host import parse_infotext
 
 FAST: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
 
@@ -190,8 +192,40 @@ def test_infotext_names_what_made_the_image(sd15: Any, layer_files: Path) -> Non
     assert text.splitlines()[:2] == ["a cat", "Negative prompt: a dog"]
     for part in ("Steps: 2", "Sampler: DDIM", "CFG scale: 3.5", "Seed: 7", "Size: 64x64"):
         assert part in text
-    assert "layerdiffusion_mode: foreground" in text
-    assert "layerdiffusion_weight: 0.75" in text
+    assert text.endswith(
+        "Size: 64x64, layerdiffusion_mode: foreground, layerdiffusion_weight: 0.75, layerdiffusion_views: 2"
+    )
+
+
+def test_infotext_gives_back_every_option(sdxl: Any, layer_files: Path) -> None:
+    options = {"stop_at": 0.5, "resize_mode": "fill", "blend_prompt": 'a "b", c: d', "outputs": ["blend"]}
+    given = {"foreground_image": rgba_image(64, 64)}
+    with layer_diffusion(sdxl, "foreground_to_blend", weights=layer_files, **options, **given) as ld:
+        params = parse_infotext(ld("a cat", **FAST).infotext)
+    read = infotext.read(params)
+    assert LayerOptions.from_dict(read) == LayerOptions(mode="foreground_to_blend", **options)
+    assert infotext.gives_image(params, "foreground")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "roles"),
+    [(["rgba"], ["foreground"]), (["background", "rgba"], ["background", "foreground"]), (["blend"], ["blend"])],
+)
+def test_a_stack_has_the_layers_that_are_asked_for(
+    sd15: Any, layer_files: Path, outputs: list[str], roles: list[str]
+) -> None:
+    with layer_diffusion(sd15, "together", weights=layer_files, views=1) as ld:
+        every = {layer.role: layer.image.tobytes() for layer in ld("a cat", **FAST).layers}
+    with layer_diffusion(sd15, "together", weights=layer_files, views=1, outputs=outputs) as ld:
+        layers = ld("a cat", **FAST).layers
+    assert [layer.role for layer in layers] == roles
+    assert all(layer.image.tobytes() == every[layer.role] for layer in layers)
+
+
+def test_outputs_that_a_mode_does_not_make_are_refused(sd15: Any, layer_files: Path) -> None:
+    options = {"outputs": ["background", "blend"]}
+    with pytest.raises(Refusal, match="none of the outputs background, blend: choose among rgba"):
+        layer_diffusion(sd15, weights=layer_files, **options).__enter__()
 
 
 def test_guidance_off_runs_one_row_per_image(sd15: Any, layer_files: Path) -> None:
@@ -494,7 +528,7 @@ def test_missing_files_are_named(sd15: Any, tmp_path: Path) -> None:
         ld("a cat", **FAST)
 
 
-def test_weights_beside_the_pipeline_are_found(sd15: Any, layer_files: Path, tmp_path: Path) -> None:
+def test_weights_in_the_pipelines_folder_are_found(sd15: Any, layer_files: Path, tmp_path: Path) -> None:
     sd15.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "layer_model").symlink_to(layer_files)
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
