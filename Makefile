@@ -1,4 +1,4 @@
-# The two commands a newcomer needs are `make demo` and `make test`; README.md has their equivalents without make.
+# README.md has the two commands for newcomers, `make demo` and `make test`, and what to type where there is no make.
 PYTHON ?= python3
 ifeq ($(OS),Windows_NT)
   BIN := Scripts
@@ -8,13 +8,13 @@ endif
 VERSION_CHECK := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13) and "Python 3.10 to 3.13 is needed: make PYTHON=/path/to/python3.11 and so on")
 INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Each environment is a folder of its own; these are the extras of pyproject.toml in it.
+# Each environment is a folder of its own; these are the extras of pyproject.toml that are installed in it.
 EXTRAS_demo := demo
 EXTRAS_webui := webui
 EXTRAS_test := demo,webui,train,psd,test
 EXTRAS_gradio3 := demo,gradio3
 
-.PHONY: demo webui test test-gradio3 screenshots e2e lint format clean
+.PHONY: demo webui test test-fast test-gradio3 screenshots e2e lint format clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -26,19 +26,25 @@ webui: .venv-webui/installed
 test: .venv-test/installed
 	.venv-test/$(BIN)/python -m pytest
 
-# The panel on the older gradio of some WebUIs; `make test` has the newer one.
+# What isn't marked slow: under a minute on two cores.
+test-fast: .venv-test/installed
+	.venv-test/$(BIN)/python -m pytest -m "not slow"
+
+# The panel on the older gradio that some WebUIs have; `make test` uses the newer one.
 test-gradio3: .venv-gradio3/installed
 	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel xyz settings infotext status))
 
-# In a real WebUI: LAYERDIFFUSION_WEBUI is its checkout, LAYERDIFFUSION_WEBUI_PYTHON its Python; writes docs/hosts.md.
-e2e: export LAYERDIFFUSION_HOSTS_PAGE = docs/hosts.md
+# In a real WebUI: LAYERDIFFUSION_WEBUI is its checkout, LAYERDIFFUSION_WEBUI_PYTHON its Python. Keeps what it saw in
+# docs/hosts.json and makes docs/hosts.md from that.
+e2e: export LAYERDIFFUSION_HOSTS = docs/hosts.json
 e2e: .venv-test/installed
 	.venv-test/$(BIN)/python -m pytest tests/e2e
 
-# The pictures in docs/modes.md, on both; they need chromium and chromedriver.
+# The pictures of the panel on both gradios and that of the page; they need chromium and chromedriver.
 screenshots: .venv-gradio3/installed .venv-test/installed
 	.venv-gradio3/$(BIN)/python -m tests.webui.screenshots
 	.venv-test/$(BIN)/python -m tests.webui.screenshots
+	.venv-test/$(BIN)/python -m tests.webui.screenshot_page
 
 lint: .venv-test/lint-installed
 	.venv-test/$(BIN)/ruff check .

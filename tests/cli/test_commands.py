@@ -26,6 +26,8 @@ from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 
+pytestmark = pytest.mark.slow
+
 
 def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))

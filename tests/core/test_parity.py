@@ -18,6 +18,8 @@ from lib_layerdiffusion.shared_attention import AttentionSharingUnit, ControlEnc
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests import seeded
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of the largest output
 FIGURES = np.load(Path(__file__).parents[1] / "figures" / "networks.npz")
 CASES = sorted({name.split(".")[1] for name in FIGURES.files if name.startswith("attention.")})

@@ -30,6 +30,8 @@ from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentEncoder
 from tests.webui.panel_host import parse_infotext
 
+pytestmark = pytest.mark.slow
+
 FAST: dict[str, Any] = {"steps": 2, "width": 64, "height": 64}
 
 

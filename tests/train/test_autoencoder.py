@@ -23,6 +23,8 @@ from lib_layerdiffusion.train.autoencoder import (
 )
 from tests.train.tiny import TINY_VAE
 
+pytestmark = pytest.mark.slow
+
 
 def is_near(output: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((output - wanted).std() < 0.3 * wanted.std())

@@ -27,6 +27,8 @@ from lib_layerdiffusion.train.base import (
 from lib_layerdiffusion.train.dataset import Augmentation, read_sprites, step_rng
 from tests.train.tiny import TINY_BASE
 
+pytestmark = pytest.mark.slow
+
 
 class Guess(nn.Module):
     """A stand-in for the UNet whose answer depends on everything that it is given."""

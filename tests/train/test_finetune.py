@@ -35,6 +35,8 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEn
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import parse_patches
 
+pytestmark = pytest.mark.slow
+
 TINY = FinetuneConfig(size=64, rank=2, views_per_caption=2, steps=2, batch=2, log_every=1, grid_every=0)
 MODES = ["foreground", "together", "background_to_foreground"]
 

@@ -16,6 +16,8 @@ from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.base import train_tokenizer
 from lib_layerdiffusion.train.pack import LAYER_FILES, RUNS, main, pack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def runs(tmp_path: Path, sd15_folder: Path) -> Path:

@@ -19,6 +19,8 @@ from torch import nn
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.run import Average, Run, cosine, open_accelerator
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Config:

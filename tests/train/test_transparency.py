@@ -21,6 +21,8 @@ from lib_layerdiffusion.train.transparency import LatentTransparency, Transparen
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import TINY_TRANSPARENCY
 
+pytestmark = pytest.mark.slow
+
 ENCODER = "layer_sd15_vae_transparent_encoder.safetensors"
 DECODER = "layer_sd15_vae_transparent_decoder.safetensors"
 

@@ -28,6 +28,8 @@ from tests import seeded
 from tests.webui.families import disc, given, modes_of
 from tests.webui.jobs import decode_image, encode_image
 
+pytestmark = pytest.mark.slow
+
 FAST = {"views": 1}
 ROOT = Path(__file__).parents[2]
 

@@ -16,6 +16,8 @@ from lib_layerdiffusion.modes import FAMILIES, MODES
 from tests.tiny_models import make_scheduler, quiet
 from tests.webui.test_api import blocks, language, run_example  # noqa: F401 - a fixture among them
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def served(request: Any, every_file: Path, tmp_path_factory: Any) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,8 @@ import pytest
 
 from tests.webui.conftest import WebUI
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def home(webui: WebUI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

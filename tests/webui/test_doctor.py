@@ -12,6 +12,8 @@ from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.webui import doctor
 from tests.webui.panel_host import make_extension
 
+pytestmark = pytest.mark.slow
+
 
 def lines_of(extension) -> list[str]:
     lines = doctor.report(extension).splitlines()

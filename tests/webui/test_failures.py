@@ -21,6 +21,8 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from tests.webui.families import disc, given, modes_of
 from tests.webui.jobs import encode_image
 
+pytestmark = pytest.mark.slow
+
 ALIASES = {(mode.family, mode.name): mode.alias for mode in MODES}
 
 

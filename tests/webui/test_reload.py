@@ -14,6 +14,8 @@ import pytest
 
 from tests.webui.jobs import WebUI, decode_image
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = ("app_started", "before_ui", "cfg_denoiser", "script_unloaded", "ui_settings")
 LAYERS = {"views": 1}
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 IN_ONE_BATCH = [
     "before_process_batch",
     "after_extra_networks_activate",

@@ -12,6 +12,8 @@ from PIL import Image
 
 from tests.webui.jobs import decode_image, encode_image
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"steps": 4, "width": 64, "height": 64}
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from lib_layerdiffusion.stand_in.command import check_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240  # seconds, for a machine that has other work to do
 

@@ -13,6 +13,8 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.webui import status
 from tests.webui.jobs import decode_image, encode_image
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {"steps": 6, "width": 128, "height": 128}
 FAST = {"views": 1}
 

@@ -11,6 +11,8 @@ import pytest
 from tests.browser import Page, opened
 from tests.webui.jobs import read_png
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 240  # seconds; a browser without a GPU takes what the model would need
 
 

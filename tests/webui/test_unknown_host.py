@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 # What every WebUI has: neither an API, nor components of its own, nor any module by which one is known.
 LEAST = """if True:
