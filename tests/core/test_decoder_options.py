@@ -21,6 +21,8 @@ from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentDecoder, TransparentEncoder
 from tests import seeded
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (8, 8, 8, 8, 8, 16, 16)  # wider where a level has one pixel, whose group norm would only keep signs
 ORDER = [(False, 0), (False, 2), (True, 0), (True, 2), (False, 1), (False, 3), (True, 1), (True, 3)]
 """Mirrored left to right, then quarter turns."""

@@ -102,6 +102,7 @@ def forwards(host: SmallHost) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 def test_the_package_imports_nothing_and_the_core_no_host() -> None:
     code = """if True:
         import sys, lib_layerdiffusion

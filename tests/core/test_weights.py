@@ -578,6 +578,7 @@ with Download("", Path(sys.argv[1]), 0)._alone(None):
 """
 
 
+@pytest.mark.slow
 def test_another_process_that_gets_nowhere_is_reported(tmp_path):
     root = Path(download.__file__).parents[2]
     command = [sys.executable, "-c", HOLD, str(tmp_path / FILE)]
