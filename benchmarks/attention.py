@@ -1,7 +1,7 @@
-"""Processor time of Forge's own attention modules of SD1.5 against the foreground mode's that stand in for them.
+"""Processor time of the attention modules of SD1.5: Forge's own against those of the foreground mode.
 
 `python benchmarks/attention.py <Forge's folder> [sizes]` with Forge's Python: two rows, float32, one thread, random
-weights. What a sampling step costs more or less is the difference; the rest of the UNet is the same.
+weights. The difference is what a sampling step costs more or less; the rest of the UNet is the same.
 """
 
 from __future__ import annotations

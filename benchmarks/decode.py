@@ -4,8 +4,8 @@
 
 Both take the median over 8 views, have the same random weights and input, and run in processes of their own, in turn.
 Time is the CPU time of the process, which means something on a busy machine too. Memory is what decoding adds to the
-process's peak resident size, as Linux tells it. `--dtype bfloat16` runs our side in bfloat16, for processors that
-have it.
+process's peak resident size, as Linux tells it. `--dtype bfloat16` runs the project's side in bfloat16, for processors
+that have it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 WIDTHS = (32, 32, 64, 128, 256, 512, 512)
-SIDES = ("plain", "ours")
+SIDES = ("plain", "project")
 
 
 class PlainDecoder(nn.Module):
@@ -100,7 +100,7 @@ class PlainDecoder(nn.Module):
 
 
 def make_networks() -> tuple[PlainDecoder, dict[str, Tensor]]:
-    """The plain network and its weights, which are ours too; seeded."""
+    """The plain network and its weights, which are also those of the project's; seeded."""
     torch.manual_seed(0)
     plain = PlainDecoder().eval()
     state = plain.state_dict()
@@ -120,10 +120,10 @@ def peak_mebibytes() -> float:
 def run_side(side: str, size: int, dtype: torch.dtype, result: Path) -> dict[str, float]:
     """Decode once in this process; CPU seconds, wall seconds and mebibytes."""
     plain, state = make_networks()
-    ours = TransparentDecoder.from_state_dict(state).to(dtype)
-    decode = plain.decode if side == "plain" else ours.decode
+    project = TransparentDecoder.from_state_dict(state).to(dtype)
+    decode = plain.decode if side == "plain" else project.decode
     if side == "plain":
-        del ours
+        del project
     else:
         del plain
     pixel, latent = torch.rand(1, 3, size, size), torch.randn(1, 4, size // 8, size // 8)
@@ -149,9 +149,9 @@ def compare(size: int, dtype: str, repeats: int) -> dict[str, float]:
                 done = subprocess.run([*words, "--result", file], check=True, capture_output=True, text=True)
                 row: dict[str, float] = json.loads(done.stdout)
                 best[side] = {name: min(value, best.get(side, row)[name]) for name, value in row.items()}
-        plain, ours = (torch.load(files[side]) for side in SIDES)
+        plain, project = (torch.load(files[side]) for side in SIDES)
     return {f"{side}_{name}": value for side in SIDES for name, value in best[side].items()} | {
-        "difference": float((plain - ours).abs().max())
+        "difference": float((plain - project).abs().max())
     }
 
 
@@ -166,15 +166,15 @@ def main() -> None:
     if given.side is not None:
         print(json.dumps(run_side(given.side, given.sizes[0], DTYPES[given.dtype], given.result)))
         return
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, ours in {given.dtype}\n")
-    print("| size | plain, CPU s | ours, CPU s | ratio | plain, MiB | ours, MiB | ratio | largest difference |")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, the project in {given.dtype}\n")
+    print("| size | plain, CPU s | project, CPU s | ratio | plain, MiB | project, MiB | ratio | largest difference |")
     print("|---" * 8 + "|")
     for size in given.sizes:
         row = compare(size, given.dtype, given.repeats)
         cells = [f"{size}x{size}"]
         for name, digits in (("cpu", 1), ("mebibytes", 0)):
-            plain, ours = row[f"plain_{name}"], row[f"ours_{name}"]
-            cells += [f"{plain:.{digits}f}", f"{ours:.{digits}f}", f"{ours / plain:.2f}"]
+            plain, project = row[f"plain_{name}"], row[f"project_{name}"]
+            cells += [f"{plain:.{digits}f}", f"{project:.{digits}f}", f"{project / plain:.2f}"]
         print(f"| {' | '.join(cells)} | {row['difference']:.1e} |", flush=True)
 
 

@@ -133,8 +133,8 @@ def main() -> None:
         f"Mean absolute error of alpha (0..1) at {given.size} x {given.size} pixels, sprites that the transparent\n"
         "encoder and decoder were not trained on. Encode -> decode carries alpha through the embedded model's latent;\n"
         "the matting methods see the sprite composited over a plain or gradient and a photo-like background, with a\n"
-        "trimap made from the true alpha. They estimate what the latent carries, so this compares two jobs, not two\n"
-        f"solutions of one. Written by `python benchmarks/matting.py`.\n\n{table}\n",
+        "trimap made from the true alpha. The latent carries alpha and matting has to estimate it, so this\n"
+        f"compares two tasks, not two solutions of one task. Written by `python benchmarks/matting.py`.\n\n{table}\n",
         encoding="utf-8",
     )
     print(table)
