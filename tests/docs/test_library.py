@@ -40,8 +40,11 @@ CLASSES = (
     ("lib_layerdiffusion.transparent_vae", "TransparentEncoder"),
 )
 INNER = {  # public for the package's own modules
+    "check_size",
+    "find_psd_tools",
     "lacks_memory",
     "list_choices",
+    "open_image",
     "to_bytes",
 }
 
