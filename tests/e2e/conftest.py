@@ -68,7 +68,7 @@ def webui(webui_server: WebUIServer, before: State, request: pytest.FixtureReque
 
 
 SKIPPED = pytest.StashKey[bool]()  # of a test that is being ended
-OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()  # of the rows of docs/hosts.md that this run has seen
+OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()  # of the cells of docs/hosts.json that this run has seen
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -85,18 +85,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         outcomes = item.config.stash[OUTCOMES]
         if report.failed or (report.when == "call" and report.passed and (mode, path) not in outcomes):
             outcomes[mode, path] = report.outcome
-            write_down((mode, path), report.outcome)
+            write_down(mode, path, report.outcome)
     return report
 
 
-def write_down(row: tuple[str, str], outcome: str) -> None:
-    """Put an outcome into the page that LAYERDIFFUSION_HOSTS_PAGE names, at once: a long run may be cut off."""
-    page, checkout = os.environ.get("LAYERDIFFUSION_HOSTS_PAGE"), os.environ.get("LAYERDIFFUSION_WEBUI")
-    if not (page and checkout):
+def write_down(mode: str, path: str, outcome: str) -> None:
+    """Keep an outcome in the file that LAYERDIFFUSION_HOSTS names, at once: a long run may be cut off."""
+    file, checkout = os.environ.get("LAYERDIFFUSION_HOSTS"), os.environ.get("LAYERDIFFUSION_WEBUI")
+    if not (file and checkout):
         return
-    from tests.e2e.hosts_page import HostsPage, name_checkout, name_commit
+    from tests.e2e.hosts_page import Cell, name_checkout, name_commit, record
 
-    cell = (outcome, datetime.date.today(), name_commit(Path(__file__).parent), *os.environ.get(FLAGS, "").split())
-    hosts = HostsPage(Path(page))
-    hosts.record(name_checkout(Path(checkout)), {row: " ".join(map(str, cell))})
-    hosts.write()
+    host, host_commit = name_checkout(Path(checkout))
+    flags, date = os.environ.get(FLAGS, ""), datetime.date.today().isoformat()
+    record(Path(file), Cell(host, host_commit, mode, path, flags, date, name_commit(Path(__file__).parent), outcome))
