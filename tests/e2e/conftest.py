@@ -18,17 +18,17 @@ FLAGS = "LAYERDIFFUSION_WEBUI_FLAGS"
 
 @pytest.fixture(scope="session")
 def webui_places() -> Iterator[tuple[Path, Path]]:
-    """The WebUI's checkout, which LAYERDIFFUSION_WEBUI names, and its Python, LAYERDIFFUSION_WEBUI_PYTHON.
+    """The WebUI's checkout, LAYERDIFFUSION_WEBUI, and its Python, LAYERDIFFUSION_WEBUI_PYTHON.
 
-    The probe is among the WebUI's extensions for as long as the tests run, after ours by the alphabet.
+    While the tests run, the probe is linked into the WebUI's extensions; its name makes it load after this extension.
     """
     from tests.e2e.server import PROBE
 
     checkout, python = os.environ.get("LAYERDIFFUSION_WEBUI"), os.environ.get("LAYERDIFFUSION_WEBUI_PYTHON")
     if not checkout or not python:
-        pytest.skip("LAYERDIFFUSION_WEBUI and LAYERDIFFUSION_WEBUI_PYTHON name no WebUI")
+        pytest.skip("set LAYERDIFFUSION_WEBUI to a WebUI's checkout and LAYERDIFFUSION_WEBUI_PYTHON to its Python")
     probe = Path(checkout) / "extensions" / "zz-layerdiffusion-probe"
-    probe.unlink(missing_ok=True)  # of a run that was killed
+    probe.unlink(missing_ok=True)  # left by a run that was killed
     probe.symlink_to(PROBE, target_is_directory=True)
     yield Path(checkout), Path(python)
     probe.unlink()
@@ -36,7 +36,7 @@ def webui_places() -> Iterator[tuple[Path, Path]]:
 
 @pytest.fixture(scope="session")
 def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUIServer]:
-    """That WebUI, running, with those flags besides that LAYERDIFFUSION_WEBUI_FLAGS holds.
+    """That WebUI, running, with the additional flags in LAYERDIFFUSION_WEBUI_FLAGS.
 
     The extension has to be in its `extensions` folder; `python -m tests.e2e.seeded_files <checkout>` makes its models.
     """
@@ -55,19 +55,19 @@ def webui_server(webui_places: tuple[Path, Path], tmp_path_factory: pytest.TempP
 def before(webui_server: WebUIServer) -> State:
     """Its state before the first test."""
     state = webui_server.observe()
-    assert state.model["left"] == []
+    assert state.model["hooked"] == []
     return state
 
 
 @pytest.fixture
 def webui(webui_server: WebUIServer, before: State, request: pytest.FixtureRequest) -> Iterator[WebUIServer]:
-    """That WebUI, which the test has to leave as it was: weights, modules, and the next pictures byte for byte."""
+    """That WebUI; after the test its weights, modules and next pictures have to be the same, byte for byte."""
     yield webui_server
     if not request.node.stash.get(SKIPPED, False):
         assert not before.changes(webui_server.observe())
 
 
-SKIPPED = pytest.StashKey[bool]()  # of a test that is being ended
+SKIPPED = pytest.StashKey[bool]()  # whether the phase of the test that ended last was skipped
 OUTCOMES = pytest.StashKey[dict[tuple[str, str], str]]()  # of the cells of docs/hosts.json that this run has seen
 
 

@@ -1,4 +1,4 @@
-"""Our side paths and shared attention against the same patches merged into a copy of Forge's or Forge Neo's own UNet.
+"""Side paths and shared attention compared with the same patches merged into a copy of Forge's or Forge Neo's UNet.
 
 `python -m tests.e2e.forge_parity <Forge's folder>` with Forge's Python writes a JSON object: the relative difference of
 the sampled latents, and how far the patches moved them. The UNets have Forge's classes and depth, and few channels.
@@ -150,10 +150,10 @@ def compare(
 ) -> list[float]:
     plain = sample(unet, rows)
     with inject():
-        ours = sample(unet, rows)
+        injected = sample(unet, rows)
     expected = sample(merged, rows, concat)
-    assert torch.equal(sample(unet, rows), plain), "the UNet isn't as before"
-    return [differ(value, expected) for value in (ours, plain)]
+    assert torch.equal(sample(unet, rows), plain), "the UNet was left changed"
+    return [differ(value, expected) for value in (injected, plain)]
 
 
 def compare_patches(unet: nn.Module, patches: injection.Patches, concat: Tensor | None = None) -> list[float]:

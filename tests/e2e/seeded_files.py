@@ -1,4 +1,4 @@
-"""Made-up files of full shape for a WebUI that knows only those, seeded, half precision: checkpoints, layers and more.
+"""Write seeded files of full shape for a WebUI, in half precision: checkpoints, layer files, a LoRA, a ControlNet.
 
 `python -m tests.e2e.seeded_files <folder of the WebUI> [sdxl]`: SD1.5 takes 6 GB on disk, SDXL 10 GB more.
 """
@@ -42,7 +42,7 @@ UNETS: dict[str, dict[str, Any]] = {
     },
 }
 BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
-RANK = 8  # of the made-up low-rank patches
+RANK = 8  # of the seeded low-rank patches
 TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
                               num_attention_heads=12, hidden_act="quick_gelu", projection_dim=768)  # fmt: skip
 CLIP_NUMBERS = {
@@ -53,8 +53,8 @@ CLIP_NUMBERS = {
     "<|startoftext|>": 49406,
     "<|endoftext|>": 49407,
 }
-OTHER_NUMBERS = 40000  # and more
-TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name is taken in the place of a download
+OTHER_NUMBERS = 40000  # and above
+TEXT_ENCODER_NAME = "openai/clip-vit-large-patch14"  # a folder of that name replaces a download
 VAE_CHANNELS, VAE_LEVELS, VAE_DEPTH = 128, (1, 2, 4, 4), 2
 FILES = {  # layer file -> frames, control
     "layer_sd15_transparent_attn": (1, False),
@@ -155,7 +155,7 @@ def _resnet(name: str, before: int, after: int) -> Shapes:
 
 
 def write_checkpoint(folder: Path, family: str) -> Path:
-    """The whole checkpoint, tensor by tensor in half precision."""
+    """Write the whole checkpoint, tensor by tensor in half precision."""
     path = folder / f"{CHECKPOINTS[family]}.safetensors"
     if path.exists():
         return path
@@ -176,7 +176,7 @@ def write_checkpoint(folder: Path, family: str) -> Path:
 
 
 def write_patch_files(folder: Path) -> None:
-    """All patch files of SDXL: low-rank and full changes of some parameters each, and the widened first convolution."""
+    """Write all patch files of SDXL: each has low-rank or full changes, and some a widened first convolution."""
     unet = dict(list_unet("sdxl"))
     for mode in MODES:
         if mode.family != "sdxl":
@@ -201,7 +201,7 @@ def _low_rank(key: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 def write_lora(folder: Path) -> None:
-    """A user's LoRA for SD1.5, on attention and convolutions, by the names that trainers give them."""
+    """Write a user's LoRA for SD1.5 on attention and convolutions, with the key names that trainers use."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in list_unet("sd15"):
         module = name.removesuffix(".weight")
@@ -215,7 +215,7 @@ def write_lora(folder: Path) -> None:
 
 
 def write_control(folder: Path) -> None:
-    """A ControlNet for SD1.5 in diffusers' layout, which Forge and sd-webui-controlnet read."""
+    """Write a ControlNet for SD1.5 in diffusers' layout, which Forge and sd-webui-controlnet read."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         network = ControlNetModel(**UNETS["sd15"])
@@ -223,9 +223,9 @@ def write_control(folder: Path) -> None:
 
 
 def write_text_encoder(folder: Path) -> None:
-    """What AUTOMATIC1111 otherwise downloads: the text encoder's shape and a tokenizer.
+    """Write what AUTOMATIC1111 would download: the text encoder's configuration and a tokenizer.
 
-    The embedded model's, with CLIP's numbers for what the usual request holds: the other WebUIs bring CLIP's own.
+    It is the embedded model's, with CLIP's numbers for the words of the usual request: other WebUIs ship CLIP's own.
     """
     shutil.copytree(EMBEDDED_FOLDER / "tokenizer", folder, dirs_exist_ok=True)
     TEXT_ENCODER.save_pretrained(folder)
@@ -235,7 +235,7 @@ def write_text_encoder(folder: Path) -> None:
 
 
 def write_layer_files(folder: Path) -> None:
-    """All layer files of SD1.5, with little effect, so that results stay finite."""
+    """Write all layer files of SD1.5, with a small effect, so that results stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         unet = UNet2DConditionModel(**UNETS["sd15"])

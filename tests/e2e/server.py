@@ -1,4 +1,4 @@
-"""A real WebUI in a process of its own: started from a checkout, asked over HTTP, ended afterwards."""
+"""Start a real WebUI from a checkout, send it requests over HTTP, and stop it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # which seeded_files makes
+CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # written by seeded_files
 LORA = "layerdiffusion-seeded-lora"
 CONTROL = "layerdiffusion-seeded-control"
 FLAGS = (
@@ -37,23 +37,23 @@ FLAGS = (
     "--do-not-download-clip",
 )
 ONLY_PROCESSOR = ("--always-cpu", "--cpu")
-NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # where there is none of those
-HALF = "--precision=half"  # in the place of the last two
+NO_GRAPHICS_CARD = ("--use-cpu=all", "--no-half", "--precision=full")  # for a WebUI without such a flag
+HALF = "--precision=half"  # replaces the last two
 OWN_FLAGS = ("--layerdiffusion-offline",)
-# where WebUIs tell their parsers of flags
+# where WebUIs define their flags
 PARSERS = ("modules/cmd_args.py", "modules_forge/shared.py", "backend/args.py", "ldm_patched/modules/args_parser.py")
-# Active waiting of the processor's threads makes a busy machine many times slower.
-SURROUNDINGS = {
+# Threads that wait actively make a busy machine many times slower.
+ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "HF_HUB_OFFLINE": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "PYTHONUNBUFFERED": "1",
-    # glibc would keep what is freed: a WebUI that loads many checkpoints in many threads grows to twice its size
+    # glibc would keep freed memory: a WebUI that loads many checkpoints in many threads would grow to twice its size
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
 }
-STARTED = "Startup time: "  # what every WebUI writes when all routes are there, and once more after a reload
-# dynamic prompts signs its settings up when AUTOMATIC1111 1.10 and Forge have asked for them already.
+STARTED = "Startup time: "  # every WebUI logs it when all routes are there, and again after a reload
+# dynamic prompts registers its settings only after AUTOMATIC1111 1.10 and Forge have read them.
 DYNAMIC_PROMPTS = {
     "dp_parser_variant_start": "{",
     "dp_parser_variant_end": "}",
@@ -79,25 +79,25 @@ HIRES: dict[str, Any] = {
     "hr_additional_modules": ["Use same choices"],  # Forge fails without it
 }
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
-PROBE = Path(__file__).parent / "probe"  # an extension, which has to lie in the WebUI's folder of them
+PROBE = Path(__file__).parent / "probe"  # an extension, to be linked into the WebUI's extensions
 
 
 @dataclass(frozen=True)
 class State:
-    """What a request may not change: a plain picture, one with layers, and the model (see `look_at_model`)."""
+    """What a request must not change: a plain picture, one with layers, and the model (see `look_at_model`)."""
 
     plain: list[str]
     layers: list[str]
     model: dict[str, Any]
 
     def changes(self, other: State) -> list[str]:
-        """The names of what differs, for the pictures themselves are no message."""
+        """Names of the fields that differ; the pictures themselves would make an unreadable message."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request came to: an HTTP status, and images or a sentence."""
+    """The answer to a request: an HTTP status, and images or an error."""
 
     status: int
     body: dict[str, Any]
@@ -117,7 +117,7 @@ class Answer:
 
 
 class WebUIServer:
-    """A running WebUI; `folder` is its checkout, `python` the interpreter of its environment, `more` are its flags."""
+    """A running WebUI; `folder` is its checkout, `python` its interpreter, `more` are additional flags."""
 
     def __init__(self, folder: Path, python: Path, scratch: Path, more: Sequence[str] = ()) -> None:
         self.folder, self.scratch = folder, scratch
@@ -126,14 +126,14 @@ class WebUIServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
-        # a preview in a page needs a network that Forge would fetch
+        # live previews need a network that Forge would download
         settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
         (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*choose_flags(folder, more), *files]
         command = [str(python), "launch.py", *flags, f"--port={self.port}"]
         enter = scratch / "enter"
-        enter.write_text("\n")  # Forge Neo waits for this key over settings that it didn't write itself
+        enter.write_text("\n")  # Forge Neo waits for Enter if it didn't write the settings itself
         with self.log.open("wb") as log, enter.open("rb") as keys:
             self.process = subprocess.Popen(
                 command,
@@ -141,30 +141,30 @@ class WebUIServer:
                 stdin=keys,
                 stdout=log,
                 stderr=log,
-                env=os.environ | SURROUNDINGS,
+                env=os.environ | ENVIRONMENT,
                 start_new_session=True,
             )
 
     def wait(self, starts: int = 1) -> None:
-        """Return as soon as the WebUI has started that often.
+        """Wait until the WebUI has started `starts` times.
 
-        It isn't asked before: AUTOMATIC1111 fails when a request comes in while it puts its routes in place.
+        Nothing is requested before: AUTOMATIC1111 fails on a request that arrives while it adds its routes.
         """
         until = time.monotonic() + START_SECONDS
         while self._count_starts() < starts:
             if time.monotonic() > until or self.process.poll() is not None:
-                raise RuntimeError(f"the WebUI doesn't start:\n{self.read_log()[-3000:]}")
+                raise RuntimeError(f"the WebUI did not start:\n{self.read_log()[-3000:]}")
             time.sleep(1)
 
     def _count_starts(self) -> int:
         return self.read_log().count(STARTED)
 
     def read_log(self) -> str:
-        """What the WebUI has written so far."""
+        """The log so far."""
         return self.log.read_text("utf-8", "replace")
 
     def stop(self) -> None:
-        """End the process and those it started."""
+        """Stop the process and its children."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -178,26 +178,26 @@ class WebUIServer:
 
     @property
     def extension(self) -> str:
-        """The name of the folder in the WebUI's extensions that this project is in."""
+        """The name of this project's folder in the WebUI's extensions."""
         own = Path(__file__).resolve().parents[2]
         (name,) = [path.name for path in (self.folder / "extensions").iterdir() if path.resolve() == own]
         return name
 
     @property
     def upscalers(self) -> set[str]:
-        """What hires fix can enlarge with; Forge Neo, for one, has no upscalers of latents."""
+        """The upscalers for hires fix; Forge Neo, for example, has none for latents."""
         lists = ("/sdapi/v1/upscalers", "/sdapi/v1/latent-upscale-modes")
         return {each["name"] for path in lists for each in self.get(path)}
 
     def look_at_model(self) -> dict[str, Any]:
-        """Checksum of the loaded checkpoint's weights, and the modules with something of ours on them."""
+        """Checksum of the loaded checkpoint's weights, and the modules that have a hook of this extension."""
         return self.get("/layerdiffusion-probe/model")
 
     @contextmanager
     def same_threads(self) -> Iterator[None]:
-        """Give the WebUI back the number of threads that it computes with, on which the rounding of pictures depends.
+        """Restore the number of threads that the WebUI computes with, on which the rounding of pictures depends.
 
-        ADetailer's detector changes it for good.
+        ADetailer's detector changes it permanently.
         """
         number = self.get("/layerdiffusion-probe/threads")
         try:
@@ -206,7 +206,7 @@ class WebUIServer:
             assert self.post(f"/layerdiffusion-probe/threads?number={number}").status == 200
 
     def fail_at(self, place: str, kind: str, times: int = 1) -> None:
-        """Let the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""
+        """Make the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""
         assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
@@ -224,11 +224,11 @@ class WebUIServer:
             return Answer(error.code, json.load(error))
 
     def txt2img(self, layers: Any = None, **values: Any) -> Answer:
-        """A small picture; `layers` are the script's arguments."""
+        """Generate a small picture; `layers` are the script's arguments."""
         return self.post("/sdapi/v1/txt2img", _request(layers, values))
 
     def ask(self, layers: Any = None, checkpoint: str = CHECKPOINTS["sd15"], **values: Any) -> Answer:
-        """A tiny picture with a checkpoint, which stays chosen."""
+        """Generate a tiny picture with a checkpoint, which stays selected."""
         override = {"sd_model_checkpoint": f"{checkpoint}.safetensors"} | values.pop("override_settings", {})
         tiny = {"width": 64, "height": 64, "override_settings_restore_afterwards": False}
         return self.txt2img(layers, override_settings=override, **tiny | values)
@@ -237,17 +237,17 @@ class WebUIServer:
         return State(self.ask().encoded, self.ask({"mode": "foreground"}).encoded, self.look_at_model())
 
     def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
-        """A small picture from an image."""
+        """Generate a small picture from an image."""
         return self.post("/sdapi/v1/img2img", _request(layers, {"init_images": [encode(image)], **values}))
 
 
 def is_forge(folder: Path) -> bool:
-    """Whether the WebUI in `folder` is Forge or comes from it."""
+    """Whether the WebUI in `folder` is Forge or a fork of it."""
     return (folder / "modules_forge").is_dir()
 
 
 def choose_flags(folder: Path, more: Sequence[str] = ()) -> list[str]:
-    """Those of the flags that the WebUI in `folder` knows, for some end at another; what it computes on; and `more`."""
+    """The usual flags that the WebUI in `folder` knows (some stop at others), those for the processor, and `more`."""
     known = read_flags(folder)
     device = NO_GRAPHICS_CARD if known.isdisjoint(ONLY_PROCESSOR) else ONLY_PROCESSOR
     device = device[:1] if HALF in more else device
@@ -255,7 +255,7 @@ def choose_flags(folder: Path, more: Sequence[str] = ()) -> list[str]:
 
 
 def read_flags(folder: Path) -> set[str]:
-    """The flags that the parsers of the WebUI in `folder` know."""
+    """The flags that the WebUI in `folder` defines."""
     texts = [path.read_text("utf-8") for name in PARSERS if (path := folder / name).exists()]
     return {flag for text in texts for flag in re.findall(r"""["'](--[\w-]+)["']""", text)}
 

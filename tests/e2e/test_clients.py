@@ -31,7 +31,7 @@ def test_webuiapi(webui: WebUIServer) -> None:
     made = client.txt2img(**settings, alwayson_scripts=layers)
     assert (plain.image.mode, made.image.mode) == ("RGB", "RGBA")
     assert made.info["all_seeds"] == [7]
-    assert np.ptp(np.asarray(made.image)[..., 3]) > 2, "the alpha holds nothing"
+    assert np.ptp(np.asarray(made.image)[..., 3]) > 2, "the alpha is flat"
     again = client.img2img(images=[made.image], denoising_strength=0.5, **settings, alwayson_scripts=layers)
     assert again.image.mode == "RGBA"
     assert "layerdiffusion_mode: foreground" in client.png_info(made.image).info
@@ -47,7 +47,7 @@ def test_examples_of_the_document(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the document's order, those of the loaded family; few steps and small pictures."""
+    """In the document's order, for the modes of the loaded family, with few steps and small pictures."""
     monkeypatch.setenv("LAYERDIFFUSION_STEPS", f'1, "width": {SMALL}, "height": {SMALL}')
     url = webui.address
     (inputs,) = (text for mark, text in blocks("python") if mark == "inputs")

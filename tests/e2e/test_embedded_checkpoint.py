@@ -41,9 +41,9 @@ LEAST["half_transparent_kept_of_soft"] = 0.85
 def embedded(webui_server: WebUIServer) -> Iterator[WebUIServer]:
     """The WebUI with the embedded model as its checkpoint."""
     if is_forge(webui_server.folder):
-        pytest.skip("Forge and its kin know checkpoints of full shape only")
+        pytest.skip("Forge and its forks only load checkpoints of full shape")
     models = webui_server.folder / "models"
-    for old in [*models.glob(f"*/{CHECKPOINT}*")]:  # of an earlier model
+    for old in [*models.glob(f"*/{CHECKPOINT}*")]:  # left by an earlier model
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     a1111_checkpoint.write(EMBEDDED_FOLDER, models, models / "layer_model" / CHECKPOINT, CHECKPOINT)
     webui_server.look_at_model()  # it answers while its first checkpoint is being loaded, and mixes up two loads
@@ -61,7 +61,7 @@ def choose(server: WebUIServer, checkpoint: str) -> None:
 
 @pytest.fixture
 def keep() -> Callable[[Image.Image, str], None]:
-    """Keeps a picture where somebody wants them."""
+    """Saves a picture in the folder that LAYERDIFFUSION_PICTURES names."""
     folder = os.environ.get("LAYERDIFFUSION_PICTURES")
 
     def keep(image: Image.Image, name: str) -> None:
@@ -82,7 +82,7 @@ def first_of(answer: Answer) -> Image.Image:
 
 
 def check_apple(image: Image.Image, colour: int = 0) -> None:
-    """Nothing around it, solid inside, and of its colour (red, green or blue)."""
+    """Empty around the apple, solid inside, and of its colour (0: red, 1: green, 2: blue)."""
     rgba = np.asarray(image)
     alpha = rgba[..., 3] / 255
     assert frame_of(alpha) < 0.02
@@ -156,7 +156,7 @@ def test_inpainting(embedded: WebUIServer, keep: Any) -> None:
 def test_mode_without_files_of_its_own_is_refused(embedded: WebUIServer) -> None:
     answer = embedded.txt2img({"mode": "together"}, prompt="red apple", **SETTINGS)
     assert answer.status == 422
-    assert "layer_sd15" in answer.body["detail"]  # either none is there, or that of full shape
+    assert "layer_sd15" in answer.body["detail"]  # either it is missing, or only that of full shape is there
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_page(embedded: WebUIServer, page: Page, keep: Any) -> None:
 def test_measures(embedded: WebUIServer, record_property: Any, keep: Any) -> None:
     """Every prompt with four seeds, by the measures of `layerdiffusion train evaluate`."""
     if not (archive := os.environ.get("LAYERDIFFUSION_SPRITES")):
-        pytest.skip("LAYERDIFFUSION_SPRITES names no archive of the training's sprites")
+        pytest.skip("set LAYERDIFFUSION_SPRITES to the archive of the training's sprites")
     known = find_prompts(split_sprites(read_sprites(Path(archive), SIZE))[0])
     rows = []
     for caption in dict.fromkeys(sprite.text for sprite in known):

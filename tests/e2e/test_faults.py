@@ -1,4 +1,4 @@
-"""Faults on demand in a real WebUI: each answer says what happened, and the next pictures are as if nothing had."""
+"""Provoked faults in a real WebUI: each answer says what happened, and the next pictures are unchanged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FOREGROUND = {"mode": "foreground"}
 MODES = ["foreground", "together"]
 
 
-@pytest.mark.seen("any", "nothing left in the model")
-def test_nothing_stays_in_the_model(webui: WebUIServer) -> None:
+@pytest.mark.seen("any", "no hook remains on any module")
+def test_no_hook_remains_on_any_module(webui: WebUIServer) -> None:
     for mode in MODES:
         assert webui.ask({"mode": mode}).status == 200
 
@@ -36,19 +36,21 @@ def test_interruptions(webui: WebUIServer, place: str, mode: str) -> None:
     webui.fail_at(place, "interrupt")
     answer = webui.ask({"mode": mode}, n_iter=2)
     assert answer.images[0].mode == "RGBA"
-    assert len(answer.images) == {"foreground": 1, "together": 3}[mode], "the second batch was made all the same"
+    assert len(answer.images) == {"foreground": 1, "together": 3}[mode], (
+        "the second batch was generated despite the interruption"
+    )
 
 
-@pytest.mark.seen("any", "memory short while decoding, {often}")
+@pytest.mark.seen("any", "out of memory while decoding, {often}")
 @pytest.mark.parametrize(("often", "times"), [("once", 1), ("twice", 2)])
-def test_short_memory(webui: WebUIServer, before: State, often: str, times: int) -> None:
+def test_out_of_memory(webui: WebUIServer, before: State, often: str, times: int) -> None:
     """Tiles and the processor give the same picture; a small one is one tile."""
     webui.fail_at("decoding", "memory", times)
     assert webui.ask(FOREGROUND).encoded == before.layers
 
 
-@pytest.mark.seen("any", "memory short in every way")
-def test_no_memory_at_all(webui: WebUIServer) -> None:
+@pytest.mark.seen("any", "out of memory in every way of decoding")
+def test_out_of_memory_in_every_way(webui: WebUIServer) -> None:
     webui.fail_at("decoding", "memory", 3)
     answer = webui.ask(FOREGROUND)
     assert answer.status == 422

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def unit(webui_server: WebUIServer) -> dict[str, Any]:
-    """An enabled unit with the made-up ControlNet and an image that needs no preprocessor."""
+    """An enabled unit with the seeded ControlNet and an image that needs no preprocessor."""
     try:
         models, modules = (webui_server.get(f"/controlnet/{kind}_list")[f"{kind}_list"] for kind in ("model", "module"))
     except urllib.error.HTTPError:
@@ -33,7 +33,7 @@ def unit(webui_server: WebUIServer) -> dict[str, Any]:
 @pytest.mark.seen("{mode}", "with a ControlNet unit")
 @pytest.mark.parametrize(("mode", "frames"), [("any", 1), ("foreground", 1), ("together", 3)])
 def test_controlnet(webui: WebUIServer, unit: dict[str, Any], mode: str, frames: int) -> None:
-    """It steers every frame, and a picture without layers; afterwards pictures without it are as they were."""
+    """It steers every frame, and a picture without layers; afterwards pictures without it are unchanged."""
     layers = {} if mode == "any" else {"LayerDiffuse": {"args": [{"mode": mode}]}}
     without = webui.txt2img(alwayson_scripts=layers)
     steered = webui.txt2img(alwayson_scripts={**layers, "ControlNet": {"args": [unit]}}).images

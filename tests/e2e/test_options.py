@@ -1,4 +1,4 @@
-"""Options of a real WebUI that change how its model computes or load it anew, set while layers are in use."""
+"""Options of a real WebUI that change how its model computes or reload it, set while layers are in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["embedded"]  # a fixture
 
 FOREGROUND, TOGETHER = {"mode": "foreground"}, {"mode": "together"}
 ATTENTION = "cross_attention_optimization"
-ATTENTIONS = {  # AUTOMATIC1111's; the others want a graphics card
+ATTENTIONS = {  # AUTOMATIC1111's; the others need a graphics card
     "none": "None",
     "split, Doggettx": "Doggettx",
     "split, InvokeAI": "InvokeAI",
@@ -35,10 +35,10 @@ TILED = {"width": 256, "height": 256, "steps": 1}
 
 @contextmanager
 def options(webui: WebUIServer, **values: Any) -> Iterator[None]:
-    """With those settings of the WebUI, if it has them; as before afterwards."""
+    """Change settings of the WebUI for a while; skips the test if the WebUI doesn't have them."""
     before = webui.get("/sdapi/v1/options")
     if missing := [name for name in values if name not in before]:
-        pytest.skip(f"this WebUI has no option {missing[0]}")
+        pytest.skip(f"this WebUI doesn't have the option {missing[0]}")
     assert webui.post("/sdapi/v1/options", values).status == 200
     try:
         yield
@@ -49,9 +49,9 @@ def options(webui: WebUIServer, **values: Any) -> Iterator[None]:
 @pytest.mark.seen("foreground", "attention: {name}")
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_attention(webui: WebUIServer, before: State, name: str) -> None:
-    """Each computes the same, so that the picture is the same but for rounding."""
+    """Each computes the same, so the picture only differs by rounding."""
     if is_forge(webui.folder):
-        pytest.skip("Forge and its kin choose their attention by flags")
+        pytest.skip("Forge and its forks choose their attention by flags")
     value = ATTENTIONS[name]
     applied = "attention optimization" if value == "None" else f"attention optimization: {value.partition(' ')[0]}..."
     times = webui.read_log().count(applied)
@@ -72,15 +72,15 @@ def test_checkpoint_unloaded_and_loaded_again(webui: WebUIServer, before: State)
 
 @pytest.mark.seen("foreground", "hypertile")
 def test_tiles_around_the_attention(webui: WebUIServer) -> None:
-    """AUTOMATIC1111 tiles around its attention's own function, in whose place ours stands: layers are whole."""
+    """AUTOMATIC1111 tiles inside the attention function that layers replace, so that layers are not tiled."""
     if not (webui.folder / "extensions-builtin" / "hypertile").is_dir():
-        pytest.skip("this WebUI has no such Hypertile")
+        pytest.skip("this WebUI doesn't have that Hypertile")
     made = {}
     try:
         for enabled in (True, False):
             values = {"override_settings": HYPERTILE | {"hypertile_enable_unet": enabled}, **TILED}
             made[enabled] = [webui.ask(layers, **values) for layers in (None, FOREGROUND, TOGETHER)]
-    finally:  # AUTOMATIC1111 keeps a setting that it had no value for
+    finally:  # AUTOMATIC1111 keeps a setting that had no value before
         webui.ask(override_settings={"hypertile_enable_unet": False})
     plain, *layers = [differ(*pair) for pair in zip(made[True], made[False], strict=True)]
     assert plain > 0, "nothing was tiled"
@@ -89,10 +89,10 @@ def test_tiles_around_the_attention(webui: WebUIServer) -> None:
 
 @pytest.mark.seen("foreground", "hypertile")
 def test_tiles_within_the_network(webui: WebUIServer) -> None:
-    """Forge's kin cut the queries only, before the attention: every mode says so."""
+    """Forge's forks tile only the queries, before the attention: every mode is refused."""
     titles = [title for title in webui.get("/sdapi/v1/scripts")["txt2img"] if title == "hypertile integrated"]
     if not titles:
-        pytest.skip("this WebUI has no such Hypertile")
+        pytest.skip("this WebUI doesn't have that Hypertile")
     tiles = {"args": [True, *HYPERTILE_ARGUMENTS]}
     for layers in (FOREGROUND, TOGETHER):
         refused = webui.ask(alwayson_scripts={"LayerDiffuse": {"args": [layers]}, titles[0]: tiles}, **TILED)
@@ -102,7 +102,7 @@ def test_tiles_within_the_network(webui: WebUIServer) -> None:
 
 @pytest.mark.seen("foreground", "weights stored in fp8")
 def test_weights_in_eight_bits(webui: WebUIServer, embedded: WebUIServer, before: State) -> None:
-    """AUTOMATIC1111 keeps what eight bits left of the weights; a checkpoint of another shape makes it load them."""
+    """AUTOMATIC1111 keeps the rounded weights in memory; loading a checkpoint of another shape replaces them."""
     choose(webui, f"{CHECKPOINTS['sd15']}.safetensors")
     with options(webui, fp8_storage="Enable"):
         plain = webui.ask().encoded
@@ -110,12 +110,12 @@ def test_weights_in_eight_bits(webui: WebUIServer, embedded: WebUIServer, before
         assert webui.ask(FOREGROUND).encoded == first.encoded
         assert [image.mode for image in webui.ask(TOGETHER).images] == ["RGBA", "RGB", "RGB"]
         assert webui.ask().encoded == plain != before.plain
-        assert webui.look_at_model()["left"] == []
+        assert webui.look_at_model()["hooked"] == []
     assert differ(first, Answer(200, {"images": before.layers})) < 20
     choose(webui, f"{CHECKPOINT}.safetensors")
 
 
 def differ(one: Answer, other: Answer) -> float:
-    """The largest mean difference between their pictures, of 255."""
+    """The largest mean difference between their pictures, in 0..255."""
     pairs = zip(one.images, other.images, strict=True)
     return max(float(abs(np.asarray(image).astype(int) - np.asarray(pair)).mean()) for image, pair in pairs)

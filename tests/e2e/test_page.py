@@ -57,7 +57,7 @@ def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) 
     field = page.element(f"{PANEL}_mode input")
     page.run("arguments[0].scrollIntoView()", field)
     field.click()
-    page.element(f'li[aria-label="{label}"]').click()  # it answers to the mouse button going down
+    page.element(f'li[aria-label="{label}"]').click()  # it reacts to the mouse button going down
     page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
     if given:
         path = tmp_path / "given.png"
@@ -71,7 +71,7 @@ def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) 
     assert [picture.mode for picture in pictures[: len(expected)]] == ["RGBA" if m == "A" else "RGB" for m in expected]
     transparent = pictures[0]
     assert transparent.size == (64, 64)
-    assert np.ptp(np.asarray(transparent)[..., 3]) > 2, "the alpha holds nothing"
+    assert np.ptp(np.asarray(transparent)[..., 3]) > 2, "the alpha is flat"
     assert f"layerdiffusion_mode: {mode}" in transparent.info["parameters"]
 
 

@@ -20,7 +20,7 @@ DETECTED = {"ad_confidence": 0, "ad_mask_k": 1, "ad_denoising_strength": 0.9}
 
 
 def need_script(webui: WebUIServer, start: str) -> str:
-    """The title of the installed script that begins so."""
+    """The title of the installed script that starts with `start`."""
     titles = webui.get("/sdapi/v1/scripts")["txt2img"]
     found = [title for title in titles if title.casefold().startswith(start)]
     if not found:
@@ -29,7 +29,7 @@ def need_script(webui: WebUIServer, start: str) -> str:
 
 
 def write_plot_arguments(webui: WebUIServer, script: str, label: str, values: list[str]) -> list[Any]:
-    """The plot script's arguments, which differ between WebUIs: all as they are at first but the X axis."""
+    """The plot script's arguments, which differ between WebUIs: the defaults, except for the X axis."""
     (info,) = [info for info in webui.get("/sdapi/v1/script-info") if info["name"] == script and not info["is_img2img"]]
     arguments: list[Any] = []
     for field in info["args"]:
@@ -73,7 +73,7 @@ def test_dynamic_prompts(webui: WebUIServer, mode: str) -> None:
 @pytest.mark.seen("{mode}", "with ADetailer")
 @pytest.mark.parametrize("mode", ["foreground", "together"])
 def test_adetailer(webui: WebUIServer, mode: str) -> None:
-    """It redraws a detail of our picture in a generation of its own, without layers."""
+    """It redraws a detail of the picture in a generation of its own, without layers."""
     script = need_script(webui, "adetailer")
     files = sorted((webui.folder / "models" / "adetailer").glob("*.pt"))
     if not files:
@@ -88,4 +88,4 @@ def test_adetailer(webui: WebUIServer, mode: str) -> None:
     assert [image.mode for image in detailed] == [image.mode for image in without]
     one, other = (np.asarray(images[0]).astype(int) for images in (detailed, without))
     assert abs(one - other)[..., :3].max() > 2, "the detail wasn't redrawn"
-    assert abs(one - other)[..., 3].max() <= 2, "another alpha"
+    assert abs(one - other)[..., 3].max() <= 2, "the alpha changed"

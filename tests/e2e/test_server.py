@@ -1,4 +1,4 @@
-"""The flags that a WebUI is started with, without starting one."""
+"""The flags for starting a WebUI, without starting one."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_only_what_the_parsers_know(tmp_path: Path, parser: str, device: str) ->
     assert flags == ["--server-name=127.0.0.1", "--api", device, "--layerdiffusion-offline"]
 
 
-def test_a_webui_that_has_to_be_told_of_each_part(tmp_path: Path) -> None:
+def test_a_webui_without_a_single_flag_for_the_processor(tmp_path: Path) -> None:
     known = {"modules/cmd_args.py": ["--api", "--use-cpu", "--no-half", "--precision"]}
     flags = choose_flags(make_checkout(tmp_path, known))
     assert flags == ["--api", "--use-cpu=all", "--no-half", "--precision=full", "--layerdiffusion-offline"]
 
 
-def test_half_precision_in_the_place_of_full(tmp_path: Path) -> None:
+def test_half_precision_replaces_full(tmp_path: Path) -> None:
     known = {"modules/cmd_args.py": ["--use-cpu", "--no-half", "--precision", "--upcast-sampling"]}
     more = ["--precision=half", "--upcast-sampling"]
     assert choose_flags(make_checkout(tmp_path, known), more) == ["--use-cpu=all", "--layerdiffusion-offline", *more]

@@ -1,4 +1,4 @@
-"""What users change between and within requests to a real WebUI; afterwards all is as it was."""
+"""What users change between and within requests to a real WebUI; afterwards everything is unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["embedded"]  # a fixture
 
 FOREGROUND, TOGETHER = {"mode": "foreground"}, {"mode": "together"}
-SECOND = "layerdiffusion-seeded-second"  # the same weights by another name
+SECOND = "layerdiffusion-seeded-second"  # the same weights under another name
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,8 +47,8 @@ def test_checkpoint_of_the_same_shape(webui: WebUIServer) -> None:
     assert pixels(webui.ask(FOREGROUND, SECOND)) == pixels(webui.ask(FOREGROUND))
 
 
-@pytest.mark.seen("foreground", "checkpoint switched in mid-queue")
-def test_checkpoint_switched_in_mid_queue(webui: WebUIServer, before: State) -> None:
+@pytest.mark.seen("foreground", "checkpoint switched while requests are queued")
+def test_checkpoint_switched_while_requests_are_queued(webui: WebUIServer, before: State) -> None:
     with ThreadPoolExecutor() as pool:
         names = (CHECKPOINTS["sd15"], SECOND, CHECKPOINTS["sd15"])
         answers = [pool.submit(webui.ask, FOREGROUND, name) for name in names]
@@ -59,7 +59,7 @@ def test_checkpoint_switched_in_mid_queue(webui: WebUIServer, before: State) -> 
 @pytest.mark.seen("foreground", "refiner")
 @pytest.mark.parametrize("layers", [FOREGROUND, TOGETHER], ids=["foreground", "together"])
 def test_refiner_of_the_same_shape(webui: WebUIServer, layers: Any) -> None:
-    """Its weights are the same, so that nothing may change."""
+    """Its weights are the same, so nothing may change."""
     without = pixels(webui.ask(layers, steps=4))
     refined = webui.ask(layers, steps=4, refiner_checkpoint=f"{SECOND}.safetensors", refiner_switch_at=0.5)
     assert pixels(refined) == without
@@ -83,12 +83,12 @@ def test_lora_between_requests(webui: WebUIServer) -> None:
     assert first["a red apple"] == pixels(webui.ask(FOREGROUND))
 
 
-@pytest.mark.seen("any", "a LoRA and patches against merged weights")
+@pytest.mark.seen("any", "LoRA and patches compared with merged weights")
 def test_lora_and_patches_equal_merged_weights(webui: WebUIServer) -> None:
-    """The WebUI's own LoRA (attention and convolutions) and our side path, in one call of its UNet."""
+    """The WebUI's own LoRA (attention and convolutions) and side paths, in one call of its UNet."""
     webui.post("/layerdiffusion-probe/capture")
     assert webui.ask(prompt=f"a red apple <lora:{LORA}:1>", steps=1).status == 200
-    assert webui.ask(steps=1).status == 200  # takes the LoRA off again
+    assert webui.ask(steps=1).status == 200  # removes the LoRA again
     file = webui.folder / "models" / "Lora" / f"{LORA}.safetensors"
     answer = webui.post(f"/layerdiffusion-probe/compare?lora={quote(str(file))}")
     assert answer.status == 200, answer.body
@@ -118,7 +118,7 @@ def test_token_merging(webui: WebUIServer) -> None:
         refused = webui.ask(TOGETHER, override_settings={"token_merging_ratio": 0.5})
         assert refused.status == 422
         assert "token merging" in refused.body["detail"]
-    finally:  # AUTOMATIC1111 keeps a setting that it had no value for
+    finally:  # AUTOMATIC1111 keeps a setting that had no value before
         webui.ask(override_settings={"token_merging_ratio": 0})
 
 

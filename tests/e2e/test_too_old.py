@@ -1,4 +1,4 @@
-"""A real AUTOMATIC1111 before 1.10, which doesn't let scripts at the sampler: one sentence, and nothing else."""
+"""A real AUTOMATIC1111 before 1.10, which has no hook at the sampler: one sentence, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,6 @@ def test_one_sentence(webui_places: tuple[Path, Path], tmp_path: Path) -> None:
         assert answer.status == 422
         assert "update AUTOMATIC1111 to 1.10" in answer.body["detail"]
         assert webui.ask().encoded == plain
-        assert webui.look_at_model()["left"] == []
+        assert webui.look_at_model()["hooked"] == []
     finally:
         webui.stop()

@@ -1,4 +1,4 @@
-"""Requests to a real WebUI: each mode, and each way to a picture."""
+"""Requests to a real WebUI: every mode, and every kind of generation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_encoding_before_the_first_picture(webui_server: WebUIServer, sprite: Im
 
 @pytest.fixture(scope="module")
 def sprite() -> Image.Image:
-    """A half-transparent disc on nothing."""
+    """A half-transparent disc on an empty canvas."""
     image = Image.new("RGBA", (128, 128))
     ImageDraw.Draw(image).ellipse((24, 24, 104, 104), fill=(200, 40, 30, 180))
     return image
@@ -50,14 +50,14 @@ def mask() -> Image.Image:
 
 
 def check(answer: Answer, modes: str, size: tuple[int, int] = (128, 128)) -> list[Image.Image]:
-    """The images, after a look at their number, modes (A: RGBA, -: RGB), sizes and infotexts."""
+    """The images, after checking their number, modes (A: RGBA, -: RGB), sizes and infotexts."""
     images = answer.images
     assert [image.mode for image in images] == ["RGBA" if mode == "A" else "RGB" for mode in modes]
     assert {image.size for image in images} == {size}
     for image in images:
         assert "layerdiffusion_mode" in image.info["parameters"]
         if image.mode == "RGBA":
-            assert np.ptp(np.asarray(image)[..., 3]) > 2, "the alpha holds nothing"
+            assert np.ptp(np.asarray(image)[..., 3]) > 2, "the alpha is flat"
     return images
 
 
@@ -69,7 +69,7 @@ def test_foreground(webui: WebUIServer, args: Any) -> None:
 
 @pytest.mark.seen("foreground", "the same picture in every WebUI")
 def test_same_picture_in_every_webui(before: State) -> None:
-    """The picture is Forge's; without a graphics card all draw the same noise."""
+    """The stored picture is Forge's; on a processor all WebUIs draw the same noise."""
     (made,) = (np.asarray(read(text)).astype(int) for text in before.layers)
     with Image.open(SAME_PICTURE) as image:
         assert abs(made - np.asarray(image)).mean() < 2
@@ -122,7 +122,7 @@ def test_batches_of_sets(webui: WebUIServer) -> None:
 @pytest.mark.seen("foreground", "hires fix, {upscaler}")
 def test_second_pass(webui: WebUIServer, upscaler: str) -> None:
     if upscaler not in webui.upscalers:
-        pytest.skip("the WebUI has no such upscaler")
+        pytest.skip("the WebUI doesn't have that upscaler")
     check(webui.txt2img(FOREGROUND, **HIRES, hr_upscaler=upscaler), "A", (192, 192))
 
 
@@ -135,9 +135,9 @@ def test_image_to_image_from_transparency(webui: WebUIServer, sprite: Image.Imag
     assert transparent.tobytes() != opaque.tobytes()
 
 
-@pytest.mark.parametrize("only_masked", [False, True])
-@pytest.mark.seen("foreground", "inpaint, only masked: {only_masked}")
-def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, only_masked: bool) -> None:
+@pytest.mark.parametrize(("area", "only_masked"), [("whole picture", False), ("only masked", True)])
+@pytest.mark.seen("foreground", "inpaint, {area}")
+def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, area: str, only_masked: bool) -> None:
     options = {"mask": encode(mask), "mask_blur": 0, "inpaint_full_res": only_masked, "inpainting_fill": 1}
     image = check(webui.img2img(sprite, FOREGROUND, denoising_strength=0.8, **options), "A")[0]
     outside = np.asarray(mask) == 0
@@ -148,9 +148,9 @@ def test_inpainting(webui: WebUIServer, sprite: Image.Image, mask: Image.Image, 
     assert (before != after)[~outside].any()
 
 
-@pytest.mark.seen("foreground", "264x200 asked for, the size of a plain picture made")
+@pytest.mark.seen("foreground", "264x200, the size of a plain picture")
 def test_size_between_steps(webui: WebUIServer) -> None:
-    """A plain picture's size: one bundle of Forge Neo rounds to multiples of 64."""
+    """The size of a plain picture: Forge Neo 2.26 (exo101/sd-webui-forge-neo-v3) rounds to multiples of 64."""
     asked = {"width": 264, "height": 200}
     size = webui.txt2img(**asked).images[0].size
     answer = webui.txt2img(FOREGROUND, **asked)
@@ -181,7 +181,7 @@ def test_refusals(webui: WebUIServer, args: Any, named: str) -> None:
 @pytest.mark.seen("foreground", "saved file")
 def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: dict[str, str]) -> None:
     unsaved = read(webui.txt2img(FOREGROUND).encoded[0])
-    folder = {"outdir_txt2img_samples": str(tmp_path)}  # read before a job's own settings are
+    folder = {"outdir_txt2img_samples": str(tmp_path)}  # the WebUI reads it before the request's own settings
     before = {name: webui.get("/sdapi/v1/options")[name] for name in folder}
     assert webui.post("/sdapi/v1/options", folder).status == 200
     try:
@@ -193,8 +193,8 @@ def test_saved_files_keep_alpha(webui: WebUIServer, tmp_path: Path, override: di
         assert image.tobytes() == unsaved.tobytes() == check(answer, "A")[0].tobytes()
 
 
-@pytest.mark.seen("any", "settings stay")
-def test_settings_stay(webui: WebUIServer) -> None:
+@pytest.mark.seen("any", "settings unchanged")
+def test_settings_are_unchanged(webui: WebUIServer) -> None:
     before = webui.get("/sdapi/v1/options")
     check(webui.txt2img(FOREGROUND, save_images=True), "A")
     assert webui.get("/sdapi/v1/options") == before

@@ -1,4 +1,4 @@
-"""The second part of the probe: a user's LoRA and our patches, as the WebUI computes them and merged by hand."""
+"""The second part of the probe: a user's LoRA and layer patches, as the WebUI computes them and merged by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Changes: TypeAlias = "Iterable[tuple[str, Tensor]]"
 
 
 class Captured:
-    """A call of the UNet while a LoRA was on: its arguments, its output, and that with our side path as well."""
+    """A call of the UNet while a LoRA was on: its arguments, its output, and that with a side path as well."""
 
     arguments: tuple[Any, Any] = ((), {})
     lora: Any = None

@@ -1,4 +1,4 @@
-"""An extension for the end-to-end suite only: looks into the running WebUI and makes it fail on demand.
+"""An extension for the end-to-end suite only: it inspects the running WebUI and makes it fail on demand.
 
 `tests/e2e/conftest.py` links it into the WebUI's extensions for as long as the tests run.
 """
@@ -16,12 +16,12 @@ from torch import nn
 from lib_layerdiffusion import hosts
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
-OURS = "lib_layerdiffusion"
-MADE_ANEW = "clip_l.transformer.text_projection.weight"  # by Forge Neo with each load, at random; nothing uses it
+PACKAGE = "lib_layerdiffusion"
+RANDOM = "clip_l.transformer.text_projection.weight"  # Forge Neo fills it at random with each load; nothing uses it
 
 
 def list_networks() -> Iterator[nn.Module]:
-    """The loaded checkpoint: one module, or in Forge and its kin three in patchers."""
+    """The loaded checkpoint: one module, or in Forge and its forks three in patchers."""
     model: Any = shared.sd_model
     if isinstance(model, nn.Module):
         yield model
@@ -31,20 +31,20 @@ def list_networks() -> Iterator[nn.Module]:
 
 
 def look_at_model() -> dict[str, Any]:
-    """A checksum of all weights, and the names of modules on which something of ours hangs.
+    """A checksum of all weights, and the names of modules that have a hook or an override of this extension.
 
-    Half precision as float32, which holds its values: Forge Neo stores embeddings so from their second use on.
+    Half precision is widened to float32, which is exact: Forge Neo stores embeddings so from their second use.
     """
-    checksum, left = 0, []
+    checksum, hooked = 0, []
     for network in list_networks():
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            if name.endswith(MADE_ANEW):
+            if name.endswith(RANDOM):
                 continue
             wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
             flat = wide.detach().cpu().contiguous().reshape(-1)
             checksum = zlib.crc32(flat.view(torch.uint8).numpy(), checksum) if flat.numel() else checksum
-        left += [name for name, module in network.named_modules() if any(map(is_ours, list_attached(module)))]
-    return {"checksum": checksum, "left": left}
+        hooked += [name for name, module in network.named_modules() if any(map(is_own, list_attached(module)))]
+    return {"checksum": checksum, "hooked": hooked}
 
 
 def list_attached(module: nn.Module) -> Iterator[Any]:
@@ -53,12 +53,12 @@ def list_attached(module: nn.Module) -> Iterator[Any]:
         yield from value.values() if isinstance(value, dict) else (value,)
 
 
-def is_ours(value: Any) -> bool:
-    return (getattr(value, "__module__", None) or "").startswith(OURS)
+def is_own(value: Any) -> bool:
+    return (getattr(value, "__module__", None) or "").startswith(PACKAGE)
 
 
 def fail_at(place: str, kind: str, times: int) -> None:
-    """Let the next calls of the UNet or of the decoder fail, run out of memory, or find an interruption."""
+    """Make the next calls of the UNet or the decoder fail, run out of memory, or find an interruption."""
     owner, name = {
         "sampling": (hosts.detect()(shared.sd_model).unet, "forward"),
         "decoding": (TransparentDecoder, "decode"),
