@@ -1,9 +1,10 @@
-"""Train a small KL autoencoder of Stable Diffusion's design (factor 8, 4 channels) from scratch."""
+"""Train a small KL autoencoder of Stable Diffusion's design (factor 8, 4 channels), or sharpen the decoder of one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -14,22 +15,31 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from ..refusal import Refusal
+from ..transparent_vae import TransparentEncoder
+from ..weights import WeightStore
 from .config import check_stages
 from .dataset import (
     Augmentation,
     Sprite,
+    TransparentBatch,
     augment,
     draw,
+    draw_fade,
+    draw_view,
     find_prompts,
     make_background,
+    read_backgrounds,
     read_sprites,
     reading_size,
     split_sprites,
     step_rng,
 )
+from .discriminator import PatchDiscriminator, fooling_loss, grow, judging_loss
+from .measures import detail, psnr
 from .run import Average, Run, cosine, open_accelerator
 
 SCALING_FACTOR = 0.18215
+TERMS = ("l1", "gradient", "laplacian", "kl", "guide", "adversarial", "matching")
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class AutoencoderConfig:
     """Options of the autoencoder's training."""
 
     data: Path = Path("sprites.zip")
+    backgrounds: Path | None = None  # pictures; alone and behind sprites they are among those trained on
     seed: int = 1
     widths: tuple[int, ...] = (24, 48, 64, 64)
     groups: int = 4
@@ -46,15 +57,22 @@ class AutoencoderConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     gradient_weight: float = 0.5
+    laplacian_weight: float = 0.0
+    discriminator_weight: float = 0.0  # 0: no discriminator
+    discriminator_from: float = 0.2  # share of the steps without it
+    matching_weight: float = 0.5  # distance of the discriminator's inner layers' outputs
     kl_weight: float = 1e-4
     guide_weight: float = 0.2  # the first three latent channels follow the image's own colours at first
     guide_until: float = 0.4
-    start: Path | None = None  # an earlier autoencoder; its decoder alone goes on, so the latents stay what they are
+    start: Path | None = None  # an earlier autoencoder; its decoder alone is trained, so the latents stay what they are
+    encoder: Path | None = None  # transparent encoder; half of the pictures get its offset, as generated latents have
+    latent_noise: float = 0.0  # largest deviation of noise in sampler space; half of it on latents without offset
     room_channel: int = 3
     room: float = 0.0  # largest shift of that channel, in sampler space, that the decoder learns to disregard
     ema: float = 0.995
     log_every: int = 100
     grid_every: int = 400
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -115,16 +133,37 @@ def _start_as_copy(conv: nn.Conv2d, average: bool) -> None:
 
 
 def draw_pictures(
-    sprites: list[Sprite], count: int, size: int, config: AutoencoderConfig, rng: np.random.Generator
+    sprites: list[Sprite],
+    count: int,
+    size: int,
+    config: AutoencoderConfig,
+    rng: np.random.Generator,
+    backgrounds: list[Sprite] | None = None,
 ) -> Tensor:
-    """Opaque pictures [count, 3, size, size], -1..1: sprites on mid-grey (half of them), plain colours, gradients."""
+    """Opaque pictures [count, 3, size, size], -1..1: sprites on mid-grey (half of them), plain colours, gradients.
+
+    With backgrounds a fourth of the pictures are one alone, and another fourth sprites over one.
+    """
     pictures: list[np.ndarray] = []
     for sprite in draw(sprites, count, rng):
         pixels = augment(sprite.premultiplied, size, config.augmentation, rng)
-        background = 0.5 if rng.random() < 0.5 else make_background(size, rng)
+        kind = rng.random()
+        if backgrounds and kind < 0.5:
+            background = draw_view(draw(backgrounds, 1, rng)[0], size, rng)
+            pixels = pixels if kind < 0.25 else np.zeros_like(pixels)
+        else:
+            background = 0.5 if rng.random() < 0.5 else make_background(size, rng)
         pictures.append(pixels[..., :3] + background * (1 - pixels[..., 3:]))
     batch = np.stack(pictures).transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(batch, np.float32)) * 2 - 1
+
+
+def draw_noise(largest: list[float], size: int, rng: np.random.Generator) -> Tensor:
+    """Latent noise [B, 4, size/8, size/8] in VAE space whose deviation is random up to each image's largest."""
+    shape = (len(largest), 4, size // 8, size // 8)
+    deviation = rng.random((len(largest), 1, 1, 1), dtype=np.float32)
+    deviation *= np.array(largest, np.float32).reshape(-1, 1, 1, 1)
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * deviation / SCALING_FACTOR)
 
 
 def draw_shift(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
@@ -144,6 +183,22 @@ def gradient_loss(image: Tensor, target: Tensor) -> Tensor:
     return difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
 
 
+def laplacian_loss(image: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the Laplacians."""
+    difference = image - target
+    across = difference[..., 1:-1, 2:] + difference[..., 1:-1, :-2]
+    down = difference[..., 2:, 1:-1] + difference[..., :-2, 1:-1]
+    return (across + down - 4 * difference[..., 1:-1, 1:-1]).abs().mean()
+
+
+@torch.no_grad()
+def adjust(vae: Any, encoder: TransparentEncoder, batch: TransparentBatch) -> tuple[Tensor, Tensor]:
+    """The posterior's mean and the adjusted latent mean + std * offset, both [B, 4, H/8, W/8] in VAE space."""
+    posterior = vae.encode(batch.grey.to(vae.dtype) * 2 - 1).latent_dist
+    offset = encoder.factor * encoder(torch.cat([batch.alpha, batch.padded], dim=1))
+    return posterior.mean, posterior.mean + posterior.std * offset.to(vae.dtype)
+
+
 class AutoencoderLoss(nn.Module):
     """The autoencoder with a forward that gives the reconstruction, KL and guide terms, already weighted."""
 
@@ -154,21 +209,40 @@ class AutoencoderLoss(nn.Module):
         if config.start is not None:
             self.vae.encoder.requires_grad_(False)
             self.vae.quant_conv.requires_grad_(False)
+        self.encoder: list[TransparentEncoder] = []  # in a list: not a submodule
+        if config.encoder is not None:
+            encoder = TransparentEncoder.from_state_dict(WeightStore([]).load(config.encoder))
+            self.encoder.append(encoder.requires_grad_(False).eval())
 
-    def forward(self, pictures: Tensor, guide: float, shift: Tensor) -> dict[str, Tensor]:
-        """Weighted terms for pictures [B, 3, H, W], -1..1; `shift` [B, 1, H/8, W/8] as `draw_shift` makes it."""
+    def forward(
+        self, pictures: Tensor, adjusted: TransparentBatch | None, guide: float, shift: Tensor, noise: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Weighted terms, what was decoded and what was wanted, [B + A, 3, H, W], -1..1.
+
+        For `pictures` [B, 3, H, W], -1..1, with `shift` [B, 1, H/8, W/8] as `draw_shift` makes it, then for the A
+        transparent images that get the offset; `noise` [B + A, 4, H/8, W/8] in VAE space.
+        """
         posterior: DiagonalGaussianDistribution = self.vae.encode(pictures).latent_dist
         channel = self.config.room_channel
         around = (0, 0, 0, 0, channel, posterior.mean.shape[1] - 1 - channel)
         latent = posterior.sample() + F.pad(shift / SCALING_FACTOR, around)
-        output = self.vae.decode(latent).sample
+        wanted = pictures
+        if adjusted is not None:
+            latent = torch.cat([latent, adjust(self.vae, self.encoder[0], adjusted)[1]])
+            wanted = torch.cat([pictures, adjusted.grey * 2 - 1])
+        output = self.vae.decode(latent + noise).sample.float()
         colours = 2 * F.avg_pool2d(pictures, 8)
-        return {
-            "l1": (output - pictures).abs().mean(),
-            "gradient": self.config.gradient_weight * gradient_loss(output, pictures),
-            "kl": self.config.kl_weight * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
-            "guide": guide * (posterior.mean[:, :3] - colours).abs().mean(),
-        }
+        return (
+            {
+                "l1": (output - wanted).abs().mean(),
+                "gradient": self.config.gradient_weight * gradient_loss(output, wanted),
+                "laplacian": self.config.laplacian_weight * laplacian_loss(output, wanted),
+                "kl": self.config.kl_weight * 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean(),
+                "guide": guide * (posterior.mean[:, :3] - colours).abs().mean(),
+            },
+            output,
+            wanted,
+        )
 
 
 @torch.no_grad()
@@ -188,18 +262,26 @@ def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
     quant.bias[4:] -= 2 * scale.log()
 
 
-def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures [B, C, H, W] with values in 0..1, one per picture."""
-    return -10 * torch.log10((image - target).pow(2).mean(dim=(1, 2, 3)).clamp_min(1e-10))
+def draw_adjusted(
+    sprites: list[Sprite], count: int, size: int, config: AutoencoderConfig, rng: np.random.Generator
+) -> TransparentBatch:
+    """Transparent images whose latents get the offset; a third of them have their alpha faded at random."""
+    images = [augment(sprite.premultiplied, size, config.augmentation, rng) for sprite in draw(sprites, count, rng)]
+    fades = [draw_fade(size, rng) if rng.random() < 1 / 3 else None for _ in images]
+    return TransparentBatch.of(images, fades)
 
 
 def train(config: AutoencoderConfig, out: Path) -> None:
-    """Train, then write `out/model` (a diffusers folder) with the latents' statistics folded in."""
-    accelerator = open_accelerator()
+    """Train, then write `out/model` (a diffusers folder); from scratch with the latents' statistics folded in."""
+    accelerator = open_accelerator(mixed_precision=config.mixed_precision)
+    torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
+    scenes, other_scenes = read_backgrounds(config.backgrounds, max(config.sizes))
     prompts = find_prompts(known)
     raw = AutoencoderLoss(config).to(accelerator.device)
-    vae = raw.vae
+    for encoder in raw.encoder:
+        encoder.to(accelerator.device)
+    vae, raw_judge = raw.vae, PatchDiscriminator(3)
     average = Average(vae, config.ema)
     optimizer = torch.optim.AdamW(
         [p for p in raw.parameters() if p.requires_grad],
@@ -207,33 +289,56 @@ def train(config: AutoencoderConfig, out: Path) -> None:
         betas=(0.9, 0.98),
         weight_decay=config.weight_decay,
     )
+    judge_optimizer = torch.optim.AdamW(raw_judge.parameters(), 4e-4, betas=(0.5, 0.9), weight_decay=0.0)
     steps = sum(config.size_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, steps))
-    model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
+    model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(
+        raw, raw_judge, optimizer, judge_optimizer, schedule
+    )
     accelerator.register_for_checkpointing(average)
-    check = draw_pictures(held_out, 16, config.sizes[-1], config, step_rng(0, 0)).to(accelerator.device)
+    check = draw_pictures(held_out, 16, config.sizes[-1], config, step_rng(0, 0), other_scenes).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
     edges = np.cumsum(config.size_steps)
     for step in run:
         stage = int(np.searchsorted(edges, step, side="right"))
         rng = step_rng(config.seed, step, accelerator.process_index)
-        # every second picture shows a sprite that the model will have a word for
         count, size = config.batches[stage], config.sizes[stage]
-        pictures = torch.cat([draw_pictures(part, count // 2, size, config, rng) for part in (known, prompts)])
+        with_offset = count // 2 if raw.encoder else 0
+        # every second picture shows a sprite that the model will have a word for
+        pools = [prompts if row % 2 else known for row in range(count)]
+        drawn = [draw_pictures(pool, 1, size, config, rng, scenes) for pool in pools[with_offset:]]
+        pictures = torch.cat(drawn).to(accelerator.device)
+        adjusted = None
+        if with_offset:
+            pool = prompts if step % 2 else known
+            adjusted = draw_adjusted(pool, with_offset, size, config, rng).to(accelerator.device)
         guide = config.guide_weight * max(0.0, 1 - step / (config.guide_until * steps))
-        shift = draw_shift(len(pictures), size // 8, config.room, rng)
-        terms = model(pictures.to(accelerator.device), guide, shift.to(accelerator.device))
+        shift = draw_shift(len(pictures), size // 8, config.room, rng).to(accelerator.device)
+        largest = [config.latent_noise / 2] * len(pictures) + [config.latent_noise] * with_offset
+        noise = draw_noise(largest, size, rng).to(accelerator.device)
+        terms, output, wanted = model(pictures, adjusted, guide, shift, noise)
+        strength = grow(step, steps, config.discriminator_from) if config.discriminator_weight else 0.0
+        if config.discriminator_weight and step >= config.discriminator_from * steps:
+            judged = judging_loss(judge, wanted, output)
+            accelerator.backward(judged)
+            judge_optimizer.step()
+            judge_optimizer.zero_grad()
+            fooled, distance = fooling_loss(raw_judge, wanted, output)
+            terms |= {
+                "adversarial": strength * config.discriminator_weight * fooled,
+                "matching": strength * config.matching_weight * distance,
+            }
         accelerator.backward(torch.stack(list(terms.values())).sum())
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         average.update(vae)
-        run.log(**terms)
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS})
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):
-                run.log(psnr=quality)
+                run.log(**quality)
     vae.load_state_dict(average.shadow)
     if config.start is None:
         normalise_latents(
@@ -246,11 +351,13 @@ def train(config: AutoencoderConfig, out: Path) -> None:
 
 
 @torch.no_grad()
-def evaluate(vae: AutoencoderKL, average: Average, pictures: Tensor, run: Run | None) -> Tensor:
-    """Mean PSNR of the averaged network on held-out pictures; with a run, a grid of them too."""
+def evaluate(vae: AutoencoderKL, average: Average, pictures: Tensor, run: Run | None) -> dict[str, Tensor]:
+    """Likeness and detail of the averaged network on held-out pictures; with a run, a grid of them too."""
     with average.inside(vae):
-        output = vae.decode(vae.encode(pictures).latent_dist.sample()).sample.clamp(-1, 1)
+        output = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
     shown, wanted = output * 0.5 + 0.5, pictures * 0.5 + 0.5
     if run is not None:
-        run.save_grid("reconstruction", [list(wanted[:8]), list(shown[:8])])
-    return psnr(shown, wanted).mean()
+        run.save_grid(
+            "reconstruction", [list(part) for half in (slice(8), slice(8, 16)) for part in (wanted[half], shown[half])]
+        )
+    return {"psnr": psnr(shown, wanted).mean(), "detail": detail(shown).mean(), "detail_wanted": detail(wanted).mean()}

@@ -1,14 +1,19 @@
-"""Train a narrow Stable Diffusion 1.5 from scratch: tokenizer, text encoder and UNet on a finished autoencoder."""
+"""Train a narrow Stable Diffusion 1.5 on a finished autoencoder: tokenizer, text encoder and UNet."""
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.normalizers import Lowercase
@@ -17,19 +22,23 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from ..refusal import Refusal
 from .autoencoder import read_autoencoder
 from .dataset import (
     Augmentation,
     Sprite,
     augment,
+    draw_view,
     find_prompts,
     make_background,
+    read_backgrounds,
     read_sprites,
     reading_size,
     split_sprites,
     step_rng,
 )
-from .run import Average, Run, cosine, open_accelerator
+from .run import Average, Run, constant, cosine, open_accelerator
+from .scenes import Placement, SceneSource
 
 TOKENS = 77
 TEMPLATES = ("{}", "a {}", "{}, {} background")
@@ -49,7 +58,9 @@ class BaseConfig:
     """Options of the base model's training."""
 
     data: Path = Path("sprites.zip")
+    backgrounds: Path | None = None  # pictures with captions, which the model learns alone and behind the sprites
     autoencoder: Path = Path("runs/autoencoder/model")
+    start: Path | None = None  # an earlier model: its tokenizer and the sizes of its networks come with it
     seed: int = 2
     size: int = 128
     widths: tuple[int, ...] = (64, 64, 96, 96)
@@ -58,16 +69,21 @@ class BaseConfig:
     text_width: int = 96
     text_layers: int = 2
     views_per_caption: int = 256  # augmented latents kept in memory for each caption
+    scene_share: float = 0.4  # of them over a background, if there are any
+    views_per_background: int = 96
     steps: int = 2500
     batch: int = 16
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     weight_decay: float = 0.01
     snr_limit: float = 5.0  # of the min-SNR weighting
     drop_caption: float = 0.1
     ema: float = 0.998
     log_every: int = 50
     grid_every: int = 500
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
+    placement: Placement = field(default_factory=Placement)
 
 
 def train_tokenizer(texts: list[str], folder: Path) -> None:
@@ -135,27 +151,52 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def encode_views(vae: AutoencoderKL, sprites: list[Sprite], config: BaseConfig) -> tuple[Tensor, list[str]]:
-    """Augmented pictures of every caption as VAE moments [N, 8, s, s] with their texts."""
-    by_text: dict[str, list[Sprite]] = {}
-    for sprite in sprites:
-        by_text.setdefault(sprite.text, []).append(sprite)
+def encode_views(
+    vae: AutoencoderKL, sprites: list[Sprite], backgrounds: list[Sprite], config: BaseConfig
+) -> dict[str, Any]:
+    """Pictures of every caption as VAE `moments` [N, 8, s, s] with their `texts`.
+
+    Sprites over plain colours and gradients, sprites over backgrounds, and backgrounds alone.
+    """
     rng = step_rng(config.seed, 0, 1 << 16)
     moments: list[Tensor] = []
     texts: list[str] = []
-    for text, choices in by_text.items():
-        pictures: list[np.ndarray] = []
-        for view in range(config.views_per_caption):
-            pixels = augment(choices[view % len(choices)].premultiplied, config.size, config.augmentation, rng)
-            template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-            name = list(COLOURS)[int(rng.integers(len(COLOURS)))]
-            named = "background" in template
-            background = np.array(COLOURS[name], np.float32) if named else make_background(config.size, rng)
-            pictures.append(pixels[..., :3] + background * (1 - pixels[..., 3:]))
-            texts.append(template.format(text, name))
+
+    def encode(pictures: list[NDArray[np.float32]]) -> None:
         batch = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) * 2 - 1
-        moments += [vae.encode(part.to(vae.device)).latent_dist.parameters.cpu() for part in batch.split(16)]
-    return torch.cat(moments), texts
+        moments.extend(vae.encode(part.to(vae.device)).latent_dist.parameters.cpu() for part in batch.split(16))
+
+    for text in dict.fromkeys(sprite.text for sprite in sprites):
+        choices = [sprite for sprite in sprites if sprite.text == text]
+        scenes = SceneSource(choices, backgrounds)
+        pictures: list[NDArray[np.float32]] = []
+        for view in range(config.views_per_caption):
+            if backgrounds and rng.random() < config.scene_share:
+                scene = scenes.draw(text, config.size, config.placement, rng)
+                pictures.append(scene.blend)
+                texts.append(scene.texts["blend"])
+            else:
+                sprite = choices[view % len(choices)]
+                picture, said = draw_plain(sprite, config, rng)
+                pictures.append(picture)
+                texts.append(said)
+        encode(pictures)
+    for text in dict.fromkeys(background.text for background in backgrounds):
+        choices = [background for background in backgrounds if background.text == text]
+        count = config.views_per_background
+        encode([draw_view(choices[view % len(choices)], config.size, rng) for view in range(count)])
+        texts += [text] * count
+    return {"moments": torch.cat(moments), "texts": texts}
+
+
+def draw_plain(sprite: Sprite, config: BaseConfig, rng: np.random.Generator) -> tuple[NDArray[np.float32], str]:
+    """A sprite over a plain colour or gradient [S, S, 3], 0..1, and its caption, which may name the colour."""
+    pixels = augment(sprite.premultiplied, config.size, config.augmentation, rng)
+    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+    name = list(COLOURS)[int(rng.integers(len(COLOURS)))]
+    named = "background" in template
+    background = np.array(COLOURS[name], np.float32) if named else make_background(config.size, rng)
+    return pixels[..., :3] + background * (1 - pixels[..., 3:]), template.format(sprite.text, name)
 
 
 def denoising_loss(
@@ -204,22 +245,46 @@ class BaseModel(nn.Module):
     def __init__(self, config: BaseConfig, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler) -> None:
         super().__init__()
         self.config, self.tokenizer, self.scheduler = config, tokenizer, scheduler
-        self.unet, self.text_encoder = build_unet(config), build_text_encoder(config, tokenizer)
+        self.unet, self.text_encoder = build_networks(config, tokenizer)
+        # heads are so narrow here that plain attention is faster than the fused one
+        self.unet.set_attn_processor(AttnProcessor())
 
     def forward(self, clean: Tensor, texts: list[str], rng: np.random.Generator) -> Tensor:
         context = encode_texts(self.tokenizer, self.text_encoder, texts)
         return denoising_loss(self.unet, clean, context, self.scheduler, self.config.snr_limit, rng)
 
 
+def build_networks(config: BaseConfig, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """UNet and text encoder, new or those of the earlier model."""
+    if config.start is None:
+        return build_unet(config), build_text_encoder(config, tokenizer)
+    try:
+        unet = UNet2DConditionModel.from_pretrained(config.start, subfolder="unet", local_files_only=True)
+        text_encoder = CLIPTextModel.from_pretrained(config.start, subfolder="text_encoder", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.") from error
+    return unet.float(), text_encoder.float()
+
+
+def prepare_tokenizer(config: BaseConfig, sprites: list[Sprite], out: Path, main: bool) -> None:
+    """Put the tokenizer into the run's folder: a new one for the sprites' captions, or the earlier model's."""
+    if not main:
+        return
+    if config.start is None:
+        train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
+    else:
+        shutil.copytree(config.start / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+
+
 def train(config: BaseConfig, out: Path) -> None:
     """Train UNet and text encoder together, then write the pipeline to `out/model`."""
-    accelerator = open_accelerator()
+    accelerator = open_accelerator(mixed_precision=config.mixed_precision)
     torch.manual_seed(config.seed)
     sprites = read_sprites(config.data, reading_size(config.size))
     prompts = find_prompts(split_sprites(sprites)[0])
+    backgrounds, _ = read_backgrounds(config.backgrounds, config.size)
     vae = read_autoencoder(config.autoencoder).to(accelerator.device).eval()
-    if accelerator.is_main_process:
-        train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
+    prepare_tokenizer(config, [*sprites, *backgrounds], out, accelerator.is_main_process)
     accelerator.wait_for_everyone()
     tokenizer = CLIPTokenizer.from_pretrained(str(out / "tokenizer"))
     raw = BaseModel(config, tokenizer, build_scheduler()).to(accelerator.device)
@@ -227,11 +292,13 @@ def train(config: BaseConfig, out: Path) -> None:
     optimizer = torch.optim.AdamW(
         raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, config.steps))
+    rate = constant(100) if config.schedule == "constant" else cosine(100, config.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
-    moments, texts = encode_views(vae, prompts, config)
     run = Run(out, config, accelerator, config.steps, config.log_every)
+    bank = run.keep_bank(lambda: encode_views(vae, prompts, backgrounds, config))
+    moments, texts = bank["moments"], bank["texts"]
     for step in run:
         rng = step_rng(config.seed, step, accelerator.process_index)
         rows = rng.integers(len(texts), size=config.batch)
@@ -247,8 +314,8 @@ def train(config: BaseConfig, out: Path) -> None:
         optimizer.zero_grad()
         average.update(raw)
         if accelerator.is_main_process and run.is_due(config.grid_every):
-            captions = list(dict.fromkeys(sprite.text for sprite in prompts))
-            save_samples(run, assemble(raw, average, vae), captions, config.size)
+            captions = [sprite.text for sprite in prompts] + [background.text for background in backgrounds]
+            save_samples(run, assemble(raw, average, vae), list(dict.fromkeys(captions)), config.size)
     if accelerator.is_main_process:
         with run.write_model() as folder:
             assemble(raw, average, vae).save_pretrained(folder)
@@ -257,25 +324,25 @@ def train(config: BaseConfig, out: Path) -> None:
 
 def assemble(model: BaseModel, average: Average, vae: AutoencoderKL) -> StableDiffusionPipeline:
     """A pipeline of copies that hold the averaged weights."""
-    parts = {"unet": build_unet(model.config), "text_encoder": build_text_encoder(model.config, model.tokenizer)}
+    parts = {"unet": copy.deepcopy(model.unet), "text_encoder": copy.deepcopy(model.text_encoder)}
     for name, part in parts.items():
         own = {
             key.removeprefix(f"{name}."): value for key, value in average.shadow.items() if key.startswith(f"{name}.")
         }
         part.load_state_dict(own)
-        part.to(vae.device).eval()
+        part.eval()
     unet, text_encoder = parts["unet"], parts["text_encoder"]
     return StableDiffusionPipeline(
         vae, text_encoder, model.tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False
     )
 
 
-def save_samples(run: Run, pipeline: StableDiffusionPipeline, captions: list[str], size: int, rows: int = 2) -> None:
-    """A grid of pictures, one column a caption, one row a seed."""
+def save_samples(run: Run, pipeline: StableDiffusionPipeline, captions: list[str], size: int) -> None:
+    """A grid of pictures for twelve captions, spread over all of them."""
     pipeline.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "width": size, "height": size, "output_type": "pt"}
-    lines: list[list[Tensor]] = []
-    for seed in range(rows):
-        generators = [torch.Generator().manual_seed(seed) for _ in captions]
-        lines.append(list(pipeline(captions, generator=generators, **settings).images.float()))
-    run.save_grid("samples", lines)
+    settings = {"num_inference_steps": 15, "guidance_scale": 3.0, "width": size, "height": size, "output_type": "pt"}
+    shown = [captions[int(place)] for place in np.linspace(0, len(captions) - 1, min(12, len(captions)))]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(shown))]
+    pictures = pipeline(shown, generator=generators, **settings).images.float()
+    rows = 1 if len(shown) % 2 else 2
+    run.save_grid("samples", [list(row) for row in pictures.chunk(rows)])

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..layers import pad_rgb
 from ..refusal import Refusal
 
-IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff"}
+IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg"}
 METADATA = "metadata.jsonl"
 HELD_OUT_EVERY = 12  # where the data set names no splits
 Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha, all 0..1
@@ -44,8 +44,11 @@ class Sprite:
         return pixels
 
 
-def _read_square(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
-    """Decode, centre on a transparent square and resize (premultiplied, so that edges keep their colour)."""
+def read_square(data: bytes, name: str, size: int, cover: bool) -> NDArray[np.uint8]:
+    """Decode, make square and resize (premultiplied, so that edges keep their colour).
+
+    Square by cutting off what is too long (`cover`), or else by centring on a transparent square.
+    """
     try:
         image = Image.open(io.BytesIO(data)).convert("RGBA")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -53,14 +56,14 @@ def _read_square(data: bytes, name: str, size: int) -> NDArray[np.uint8]:
             f"{name} can't be read as an image ({error}); remove it from the data set or repair it."
         ) from error
     if image.width != image.height:
-        side = max(image.size)
+        side = min(image.size) if cover else max(image.size)
         square = Image.new("RGBA", (side, side))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
     return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS) if image.width != size else image)
 
 
-def _read_files(path: Path) -> dict[str, bytes]:
+def read_files(path: Path) -> dict[str, bytes]:
     """Contents of the images, texts and metadata, by their paths inside the data set."""
     try:
         if path.is_dir():
@@ -79,35 +82,41 @@ def _belongs(name: str) -> bool:
     return not file.name.startswith(".") and (name == METADATA or file.suffix.lower() in {*IMAGE_ENDINGS, ".txt"})
 
 
-def _read_facts(text: str) -> dict[str, Mapping[str, Any]]:
-    """Lines of metadata.jsonl by their file name."""
-    facts: dict[str, Mapping[str, Any]] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+def read_facts(files: Mapping[str, bytes]) -> list[Mapping[str, Any]]:
+    """The lines of a data set's metadata.jsonl; each names its image (`file_name`) or its scene's `foreground`."""
+    facts: list[Mapping[str, Any]] = []
+    for number, line in enumerate(files.get(METADATA, b"").decode("utf-8-sig", "replace").splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-                facts[row["file_name"]] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise Refusal(
-                    f"Line {number} of {METADATA} must be a JSON object with a file_name; mend it."
-                ) from error
+                row: Any = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not ("file_name" in row or "foreground" in row):
+                raise Refusal(f"Line {number} of {METADATA} must be a JSON object with a file_name; mend it.")
+            facts.append(row)  # pyright: ignore[reportUnknownArgumentType]
     return facts
 
 
+def hold_out(index: int) -> bool:
+    """Whether the image with this place in its data set is held out: each twelfth, from the first on."""
+    return index % HELD_OUT_EVERY == 0
+
+
 def reading_size(size: int) -> int:
-    """Side at which images are kept for a training at `size`; its augmentation makes them smaller."""
-    return size * 5 // 4
+    """Side at which images are kept for a training at `size`: twice, so that turned and scaled ones stay sharp."""
+    return size * 2
 
 
-def read_sprites(path: Path, size: int = 160) -> list[Sprite]:
+def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprite]:
     """Read every RGBA image of a folder or zip into memory, as squares of `size` pixels.
 
     Captions come from `metadata.jsonl` (lines with `file_name`, `text` and optionally `kind`, `split`, `prompt`), else
-    from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square.
-    Where the metadata names no splits, each twelfth image is held out.
+    from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square,
+    or with `cover` (backgrounds) cut to their middle.
+    Where the metadata names no splits, each twelfth image is held out if there are twelve.
     """
-    files = _read_files(path)
-    facts = _read_facts(files.get(METADATA, b"").decode("utf-8", "replace"))
+    files = read_files(path)
+    facts = {str(row.get("file_name")): row for row in read_facts(files)}
     if absent := [name for name in facts if name not in files]:
         raise Refusal(f"{METADATA} names {absent[0]}, which {path} doesn't hold; add the image or remove the line.")
     sprites: list[Sprite] = []
@@ -119,13 +128,17 @@ def read_sprites(path: Path, size: int = 160) -> list[Sprite]:
         beside = files.get(str(file.with_suffix(".txt")), b"").decode("utf-8", "replace").strip()
         text = row.get("text") or beside or file.stem.replace("_", " ")
         extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
-        sprites.append(Sprite(name, text, _read_square(data, name, size), **extra))
+        sprites.append(Sprite(name, text, read_square(data, name, size, cover), **extra))
     if not sprites:
         raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
-    if any("split" in row for row in facts.values()):
+    if any("split" in row for row in facts.values()) or len(sprites) < HELD_OUT_EVERY:
         return sprites
-    last = HELD_OUT_EVERY - 1
-    return [replace(s, split="held-out") if i % HELD_OUT_EVERY == last else s for i, s in enumerate(sprites)]
+    return [replace(s, split="held-out") if hold_out(i) else s for i, s in enumerate(sprites)]
+
+
+def read_backgrounds(path: Path | None, size: int) -> tuple[list[Sprite], list[Sprite]]:
+    """Background pictures to train on and held-out ones, square, for a training at `size`; none without a path."""
+    return split_sprites(read_sprites(path, reading_size(size), cover=True)) if path is not None else ([], [])
 
 
 def split_sprites(sprites: Sequence[Sprite]) -> tuple[list[Sprite], list[Sprite]]:
@@ -153,18 +166,43 @@ class Augmentation:
 
 def augment(pixels: Premultiplied, size: int, ranges: Augmentation, rng: np.random.Generator) -> Premultiplied:
     """Place premultiplied RGBA [S, S, 4] at random in [size, size, 4]."""
-    side = pixels.shape[0]
-    zoom = rng.uniform(*ranges.scale) * size / side
-    if zoom < 0.75:  # warpAffine samples points: shrink by area first
-        shrunk = max(8, round(side * zoom * 1.2))
+    zoom, angle = rng.uniform(*ranges.scale), rng.uniform(-ranges.rotate, ranges.rotate)
+    shift = rng.uniform(-ranges.shift, ranges.shift, 2)
+    return place(pixels, size, zoom, angle, shift, flip=ranges.flip and rng.random() < 0.5)
+
+
+def place(
+    pixels: Premultiplied, size: int, zoom: float, angle: float, shift: NDArray[np.float64], flip: bool
+) -> Premultiplied:
+    """Premultiplied RGBA [S, S, 4] turned by `angle` degrees, at `zoom` of [size, size, 4], off its centre by `shift`.
+
+    Drawn at twice the size and averaged: interpolation alone would blur what is shrunk a little.
+    """
+    side, canvas = pixels.shape[0], 2 * size
+    factor = zoom * canvas / side
+    if factor < 0.75:  # warpAffine samples points: shrink by area first
+        shrunk = max(8, round(side * factor * 1.2))
         pixels = cv2.resize(pixels, (shrunk, shrunk), interpolation=cv2.INTER_AREA)  # pyright: ignore[reportAssignmentType]
-        zoom, side = zoom * side / shrunk, shrunk
-    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), rng.uniform(-ranges.rotate, ranges.rotate), zoom)
-    matrix[:, 2] += (size - side) / 2 + rng.uniform(-ranges.shift, ranges.shift, 2) * size
-    if ranges.flip and rng.random() < 0.5:
+        factor, side = factor * side / shrunk, shrunk
+    matrix = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), angle, factor)
+    matrix[:, 2] += (canvas - side) / 2 + shift * canvas
+    if flip:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
-    warped = cv2.warpAffine(pixels, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
-    return np.asarray(warped, np.float32)
+    warped = cv2.warpAffine(pixels, matrix, (canvas, canvas), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
+    return np.asarray(cv2.resize(warped, (size, size), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def draw_view(background: Sprite, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random crop of a background picture, mirrored or not, a little lighter or darker; [size, size, 3], 0..1."""
+    side = background.rgba.shape[0]
+    cut = round(side * rng.uniform(0.8, 1.0))
+    top, left = rng.integers(0, side - cut + 1, 2)
+    pixels = background.rgba[top : top + cut, left : left + cut, :3].astype(np.float32) / 255
+    if rng.random() < 0.5:
+        pixels = np.ascontiguousarray(pixels[:, ::-1])
+    how = cv2.INTER_AREA if cut > size else cv2.INTER_LINEAR
+    picture = cv2.resize(pixels, (size, size), interpolation=how) * rng.uniform(0.92, 1.06)
+    return np.clip(picture, 0, 1).astype(np.float32)
 
 
 def draw_fade(size: int, rng: np.random.Generator) -> NDArray[np.float32]:

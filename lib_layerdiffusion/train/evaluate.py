@@ -17,7 +17,7 @@ from PIL import Image
 from ..embedded import GUIDANCE
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
-from .autoencoder import psnr, read_autoencoder
+from .autoencoder import adjust, read_autoencoder
 from .dataset import (
     Sprite,
     TransparentBatch,
@@ -27,7 +27,8 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .harmlessness import adjust, measure
+from .harmlessness import measure
+from .measures import psnr
 
 COMPARE_SIZE = 32
 FRAME = 4  # pixels of the outer frame

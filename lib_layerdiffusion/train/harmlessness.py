@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..refusal import Refusal
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
-from .autoencoder import psnr, read_autoencoder
+from .autoencoder import adjust, read_autoencoder
 from .dataset import Sprite, TransparentBatch, read_sprites
+from .measures import psnr
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,6 @@ class Harm:
     psnr: float  # dB
     mean: float  # mean absolute difference
     largest: float
-
-
-@torch.no_grad()
-def adjust(vae: Any, encoder: TransparentEncoder, batch: TransparentBatch) -> tuple[Tensor, Tensor]:
-    """The posterior's mean and the adjusted latent mean + std * offset, both [B, 4, H/8, W/8] in VAE space."""
-    posterior = vae.encode(batch.grey.to(vae.dtype) * 2 - 1).latent_dist
-    offset = encoder.factor * encoder(torch.cat([batch.alpha, batch.padded], dim=1))
-    return posterior.mean, posterior.mean + posterior.std * offset.to(vae.dtype)
 
 
 @torch.no_grad()

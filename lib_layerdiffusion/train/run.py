@@ -24,13 +24,13 @@ from tqdm import tqdm
 from ..refusal import Refusal
 
 
-def open_accelerator(unused_parameters: bool = False) -> Accelerator:
+def open_accelerator(unused_parameters: bool = False, mixed_precision: str | None = None) -> Accelerator:
     """Each process draws its own batches, so the learning rate's schedule goes by steps and not by batches.
 
-    `unused_parameters`: whether some parameters may get no gradient.
+    `unused_parameters`: whether some parameters may get no gradient; `mixed_precision`: None leaves it to accelerate.
     """
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
-    return Accelerator(step_scheduler_with_optimizer=False, kwargs_handlers=[parallel])
+    return Accelerator(mixed_precision=mixed_precision, step_scheduler_with_optimizer=False, kwargs_handlers=[parallel])
 
 
 class Run:
@@ -48,7 +48,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dataclasses.asdict(config), default=str, indent=1, sort_keys=True)
         kept = folder / "config.json"
-        if kept.exists() and kept.read_text(encoding="utf-8") != text:
+        if kept.exists() and not _is_same(config, json.loads(kept.read_text(encoding="utf-8")), json.loads(text)):
             raise Refusal(
                 f"{kept} differs from the configuration given; resume with the same one or name another folder."
             )
@@ -93,9 +93,20 @@ class Run:
             self._values.setdefault(name, []).append(float(value.detach() if isinstance(value, Tensor) else value))
 
     def write_log(self) -> dict[str, str]:
-        """Write the means of what was collected since the last line to log.csv."""
+        """Write the means over steps and processes of what was collected since the last line to log.csv.
+
+        Refused, before anything is kept of it, where a value isn't finite.
+        """
         means = {name: sum(values) / len(values) for name, values in self._values.items() if values}
         self._values.clear()
+        own = torch.tensor(list(means.values()), dtype=torch.float64, device=self.accelerator.device)
+        shared: Any = self.accelerator.reduce(own, "mean")
+        means = dict(zip(means, shared.tolist(), strict=True))
+        if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+            raise Refusal(
+                f"The training's {broken[0]} became {means[broken[0]]} before step {self.step}; the last good "
+                f"checkpoint is kept in {self.folder}. Lower learning_rate, and name another folder."
+            )
         row = {"step": self.step, "seconds": round(time.monotonic() - self._started, 1)}
         row |= {name: float(f"{value:.6g}") for name, value in means.items()}
         if self.accelerator.is_main_process and means:
@@ -140,9 +151,35 @@ class Run:
         pixels: NDArray[np.uint8] = (torch.cat(lines, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(self.folder / f"{name}-{self.step + 1:06d}.png")
 
+    def keep_bank(self, encode: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the training encodes once, kept in the folder so that a resumed one needn't do it again.
+
+        `encode` gives tensors, texts and None by name; every process gets the same.
+        """
+        path = self.folder / "bank.pt"
+        if not path.exists() and self.accelerator.is_main_process:
+            fresh = path.with_suffix(".new")
+            torch.save(encode(), fresh)
+            fresh.replace(path)
+        self.accelerator.wait_for_everyone()
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
     def is_due(self, every: int) -> bool:
         """Whether what happens every `every` steps and at the last one is due after this step; 0 means never."""
         return every > 0 and ((self.step + 1) % every == 0 or self.step + 1 == self.steps)
+
+
+def _is_same(config: Any, kept: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Whether two resolved configurations agree.
+
+    An option that is newer than the kept one counts with its default. A training at a constant learning rate may be
+    lengthened, since its steps are the same whatever their number.
+    """
+    defaults = json.loads(json.dumps(dataclasses.asdict(type(config)()), default=str))
+    kept = defaults | kept
+    if given.get("schedule") == "constant" and kept["steps"] < given["steps"]:
+        kept = kept | {"steps": given["steps"]}
+    return kept == given
 
 
 class Average:
@@ -189,6 +226,11 @@ def _replace_text(path: Path, text: str) -> None:
     with fresh.open("w", newline="", encoding="utf-8") as file:
         file.write(text)
     fresh.replace(path)
+
+
+def constant(warm_up: int) -> Callable[[int], float]:
+    """Factor of the learning rate: linear warm-up, then 1."""
+    return lambda step: min(1.0, (step + 1) / warm_up)
 
 
 def cosine(warm_up: int, steps: int, floor: float = 0.02) -> Callable[[int], float]:

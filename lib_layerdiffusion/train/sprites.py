@@ -1,4 +1,4 @@
-"""Build the training archive of the embedded model: emoji sprites and drawn soft ones, RGBA with captions."""
+"""Build the embedded model's training archives: sprites (emoji and drawn soft ones) and backgrounds, with captions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..refusal import Refusal
+from .dataset import METADATA, hold_out
+from .sceneries import DRAWN, FRAMED, SIZE, crop_frame, draw_scenery
 
 log = logging.getLogger(__name__)
 
-SIZE = 160
-HELD_OUT_EVERY = 12
-SOFT_VARIANTS = 16
-SOFT_HELD_OUT = 4
+VARIANTS = 16  # of each sprite or background that is drawn by code
+HELD_OUT_VARIANTS = 4
 GROUPS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Activities", "Objects")
 
 # The words of the embedded model. Key: the caption; value: the CLDR short name of its emoji.
@@ -40,17 +40,24 @@ OPAQUE_PROMPTS = {
     "cactus": "cactus",
     "sunflower": "sunflower",
     "penguin": "penguin",
+    "fox": "fox",
+    "panda": "panda",
+    "octopus": "octopus",
+    "rocket": "rocket",
+    "crown": "crown",
+    "strawberry": "strawberry",
+    "snowman": "snowman without snow",
 }
 # Emoji that are opaque in the set but not in life; their alpha comes from brightness and saturation.
-GLASSY = {"wine glass": "wine glass", "fire": "fire"}
-GLASSY_EXTRA = ("ice", "jellyfish", "ghost", "droplet", "cocktail glass", "crystal ball", "bubbles", "beer mug")
+GLASSY = {"wine glass": "wine glass", "fire": "fire", "ghost": "ghost", "jellyfish": "jellyfish", "ice cube": "ice"}
+GLASSY_EXTRA = ("droplet", "cocktail glass", "crystal ball", "bubbles", "beer mug")
 
 Rgba = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One sprite of the archive: its file name, caption, kind, split and pixels (straight RGBA, uint8)."""
+    """One image of an archive: its file name, caption, kind, split and pixels (straight RGBA, uint8)."""
 
     file_name: str
     text: str
@@ -217,7 +224,7 @@ def _read_names(path: Path) -> dict[str, dict[str, str]]:
 
 def _read_emoji(fluent: Path, names: Path) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """CLDR short name and pixels [SIZE, SIZE, 4] of every emoji in the object groups, in the set's order."""
-    wanted = {*OPAQUE_PROMPTS.values(), *GLASSY.values(), "ghost"}
+    wanted = {*OPAQUE_PROMPTS.values(), *GLASSY.values()}
     table = _read_names(names)
     with _open_package(fluent) as archive:
         files = {Path(member.name).stem.removesuffix("-fe0f"): member for member in archive if member.isfile()}
@@ -240,20 +247,34 @@ def list_entries(fluent: Path, names: Path) -> Iterator[Entry]:
     for index, (name, rgba) in enumerate(_read_emoji(fluent, names)):
         slug = name.replace(" ", "_").replace(":", "")
         prompt = name in captions or name in glassy
-        split = "held-out" if not prompt and index % HELD_OUT_EVERY == 0 else "train"
+        split = "held-out" if not prompt and hold_out(index) else "train"
         if name in glassy or name in GLASSY_EXTRA:
             yield Entry(f"{slug}.png", glassy.get(name, name), "soft", split, prompt, make_glassy(rgba, name))
         else:
             yield Entry(f"{slug}.png", captions.get(name, name), "opaque", split, prompt, rgba)
     for row, (text, draw) in enumerate({**SOFT_PROMPTS, **SOFT_EXTRA}.items()):
-        for variant in range(SOFT_VARIANTS):
-            split = "held-out" if variant >= SOFT_VARIANTS - SOFT_HELD_OUT else "train"
+        for variant in range(VARIANTS):
+            split = "held-out" if variant >= VARIANTS - HELD_OUT_VARIANTS else "train"
             name = f"{text.replace(' ', '_')}_{variant:02d}.png"
             yield Entry(name, text, "soft", split, text in SOFT_PROMPTS, _draw(draw, [row, variant]))
 
 
+def list_backgrounds(fluent: Path, names: Path) -> Iterator[Entry]:
+    """Every background: the emoji set's own sceneries, and the drawn ones, of which a fourth is held out."""
+    captions = {name: caption for caption, name in FRAMED.items()}
+    for name, rgba in _read_emoji(fluent, names):
+        if name in captions:
+            text = captions[name]
+            yield Entry(f"{text.replace(' ', '_')}.png", text, "background", "train", True, crop_frame(rgba))
+    for row, text in enumerate(DRAWN):
+        for variant in range(VARIANTS):
+            split = "held-out" if variant >= VARIANTS - HELD_OUT_VARIANTS else "train"
+            name = f"{text.replace(' ', '_')}_{variant:02d}.png"
+            yield Entry(name, text, "background", split, True, draw_scenery(text, [100 + row, variant]))
+
+
 def write_archive(entries: Iterator[Entry], path: Path) -> int:
-    """Write PNGs and metadata.jsonl (file_name, text, kind, split, prompt) into a zip; returns the sprites' number."""
+    """Write PNGs and metadata.jsonl (file_name, text, kind, split, prompt) into a zip; returns the images' number."""
     lines: list[str] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for entry in entries:
@@ -262,7 +283,7 @@ def write_archive(entries: Iterator[Entry], path: Path) -> int:
             archive.writestr(zipfile.ZipInfo(entry.file_name), buffer.getvalue())
             facts = {key: getattr(entry, key) for key in ("file_name", "text", "kind", "split", "prompt")}
             lines.append(json.dumps(facts, ensure_ascii=False))
-        archive.writestr(zipfile.ZipInfo("metadata.jsonl"), "\n".join(lines) + "\n")
+        archive.writestr(zipfile.ZipInfo(METADATA), "\n".join(lines) + "\n")
     return len(lines)
 
 
@@ -272,7 +293,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fluent", type=Path, required=True, help="npm package @lobehub/fluent-emoji-3d 1.1.0 (.tgz)")
     parser.add_argument("--names", type=Path, required=True, help="npm package unicode-emoji-json 0.9.0 (.tgz)")
     parser.add_argument("--out", type=Path, required=True, help="the archive to write (.zip)")
+    parser.add_argument("--backgrounds", type=Path, help="the archive of backgrounds to write (.zip)")
     given = parser.parse_args(argv)
-    count = write_archive(list_entries(given.fluent, given.names), given.out)
-    log.info("%d sprites in %s", count, given.out)
+    log.info("%d sprites in %s", write_archive(list_entries(given.fluent, given.names), given.out), given.out)
+    if given.backgrounds is not None:
+        count = write_archive(list_backgrounds(given.fluent, given.names), given.backgrounds)
+        log.info("%d backgrounds in %s", count, given.backgrounds)
     return 0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
-from .autoencoder import gradient_loss, psnr, read_autoencoder
+from .autoencoder import gradient_loss, read_autoencoder
 from .config import as_metadata, check_stages
 from .dataset import (
     Augmentation,
@@ -36,6 +36,7 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
+from .measures import psnr
 from .run import Average, Run, cosine, open_accelerator
 
 ENCODER, DECODER = "layer_sd15_vae_transparent_encoder", "layer_sd15_vae_transparent_decoder"

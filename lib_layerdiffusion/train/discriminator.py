@@ -1,0 +1,52 @@
+"""A patch discriminator with feature matching, for the trainings of autoencoder and transparent decoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+class PatchDiscriminator(nn.Module):
+    """Says for each patch of a picture whether it is real; spectrally normalised, so that it can stay on to the end."""
+
+    def __init__(self, channels: int, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+        super().__init__()
+        steps = zip((channels, *widths), widths, strict=False)
+        layers = [nn.Conv2d(before, after, 4, 2, 1) for before, after in steps]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, 1, 1), nn.Conv2d(widths[-1], 1, 3, 1, 1)]
+        self.layers = nn.ModuleList(spectral_norm(layer) for layer in layers)
+
+    def forward(self, picture: Tensor) -> list[Tensor]:
+        """Outputs of every layer for pictures [B, C, H, W]; the last are the logits [B, 1, H/8, W/8]."""
+        outputs: list[Tensor] = []
+        for layer in self.layers:
+            picture = layer(F.leaky_relu(picture, 0.2) if outputs else picture)
+            outputs.append(picture)
+        return outputs
+
+
+def judging_loss(judge: nn.Module, real: Tensor, made: Tensor) -> Tensor:
+    """The discriminator's own hinge loss, for pictures [B, C, H, W]."""
+    of_real, of_made = judge(torch.cat([real, made.detach()]))[-1].float().chunk(2)
+    return F.relu(1 - of_real).mean() + F.relu(1 + of_made).mean()
+
+
+def fooling_loss(judge: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
+    """What the judged network is to lower: the adversarial term, and the distance of the inner layers' outputs.
+
+    The discriminator itself gets no gradient.
+    """
+    judge.requires_grad_(False)
+    with torch.no_grad():
+        *wanted, _ = judge(real)
+    *inner, logits = judge(made)
+    judge.requires_grad_(True)
+    distances = [(a.float() - b.float()).abs().mean() for a, b in zip(inner, wanted, strict=True)]
+    return -logits.float().mean(), torch.stack(distances).mean()
+
+
+def grow(step: int, steps: int, start: float, over: float = 0.1) -> float:
+    """Weight of what sets in at a share `start` of the steps and grows to 1 over the share `over`."""
+    return float(min(1.0, max(0.0, (step - start * steps) / (over * steps))))
