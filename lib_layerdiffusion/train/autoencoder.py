@@ -329,12 +329,12 @@ def train(config: AutoencoderConfig, out: Path) -> None:
                 "matching": strength * config.matching_weight * distance,
             }
         accelerator.backward(torch.stack(list(terms.values())).sum())
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        gradient = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         average.update(vae)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, gradient=gradient)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
-from .autoencoder import gradient_loss, read_autoencoder
+from .autoencoder import gradient_loss, laplacian_loss, read_autoencoder
 from .config import as_metadata, check_stages
 from .dataset import (
     Augmentation,
@@ -36,8 +37,10 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .measures import psnr
+from .discriminator import PatchDiscriminator, fooling_loss, grow, judging_loss
+from .measures import detail, psnr
 from .run import Average, Run, cosine, open_accelerator
+from .widening import widen
 
 ENCODER, DECODER = "layer_sd15_vae_transparent_encoder", "layer_sd15_vae_transparent_decoder"
 
@@ -45,7 +48,7 @@ COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
 
 
-TERMS = ("reconstruction", "identity", "coarse", "guide", "discriminator")
+TERMS = ("reconstruction", "identity", "coarse", "guide", "adversarial", "matching")
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,14 @@ class TransparencyConfig:
     learning_rate: float = 1.5e-3
     reconstruction_weight: float = 1.0
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
+    gradient_weight: float = 0.5  # of the first differences of alpha and of the composite
+    laplacian_weight: float = 0.0  # of their Laplacians
+    alpha_margin: float = (
+        0.0  # invisible and opaque pixels aim so far beyond 0 and 1, so that clipping makes them exact
+    )
     identity_weight: float = 1.0
     discriminator_weight: float = 0.01
+    matching_weight: float = 0.5  # distance of the discriminator's inner layers' outputs
     discriminator_from: float = 0.6  # share of the steps without discriminator
     soft_share: float = 0.3
     prompt_share: float = 0.3
@@ -76,28 +85,19 @@ class TransparencyConfig:
     guide_channel: int = 3  # the one that the frozen decoder heeds least
     guide_amplitude: float = 0.8  # in sampler space
     guide_erase: float = 0.7  # share of the channel's own content that the offset takes away, lest it drown alpha
-    start_encoder: Path | None = None  # files of an earlier training to go on from; without its encoder, the layer of
-    start_decoder: Path | None = None  # the decoder that reads the latent starts anew
+    start_encoder: Path | None = None  # files of an earlier training to start from; without its encoder, the layer of
+    start_decoder: Path | None = None  # the decoder that reads the latent starts anew. A narrower decoder is widened
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: float = 0.998
     log_every: int = 100
     grid_every: int = 400
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         check_stages(self.sizes, self.size_steps, self.batches)
-
-
-class PatchDiscriminator(nn.Sequential):
-    """Says for each patch of premultiplied RGBA [B, 4, H, W] whether it is real; logits [B, 1, H/8, W/8]."""
-
-    def __init__(self, width: int = 24) -> None:
-        layers: list[nn.Module] = []
-        for before, after in ((4, width), (width, width * 2), (width * 2, width * 2)):
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
-        super().__init__(*layers, nn.Conv2d(width * 2, 1, 3, 1, 1))
 
 
 class LatentTransparency(nn.Module):
@@ -150,7 +150,7 @@ class LatentTransparency(nn.Module):
         """
         errors: list[Tensor] = []
         for head, features in zip(self.coarse_heads, self.coarse, strict=True):
-            made = self.turn_back(head(features), view)
+            made = self.turn_back(head(features), view).float()
             errors.append((made - F.avg_pool2d(alpha, alpha.shape[-1] // made.shape[-1])).abs().mean())
         return torch.stack(errors).sum()
 
@@ -171,13 +171,14 @@ class LatentTransparency(nn.Module):
         alpha, colour = output[:, :1], output[:, 1:]
         composite = colour * alpha + backgrounds * (1 - alpha)
         target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
+        wanted = aim(alpha, batch.alpha, self.config.alpha_margin)
         reconstruction = (
-            (alpha - batch.alpha).abs().mean()
-            + self.config.alpha_square_weight * (alpha - batch.alpha).pow(2).mean()
-            + 0.5 * gradient_loss(alpha, batch.alpha)
+            (alpha - wanted).abs().mean()
+            + self.config.alpha_square_weight * (alpha - wanted).pow(2).mean()
             + (composite - target).abs().mean()
-            + 0.5 * gradient_loss(composite, target)
             + ((colour - batch.padded).abs() * (0.1 + batch.alpha)).mean()
+            + self.config.gradient_weight * (gradient_loss(alpha, wanted) + gradient_loss(composite, target))
+            + self.config.laplacian_weight * (laplacian_loss(alpha, wanted) + laplacian_loss(composite, target))
         )
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
@@ -202,8 +203,11 @@ class LatentTransparency(nn.Module):
         wanted = self.config.guide_amplitude * (1 - 2 * F.avg_pool2d(alpha, 8))
         return (present - wanted - (1 - self.config.guide_erase) * own).abs().mean()
 
-    def go_on_from(self, encoder: Path | None, decoder: Path | None) -> None:
-        """Load the files that an earlier training wrote; only with its encoder the layer that reads the latent."""
+    def start_from(self, encoder: Path | None, decoder: Path | None) -> None:
+        """Load the files that an earlier training wrote; a narrower decoder is widened.
+
+        Without its encoder, the decoder's layer that reads the latent starts anew.
+        """
         store = WeightStore([])
         if encoder is not None:
             state = dict(store.load(encoder))
@@ -211,9 +215,22 @@ class LatentTransparency(nn.Module):
             self.encoder.load_state_dict(state)
         if decoder is not None:
             state = dict(store.load(decoder))
+            state = widen(state, self.config.decoder_widths)
             if encoder is None:
                 state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()
             self.decoder.load_state_dict(state)
+
+
+def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:
+    """The alpha that the network's unclipped output is compared with.
+
+    Where 0 or 1 is wanted, any value that the margin beyond it or more is as good: clipping makes it exact.
+    """
+    if not margin:
+        return wanted
+    low, high = wanted <= 0, wanted >= 1
+    aimed = torch.where(low, alpha.detach().clamp(max=-margin), wanted)
+    return torch.where(high, alpha.detach().clamp(min=1 + margin), aimed)
 
 
 def draw_batch(
@@ -246,21 +263,21 @@ def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float
 
 def train(config: TransparencyConfig, out: Path) -> None:
     """Train both networks, then write their files with the published keys to `out/model`."""
-    accelerator = open_accelerator(unused_parameters=config.encoder_steps > 0)
+    accelerator = open_accelerator(config.encoder_steps > 0, config.mixed_precision)
     torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
     vae = read_autoencoder(config.autoencoder).to(accelerator.device)
     raw = LatentTransparency(config, vae)
-    raw.go_on_from(config.start_encoder, config.start_decoder)
+    raw.start_from(config.start_encoder, config.start_decoder)
     raw.to(accelerator.device)
-    judge = PatchDiscriminator()
+    raw_judge = PatchDiscriminator(4)
     average = Average(raw, config.ema)
     steps = sum(config.size_steps)
     optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    judge_optimizer = torch.optim.AdamW(judge.parameters(), 2e-4, betas=(0.5, 0.99), weight_decay=0.0)
+    judge_optimizer = torch.optim.AdamW(raw_judge.parameters(), 4e-4, betas=(0.5, 0.9), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, steps))
     model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(
-        raw, judge, optimizer, judge_optimizer, schedule
+        raw, raw_judge, optimizer, judge_optimizer, schedule
     )
     accelerator.register_for_checkpointing(average)
     check = draw_check(held_out, config).to(accelerator.device)
@@ -278,18 +295,22 @@ def train(config: TransparencyConfig, out: Path) -> None:
         terms, output = model(batch, noise, backgrounds, warmth, view)
         if config.discriminator_weight and step >= config.discriminator_from * steps:
             real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
-            fooled = F.relu(1 - judge(real)).mean() + F.relu(1 + judge(output.detach())).mean()
-            accelerator.backward(fooled)
+            accelerator.backward(judging_loss(judge, real, output))
             judge_optimizer.step()
-            terms["discriminator"] = -config.discriminator_weight * judge(output).mean()
+            judge_optimizer.zero_grad()
+            fooled, distance = fooling_loss(raw_judge, real, output)
+            strength = grow(step, steps, config.discriminator_from)
+            terms |= {
+                "adversarial": strength * config.discriminator_weight * fooled,
+                "matching": strength * config.matching_weight * distance,
+            }
         accelerator.backward(torch.stack(list(terms.values())).sum())
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        gradient = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        judge_optimizer.zero_grad()
         average.update(raw)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, gradient=gradient)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):
@@ -330,6 +351,8 @@ def evaluate(raw: LatentTransparency, average: Average, check: TransparentBatch,
         "alpha_mae_without_offset": (blind[:, :1].clamp(0, 1) - check.alpha).abs().mean(),
         "harmless_db": psnr(picture.clamp(0, 1), plain.clamp(0, 1)).mean(),
         "recomposite_db": psnr(shown, wanted).mean(),
+        "detail": detail((colour - 0.5) * alpha + 0.5).mean(),
+        "detail_wanted": detail(check.grey).mean(),
         "offset": (adjusted - mean).abs().mean(),
     }
 
