@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from ..injection import shared_attention, side_path
 from ..layers import composite
 from ..modes import Mode, find_mode
 from ..refusal import Refusal
-from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from ..shared_attention import ATTENTION_ORDER, CONTROL_PREFIX, UNITS_PREFIX, AttentionSharingUnit, ControlEncoder
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
 from ..weights.patches import LoraPatch
@@ -35,18 +35,13 @@ from .base import denoising_loss
 from .config import as_metadata
 from .dataset import (
     Augmentation,
-    Premultiplied,
-    Sprite,
     TransparentBatch,
     augment,
-    find_prompts,
-    make_background,
-    read_sprites,
-    reading_size,
-    split_sprites,
     step_rng,
+    unpremultiplied,
 )
-from .run import Average, Run, cosine, open_accelerator
+from .run import Average, Run, constant, cosine, open_accelerator
+from .scenes import ROLES, Placement, Scene, SceneSource, read_scenes
 
 log = logging.getLogger(__name__)
 
@@ -58,35 +53,50 @@ SAMPLES = 8  # captions in a sample grid
 class FinetuneConfig:
     """Options of the UNet's fine-tuning."""
 
-    data: Path = Path("sprites.zip")
+    data: Path = Path("sprites.zip")  # RGBA images, or a metadata.jsonl of scenes
+    backgrounds: Path | None = None  # pictures with captions, over which the images are put; None: plain colours
     base: Path = Path("runs/base/model")
     encoder: Path = Path("runs/transparency/model/layer_sd15_vae_transparent_encoder.safetensors")
     form: Literal["attention_sharing", "lora"] = "attention_sharing"
     mode: str = "foreground"
     only_prompts: bool = True  # train on the sprites that the base model has words for
+    start: Path | None = None  # an earlier file of the same mode and sizes
     seed: int = 4
     size: int = 128
     rank: int = 32
+    control_width: int = 256  # channels of the control signal; 256 as in the published files
     views_per_caption: int = 256
     steps: int = 1000
     batch: int = 16
     learning_rate: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     snr_limit: float = 5.0
     drop_caption: float = 0.1
+    shared_caption: float = 0.3  # share of the sets all of whose frames get the blend's caption
     ema: float = 0.995
     log_every: int = 50
-    augmentation: Augmentation = field(default_factory=Augmentation)
     grid_every: int = 250
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
+    augmentation: Augmentation = field(default_factory=Augmentation)  # of the mode that makes a foreground alone
+    placement: Placement = field(default_factory=Placement)  # of the other modes
 
 
 @dataclass(frozen=True)
 class Bank:
-    """Encoded sets in memory: N sets of F frames."""
+    """Encoded sets: N sets of F frames."""
 
     mean: Tensor  # [N, F, 4, h, w] VAE space; of transparent frames the adjusted latent
     std: Tensor  # like mean; 0 for transparent frames, whose offset stands for the sample
     control: Tensor | None  # [N, 3, H, W], -1..1
-    texts: list[str]
+    texts: list[list[str]]  # [N][F], and the blend's caption last
+
+    def say(self, row: int, drop: float, shared: float, rng: np.random.Generator) -> list[str]:
+        """The captions of a set's frames: none at all, the blend's for all, or each its own."""
+        pick = rng.random()
+        *own, blend = self.texts[row]
+        if pick < drop:
+            return [""] * len(own)
+        return [blend] * len(own) if len(own) > 1 and pick < drop + shared else own
 
 
 class FinetunedUnet(nn.Module):
@@ -104,8 +114,12 @@ class FinetunedUnet(nn.Module):
         if config.form == "attention_sharing":
             frames, control = len(mode.frames), bool(mode.inputs)
             attentions = [host.unet.get_submodule(self.places[place]) for place in ATTENTION_ORDER]
-            self.units.extend(AttentionSharingUnit(a, frames, control=control, rank=config.rank) for a in attentions)
-            self.control = ControlEncoder() if control else None
+            width = config.control_width
+            self.units.extend(
+                AttentionSharingUnit(a, frames, control=control, rank=config.rank, control_channels=width)
+                for a in attentions
+            )
+            self.control = ControlEncoder((min(32, width), min(64, width), min(128, width), width)) if control else None
         else:
             for name in self.places.values():
                 linear = host.unet.get_submodule(name)
@@ -156,45 +170,62 @@ class FinetunedUnet(nn.Module):
                 state[f"diffusion_model.{place}.weight::lora::0"] = averaged[f"ups.{row}"]
                 state[f"diffusion_model.{place}.weight::lora::1"] = averaged[f"downs.{row}"]
             return state
-        prefixes = {"units": "hookers.layers", "control": "kwargs_encoder"}
+        prefixes = {"units": UNITS_PREFIX, "control": CONTROL_PREFIX}
         named = ((name.partition("."), value) for name, value in averaged.items())
-        return {f"{prefixes[first]}.{rest}": value for (first, _, rest), value in named}
+        return {f"{prefixes[first]}{rest}": value for (first, _, rest), value in named}
+
+    def start_from(self, file: Path) -> None:
+        """Load the parameters of an earlier file of this mode; refused where its tensors are others."""
+        known = self.published_state({name: name for name in self.state_dict()})  # type: ignore[arg-type]
+        state = WeightStore([]).load(file)
+        own = self.state_dict()
+        if known.keys() != state.keys() or any(own[str(name)].shape != state[key].shape for key, name in known.items()):
+            raise Refusal(
+                f"{file} has other tensors than this training; give a file of its mode, rank and control_width."
+            )
+        self.load_state_dict({str(name): state[key] for key, name in known.items()})
 
 
 @torch.no_grad()
 def encode_sets(
-    host: DiffusersHost, encoder: TransparentEncoder, sprites: list[Sprite], mode: Mode, config: FinetuneConfig
+    host: DiffusersHost, encoder: TransparentEncoder, source: SceneSource, mode: Mode, config: FinetuneConfig
 ) -> Bank:
-    """Augmented sets of every sprite: its foreground, a background and their blend, as far as the mode has them."""
-    by_text: dict[str, list[Sprite]] = {}
-    for sprite in sprites:
-        by_text.setdefault(sprite.text, []).append(sprite)
+    """Random sets of every caption: a foreground, a background and their blend, as far as the mode has them."""
     rng = step_rng(config.seed, 0, 1 << 16)
     means: list[Tensor] = []
     stds: list[Tensor] = []
     controls: list[Tensor] = []
-    texts: list[str] = []
-    for text, choices in by_text.items():
-        views = [choices[i % len(choices)].premultiplied for i in range(config.views_per_caption)]
-        for start in range(0, len(views), 16):
-            pixels = [augment(view, config.size, config.augmentation, rng) for view in views[start : start + 16]]
-            pictures = draw_pictures(pixels, config.size, rng)
+    texts: list[list[str]] = []
+    for caption in source.captions:
+        for start in range(0, config.views_per_caption, 16):
+            count = min(16, config.views_per_caption - start)
+            scenes = [draw_set(source, caption, mode, config, rng) for _ in range(count)]
+            pictures = stack_pictures(scenes)
             frames = [encode_frame(host, encoder, pictures, role, mode) for role in mode.frames]
             means.append(torch.stack([mean for mean, _ in frames], dim=1))
             stds.append(torch.stack([std for _, std in frames], dim=1))
             if mode.inputs:
                 controls.append(pictures[mode.inputs[0]] * 2 - 1)
-            texts += [text] * len(pixels)
+            texts += [[scene.texts[role] for role in (*mode.frames, "blend")] for scene in scenes]
     return Bank(torch.cat(means), torch.cat(stds), torch.cat(controls) if controls else None, texts)
 
 
-def draw_pictures(pixels: list[Premultiplied], size: int, rng: np.random.Generator) -> dict[str, Any]:
+def draw_set(source: SceneSource, caption: str, mode: Mode, config: FinetuneConfig, rng: np.random.Generator) -> Scene:
+    """A scene, or for a mode that makes a foreground alone an image placed in the middle of nothing."""
+    scene = source.draw(caption, config.size, config.placement, rng)
+    if mode.frames != ("foreground",) or source.given:
+        return scene
+    choices = [sprite for sprite in source.sprites if sprite.text == caption]
+    sprite = choices[int(rng.integers(len(choices)))]
+    return replace(scene, foreground=augment(sprite.premultiplied, config.size, config.augmentation, rng))
+
+
+def stack_pictures(scenes: list[Scene]) -> dict[str, Any]:
     """Roles to opaque pictures [B, 3, H, W] 0..1 (the foreground composited on grey) and `batch` with its alpha."""
-    batch = TransparentBatch.of(pixels)
-    backgrounds: NDArray[np.float32] = np.stack([make_background(size, rng) for _ in pixels])
-    background = torch.from_numpy(backgrounds.transpose(0, 3, 1, 2).copy())
-    blend = batch.padded * batch.alpha + background * (1 - batch.alpha)
-    return {"batch": batch, "foreground": batch.grey, "background": background, "blend": blend}
+    batch = TransparentBatch.of([scene.foreground for scene in scenes])
+    opaque = {role: np.stack([getattr(scene, role) for scene in scenes]) for role in ROLES[1:]}
+    stacked = {role: torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()) for role, pixels in opaque.items()}
+    return {"batch": batch, "foreground": batch.grey, **stacked}
 
 
 def encode_frame(
@@ -242,7 +273,7 @@ def write_file(raw: FinetunedUnet, average: Average, folder: Path) -> None:
     save_file(state, folder / f"{raw.mode.file}.safetensors", as_metadata(raw.config))
 
 
-def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, sprites: list[Sprite]) -> None:
+def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, source: SceneSource) -> None:
     """A grid of what the file would make now: one column a caption, one row a layer, over a checkerboard.
 
     The transparent decoder is looked for beside the encoder.
@@ -256,52 +287,59 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
         log.warning("There is no sample grid, since %s has no %s.", config.encoder.parent, mode.decoder)
         return
     columns: list[list[Tensor]] = []
-    for seed, (text, sprite) in enumerate(list({sprite.text: sprite for sprite in sprites}.items())[:SAMPLES]):
-        images = {f"{role}_image": make_condition(sprite, role, seed) for role in mode.inputs}
-        with layer_diffusion(pipeline, mode.name, store, views=1, **images) as ld:
+    captions = source.captions
+    for seed, place in enumerate(np.linspace(0, len(captions) - 1, min(SAMPLES, len(captions)))):
+        scene = source.draw(captions[int(place)], config.size, config.placement, step_rng(0, seed))
+        images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
+        prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames} if len(mode.frames) > 1 else {}
+        with layer_diffusion(pipeline, mode.name, store, views=1, **images, **prompts) as ld:
+            text = scene.texts["blend" if prompts else "foreground"]
             stack = ld(text, seed=seed, width=config.size, height=config.size, cfg=3.0)
         pictures = [composite([layer], "checker") for layer in stack.layers]
         columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])
     run.save_grid("samples", [list(row) for row in zip(*columns, strict=True)])
 
 
-def make_condition(sprite: Sprite, role: str, seed: int) -> NDArray[np.uint8]:
-    """RGBA image [S, S, 4] for a mode that starts from the foreground or from a background."""
+def make_condition(scene: Scene, role: str) -> NDArray[np.uint8]:
+    """RGBA image [S, S, 4] for a mode that starts from the foreground, a background or a blend."""
     if role == "foreground":
-        return sprite.rgba
-    background = make_background(sprite.rgba.shape[0], step_rng(0, seed))
-    return np.dstack([np.round(background * 255).astype(np.uint8), np.full(background.shape[:2], 255, np.uint8)])
+        return unpremultiplied(scene.foreground)
+    pixels = np.round(getattr(scene, role) * 255).astype(np.uint8)
+    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
 def train(config: FinetuneConfig, out: Path) -> None:
     """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
-    accelerator = open_accelerator(unused_parameters=True)
+    accelerator = open_accelerator(unused_parameters=True, mixed_precision=config.mixed_precision)
     torch.manual_seed(config.seed)
     pipeline: Any = load_pipeline(config.base, device="cpu").to(accelerator.device)
     host = DiffusersHost(pipeline)
     mode = find_mode(config.mode, host.family)
     check_form(config.form, mode)
     encoder = TransparentEncoder.from_state_dict(WeightStore().load(config.encoder)).to(accelerator.device)
-    known, _ = split_sprites(read_sprites(config.data, reading_size(config.size)))
-    shown = find_prompts(known) if config.only_prompts else known
-    bank = encode_sets(host, encoder, shown, mode, config)
-    contexts = encode_captions(pipeline, bank.texts, config.size)
+    source = read_scenes(config.data, config.backgrounds, config.size, config.only_prompts)
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)  # others don't tell the velocity
-    raw = FinetunedUnet(config, mode, host, scheduler).to(accelerator.device)
+    raw = FinetunedUnet(config, mode, host, scheduler)
+    if config.start is not None:
+        raw.start_from(config.start)
+    raw.to(accelerator.device)
     average = Average(raw, config.ema)
     optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(50, config.steps))
+    rate = constant(50) if config.schedule == "constant" else cosine(50, config.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
     run = Run(out, config, accelerator, config.steps, config.log_every)
+    bank = Bank(**run.keep_bank(lambda: vars(encode_sets(host, encoder, source, mode, config))))
+    contexts = encode_captions(pipeline, [text for texts in bank.texts for text in texts], config.size)
     for step in run:
         rng = step_rng(config.seed, step, accelerator.process_index)
         rows = rng.integers(len(bank.texts), size=config.batch)
         mean, std = bank.mean[rows].flatten(0, 1), bank.std[rows].flatten(0, 1)
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
         clean = ((mean + std * noise) * host.scaling_factor).to(accelerator.device)
-        said = ["" if rng.random() < config.drop_caption else bank.texts[int(row)] for row in rows]
-        sets = [contexts[text] for text in said for _ in mode.frames]
+        said = [bank.say(int(row), config.drop_caption, config.shared_caption, rng) for row in rows]
+        sets = [contexts[text] for texts in said for text in texts]
         context = torch.stack([context for context, _ in sets])
         added = [conditions for _, conditions in sets if conditions is not None]
         stacked = {key: torch.stack([conditions[key] for conditions in added]) for key in added[0]} if added else None
@@ -314,7 +352,7 @@ def train(config: FinetuneConfig, out: Path) -> None:
         optimizer.zero_grad()
         average.update(raw)
         if accelerator.is_main_process and run.is_due(config.grid_every):
-            save_samples(run, raw, average, pipeline, shown)
+            save_samples(run, raw, average, pipeline, source)
     if accelerator.is_main_process:
         with run.write_model() as folder:
             write_file(raw, average, folder)
