@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..refusal import Refusal
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
-from .config import check_stages
+from .config import Count, Share, Side, check_stages, strict
 from .dataset import (
     Augmentation,
     Sprite,
@@ -42,6 +42,7 @@ SCALING_FACTOR = 0.18215
 TERMS = ("l1", "gradient", "laplacian", "kl", "guide", "adversarial", "matching")
 
 
+@strict
 @dataclass(frozen=True)
 class AutoencoderConfig:
     """Options of the autoencoder's training."""
@@ -51,26 +52,26 @@ class AutoencoderConfig:
     seed: int = 1
     widths: tuple[int, ...] = (24, 48, 64, 64)
     groups: int = 4
-    sizes: tuple[int, ...] = (64, 128)  # trained one after the other
-    size_steps: tuple[int, ...] = (1200, 700)
-    batches: tuple[int, ...] = (16, 8)
+    sizes: tuple[Side, ...] = (64, 128)  # trained one after the other
+    size_steps: tuple[Count, ...] = (1200, 700)
+    batches: tuple[Count, ...] = (16, 8)
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     gradient_weight: float = 0.5
     laplacian_weight: float = 0.0
     discriminator_weight: float = 0.0  # 0: no discriminator
-    discriminator_from: float = 0.2  # share of the steps without it
+    discriminator_from: Share = 0.2  # share of the steps without it
     matching_weight: float = 0.5  # distance of the discriminator's inner layers' outputs
     kl_weight: float = 1e-4
     guide_weight: float = 0.2  # the first three latent channels follow the image's own colours at first
-    guide_until: float = 0.4
+    guide_until: Share = 0.4
     start: Path | None = None  # an earlier autoencoder; its decoder alone is trained, so the latents stay what they are
     encoder: Path | None = None  # transparent encoder; half of the pictures get its offset, as generated latents have
     latent_noise: float = 0.0  # largest deviation of noise in sampler space; half of it on latents without offset
     room_channel: int = 3
     room: float = 0.0  # largest shift of that channel, in sampler space, that the decoder learns to disregard
-    ema: float = 0.995
-    log_every: int = 100
+    ema: Share = 0.995
+    log_every: Count = 100
     grid_every: int = 400
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -329,12 +330,12 @@ def train(config: AutoencoderConfig, out: Path) -> None:
                 "matching": strength * config.matching_weight * distance,
             }
         accelerator.backward(torch.stack(list(terms.values())).sum())
-        gradient = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         average.update(vae)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, gradient=gradient)
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, norm=norm)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):

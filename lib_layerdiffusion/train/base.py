@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..refusal import Refusal
 from .autoencoder import read_autoencoder
+from .config import Count, Share, Side, strict
 from .dataset import (
     Augmentation,
     Sprite,
@@ -53,6 +54,7 @@ COLOURS = {
 }
 
 
+@strict
 @dataclass(frozen=True)
 class BaseConfig:
     """Options of the base model's training."""
@@ -62,24 +64,24 @@ class BaseConfig:
     autoencoder: Path = Path("runs/autoencoder/model")
     start: Path | None = None  # an earlier model: its tokenizer and the sizes of its networks come with it
     seed: int = 2
-    size: int = 128
+    size: Side = 128
     widths: tuple[int, ...] = (64, 64, 96, 96)
     groups: int = 8
     heads: int = 8
     text_width: int = 96
     text_layers: int = 2
-    views_per_caption: int = 256  # augmented latents kept in memory for each caption
-    scene_share: float = 0.4  # of them over a background, if there are any
-    views_per_background: int = 96
-    steps: int = 2500
-    batch: int = 16
+    views_per_caption: Count = 256  # augmented latents kept in memory for each caption
+    scene_share: Share = 0.4  # of them over a background, if there are any
+    views_per_background: Count = 96
+    steps: Count = 2500
+    batch: Count = 16
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     weight_decay: float = 0.01
     snr_limit: float = 5.0  # of the min-SNR weighting
-    drop_caption: float = 0.1
-    ema: float = 0.998
-    log_every: int = 50
+    drop_caption: Share = 0.1
+    ema: Share = 0.998
+    log_every: Count = 50
     grid_every: int = 500
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -272,8 +274,10 @@ def prepare_tokenizer(config: BaseConfig, sprites: list[Sprite], out: Path, main
         return
     if config.start is None:
         train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
-    else:
+    elif (config.start / "tokenizer").is_dir():
         shutil.copytree(config.start / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    else:
+        raise Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.")
 
 
 def train(config: BaseConfig, out: Path) -> None:
@@ -308,7 +312,7 @@ def train(config: BaseConfig, out: Path) -> None:
         said = ["" if rng.random() < config.drop_caption else texts[int(row)] for row in rows]
         loss = model(clean, said, rng)
         accelerator.backward(loss)
-        run.log(loss=loss, gradient=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        run.log(loss=loss, norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -8,8 +8,9 @@ import json
 import logging
 from pathlib import Path
 
-from ..refusal import Refusal
+from ..refusal import Refusal, list_choices
 from .config import read_config
+from .recipe import RECIPE, add_places
 
 STAGES = {  # command, which is also the module -> configuration class
     "autoencoder": "AutoencoderConfig",
@@ -18,45 +19,6 @@ STAGES = {  # command, which is also the module -> configuration class
     "finetune": "FinetuneConfig",
 }
 TOOLS = ("sprites", "pack", "evaluate")  # modules of this package with a main(argv)
-EMBEDDED = {  # run, which is also the configuration -> stage
-    "autoencoder": "autoencoder",
-    "autoencoder_room": "autoencoder",
-    "transparency_start": "transparency",
-    "transparency_room": "transparency",
-    "transparency": "transparency",
-    "transparency_decoder": "transparency",
-    "transparency_edges": "transparency",
-    "transparency_last": "transparency",
-    "base": "base",
-    "foreground": "finetune",
-}
-
-
-def _go_on_from(run: str) -> dict[str, str]:
-    file = f"{run}/model/layer_sd15_vae_transparent_{{}}.safetensors"
-    starts = {f"start_{network}": file.format(network) for network in ("encoder", "decoder")}
-    return {"autoencoder": "autoencoder_room/model", **starts}
-
-
-# which options of a stage name what another run made
-MADE_BEFORE = {
-    "autoencoder_room": {"start": "autoencoder/model"},
-    "transparency_start": {"autoencoder": "autoencoder/model"},
-    "transparency_room": {
-        "autoencoder": "autoencoder_room/model",
-        "start_decoder": "transparency_start/model/layer_sd15_vae_transparent_decoder.safetensors",
-    },
-    "transparency": _go_on_from("transparency_room"),
-    "transparency_decoder": _go_on_from("transparency"),
-    "transparency_edges": _go_on_from("transparency_decoder"),
-    "transparency_last": _go_on_from("transparency_edges"),
-    "base": {"autoencoder": "autoencoder/model"},
-    "foreground": {
-        "base": "base/model",
-        "encoder": "transparency/model/layer_sd15_vae_transparent_encoder.safetensors",
-    },
-}
-
 USAGE = f"""layerdiffusion train COMMAND ...
 
 commands:
@@ -67,7 +29,7 @@ commands:
   finetune      teach a frozen UNet adjusted latents: low-rank patches or attention sharing
   pack          put finished runs together as one small model folder
   evaluate      measure a packed model
-  embedded      all of it: {", ".join(EMBEDDED)}, then pack
+  embedded      all of it: {", ".join(training.run for training in RECIPE)}, then pack
 
 `layerdiffusion train COMMAND --help` tells each one's options."""
 
@@ -78,19 +40,25 @@ def train_stage(stage: str, config: Path | None, overrides: list[str], out: Path
     module.train(read_config(getattr(module, STAGES[stage]), config, overrides), out)
 
 
-def train_embedded(data: Path, runs: Path, out: Path) -> None:
-    """Make the embedded model from the archive, by the configurations that lie beside this file."""
+def train_embedded(data: Path, backgrounds: Path, runs: Path, out: Path | None, only: str | None = None) -> None:
+    """Make the embedded model from the archives, by the recipe and the configurations in `embedded/`.
+
+    Finished runs are kept. `only`: one run alone, whose inputs are there; it is trained, or lengthened, and not packed.
+    """
     from accelerate import PartialState
 
     from .pack import pack
 
-    for run, stage in EMBEDDED.items():
-        if not (runs / run / "model").exists():
-            paths = {"data": data} | {option: runs / path for option, path in MADE_BEFORE.get(run, {}).items()}
+    if only is not None and only not in [training.run for training in RECIPE]:
+        raise Refusal(f"There is no run {only}; {list_choices(only, [training.run for training in RECIPE])}.")
+    for training in RECIPE:
+        if training.run == only or (only is None and not (runs / training.run / "model").exists()):
+            paths = training.find_inputs(runs, data, backgrounds)
             overrides = [f"{option}={json.dumps(path.as_posix())}" for option, path in paths.items()]
-            train_stage(stage, Path(__file__).with_name("embedded") / f"{run}.toml", overrides, runs / run)
-    if PartialState().is_main_process:
-        pack(runs, data, out)
+            config = Path(__file__).with_name("embedded") / f"{training.run}.toml"
+            train_stage(training.stage, config, overrides, runs / training.run)
+    if only is None and out is not None and PartialState().is_main_process:
+        pack(runs, data, backgrounds, out)
 
 
 def main(argv: list[str]) -> int:
@@ -106,13 +74,11 @@ def main(argv: list[str]) -> int:
         return importlib.import_module(f"{__package__}.{command}").main(rest)
     parser = argparse.ArgumentParser(prog=f"layerdiffusion train {command}")
     if command == "embedded":
-        parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="archive made by `train sprites`")
-        parser.add_argument(
-            "--runs", type=Path, default=Path("runs"), help="folder of the runs; finished ones are kept"
-        )
-        parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+        add_places(parser)
+        parser.add_argument("--out", type=Path, help="model folder to write; without it nothing is packed")
+        parser.add_argument("--only", metavar="RUN", help="train or lengthen this run alone")
         given = parser.parse_args(rest)
-        train_embedded(given.data, given.runs, given.out)
+        train_embedded(given.data, given.backgrounds, given.runs, given.out, given.only)
         return 0
     if command not in STAGES:
         raise Refusal(

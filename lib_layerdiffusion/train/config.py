@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from ..refusal import Refusal
 
@@ -19,43 +19,36 @@ else:
 
 Config = TypeVar("Config")
 
+Count = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(gt=0, multiple_of=64)]  # pixels; the UNet halves the latent's side three times
 
-def _convert(name: str, value: Any, wanted: Any) -> Any:
-    """Check one value against its annotation; lists become tuples and tables become dataclasses."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if dataclasses.is_dataclass(wanted) and isinstance(value, dict):
-        return from_table(typing.cast(type, wanted), value, f"{name}.")  # pyright: ignore[reportUnknownArgumentType]
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(name, value, next(choice for choice in arguments if choice is not type(None)))
-    if origin is tuple and isinstance(value, list):
-        items: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_convert(name, item, arguments[0]) for item in items)
-        if len(items) == len(arguments):
-            return tuple(_convert(name, item, kind) for item, kind in zip(items, arguments, strict=True))
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise Refusal(f"The configuration's {name} is {value!r}; it must be one of {', '.join(map(str, arguments))}.")
-    if wanted is Path and isinstance(value, str):
-        return Path(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(wanted, type) and isinstance(value, wanted) and not (wanted is int and isinstance(value, bool)):
-        return value
-    kind = getattr(wanted, "__name__", None) if origin is None else str(wanted)
-    raise Refusal(f"The configuration's {name} is {value!r}; it must be of type {kind}.")
+strict = with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
+"""Class decorator of every configuration dataclass: no unknown keys, no conversion between types, no NaN."""
 
 
-def from_table(cls: type[Config], table: dict[str, Any], prefix: str = "") -> Config:
-    """Build a configuration dataclass from a TOML table; an unknown or ill-typed key is refused by name."""
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(table) - set(hints))
-    if unknown:
-        raise Refusal(f"The configuration has no {prefix}{unknown[0]}; it knows {', '.join(sorted(hints))}.")
-    return cls(**{key: _convert(prefix + key, value, hints[key]) for key, value in table.items()})
+def from_table(cls: type[Config], table: dict[str, Any]) -> Config:
+    """Build a configuration dataclass from a TOML table; what doesn't fit is refused by name."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise Refusal(f"The configuration has no {name}; it knows {', '.join(_list_keys(cls))}.") from error
+        raise Refusal(f"The configuration's {name} is {first['input']!r}. {first['msg']}.") from error
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"The configuration can't be read ({error}); write plain tables and values.") from error
+
+
+def _list_keys(cls: Any) -> list[str]:
+    """Names of a configuration's options, those of its tables with a dot."""
+    keys: list[str] = []
+    for option in dataclasses.fields(cls):
+        inner: Any = option.default_factory
+        nested = dataclasses.is_dataclass(inner)
+        keys += [f"{option.name}.{key}" for key in _list_keys(inner)] if nested else [option.name]
+    return sorted(keys)
 
 
 def read_config(cls: type[Config], path: Path | None, overrides: list[str]) -> Config:
@@ -67,7 +60,7 @@ def read_config(cls: type[Config], path: Path | None, overrides: list[str]) -> C
             table[key.strip()] = tomllib.loads(f"value = {value}")["value"]
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"The configuration {path} can't be read ({error}); name an existing TOML file.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise Refusal(f"The configuration {path or overrides} is not valid TOML: {error}; mend that line.") from error
     return from_table(cls, table)
 

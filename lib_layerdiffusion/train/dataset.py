@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..layers import pad_rgb
 from ..refusal import Refusal
+from .config import strict
 
 IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg"}
 METADATA = "metadata.jsonl"
@@ -154,6 +155,7 @@ def find_prompts(sprites: Sequence[Sprite]) -> list[Sprite]:
     return [sprite for sprite in sprites if sprite.prompt] or list(sprites)
 
 
+@strict
 @dataclass(frozen=True)
 class Augmentation:
     """Ranges of the random placement of a sprite in its image."""

@@ -27,12 +27,13 @@ from ..injection import shared_attention, side_path
 from ..layers import composite
 from ..modes import Mode, find_mode
 from ..refusal import Refusal
-from ..shared_attention import ATTENTION_ORDER, CONTROL_PREFIX, UNITS_PREFIX, AttentionSharingUnit, ControlEncoder
+from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
+from ..weights.attention_units import CONTROL_PREFIX, UNITS_PREFIX
 from ..weights.patches import LoraPatch
 from .base import denoising_loss
-from .config import as_metadata
+from .config import Count, Share, Side, as_metadata, strict
 from .dataset import (
     Augmentation,
     TransparentBatch,
@@ -49,6 +50,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 SAMPLES = 8  # captions in a sample grid
 
 
+@strict
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Options of the UNet's fine-tuning."""
@@ -62,19 +64,19 @@ class FinetuneConfig:
     only_prompts: bool = True  # train on the sprites that the base model has words for
     start: Path | None = None  # an earlier file of the same mode and sizes
     seed: int = 4
-    size: int = 128
-    rank: int = 32
-    control_width: int = 256  # channels of the control signal; 256 as in the published files
-    views_per_caption: int = 256
-    steps: int = 1000
-    batch: int = 16
+    size: Side = 128
+    rank: Count = 32
+    control_width: Count = 256  # channels of the control signal; 256 as in the published files
+    views_per_caption: Count = 256
+    steps: Count = 1000
+    batch: Count = 16
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     snr_limit: float = 5.0
-    drop_caption: float = 0.1
-    shared_caption: float = 0.3  # share of the sets all of whose frames get the blend's caption
-    ema: float = 0.995
-    log_every: int = 50
+    drop_caption: Share = 0.1
+    shared_caption: Share = 0.3  # share of the sets all of whose frames get the blend's caption
+    ema: Share = 0.995
+    log_every: Count = 50
     grid_every: int = 250
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)  # of the mode that makes a foreground alone
@@ -293,7 +295,7 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
         images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
         prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames} if len(mode.frames) > 1 else {}
         with layer_diffusion(pipeline, mode.name, store, views=1, **images, **prompts) as ld:
-            text = scene.texts["blend" if prompts else "foreground"]
+            text = "" if prompts else scene.texts["foreground"]
             stack = ld(text, seed=seed, width=config.size, height=config.size, cfg=3.0)
         pictures = [composite([layer], "checker") for layer in stack.layers]
         columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])
@@ -346,7 +348,7 @@ def train(config: FinetuneConfig, out: Path) -> None:
         control = bank.control[rows].to(accelerator.device) if bank.control is not None else None
         loss = model(clean, context, stacked, control, rng)
         accelerator.backward(loss)
-        run.log(loss=loss, gradient=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        run.log(loss=loss, norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

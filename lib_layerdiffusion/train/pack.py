@@ -11,40 +11,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ..refusal import Refusal
-from .dataset import find_prompts, read_sprites
-
-PARTS = {  # folder of the pipeline -> run that made it
-    "unet": "base",
-    "text_encoder": "base",
-    "vae": "autoencoder_room",
-}
-LAYER_FILES = {
-    "layer_sd15_transparent_attn": "foreground",
-    "layer_sd15_vae_transparent_decoder": "transparency_last",
-    "layer_sd15_vae_transparent_encoder": "transparency",
-}
+from .dataset import Sprite, find_prompts, read_sprites
+from .recipe import LAYER_FILES, PARTS, RECIPE, add_places
 
 # transformers 5 writes the text encoder's keys without it; it reads both, and older versions only this
 TEXT_PREFIX = "text_model."
 LOCAL_KEYS = ("_name_or_path", "training")  # of a part's config: what the folder `training` tells, and local paths
-RUNS = (
-    "autoencoder",
-    "autoencoder_room",
-    "base",
-    "foreground",
-    "transparency_start",
-    "transparency_room",
-    "transparency",
-    "transparency_decoder",
-    "transparency_edges",
-    "transparency_last",
-)
 
 
 def read_config(run: Path) -> str:
-    """The run's configuration as JSON, without the folder that the data lay in."""
+    """The run's configuration as JSON, without the folders that the data lay in."""
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    return json.dumps(config | {"data": Path(config["data"]).name}, sort_keys=True)
+    named = {key: Path(value).name for key in ("data", "backgrounds") if (value := config.get(key))}
+    return json.dumps(config | named, sort_keys=True)
 
 
 def write_half(source: Path, target: Path, config: str, prefix: str = "") -> None:
@@ -63,57 +42,98 @@ def write_half(source: Path, target: Path, config: str, prefix: str = "") -> Non
     save_file(state, target, metadata)
 
 
-def pack(runs: Path, data: Path, out: Path) -> int:
-    """Write the model folder anew; returns its size in bytes."""
+def pack(runs: Path, data: Path, backgrounds: Path, out: Path, earlier: Path | None = None) -> int:
+    """Write the model folder anew; returns its size in bytes.
+
+    `earlier`: a packed model whose parts and records stand in for runs that aren't finished.
+    """
     if out.exists() and any(out.iterdir()) and not (out / "model_index.json").exists():
         raise Refusal(f"{out} holds something else than a model; name a folder that is new, empty or a model's.")
-    for run in RUNS:
-        if not (runs / run / "model").is_dir():
-            raise Refusal(f"The run {runs / run} isn't finished; train it first.")
+    for run in [training.run for training in RECIPE] if earlier is None else []:
+        if not _is_finished(runs / run):
+            raise Refusal(f"The run {runs / run} isn't finished; train it first, or name an earlier model.")
     fresh = out.with_name(f"{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    _fill(fresh, runs, data)
+    fresh.mkdir(parents=True)
+    _pack_pipeline(fresh, runs, earlier)
+    _pack_records(fresh, runs, earlier)
+    if _is_finished(runs / PARTS["unet"]):
+        _write_captions(fresh / "captions.json", read_sprites(data))
+        _write_captions(fresh / "backgrounds.json", read_sprites(backgrounds))
+    elif earlier is not None:
+        for file in earlier.glob("*s.json"):
+            shutil.copy(file, fresh)
     if out.exists():
         shutil.rmtree(out)
     fresh.rename(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
-def _fill(out: Path, runs: Path, data: Path) -> None:
-    base = runs / "base" / "model"
-    out.mkdir(parents=True)
-    shutil.copy(base / "model_index.json", out)
-    shutil.copytree(base / "scheduler", out / "scheduler")
-    shutil.copytree(runs / "base" / "tokenizer", out / "tokenizer")  # in the form that every transformers reads
+def _is_finished(run: Path) -> bool:
+    return (run / "model").is_dir()
+
+
+def _pack_pipeline(out: Path, runs: Path, earlier: Path | None) -> None:
+    base = runs / PARTS["unet"]
+    if _is_finished(base):
+        shutil.copy(base / "model" / "model_index.json", out)
+        shutil.copytree(base / "model" / "scheduler", out / "scheduler")
+        shutil.copytree(base / "tokenizer", out / "tokenizer")  # in the form that every transformers reads
+    elif earlier is not None:
+        shutil.copy(earlier / "model_index.json", out)
+        for folder in ("scheduler", "tokenizer"):
+            shutil.copytree(earlier / folder, out / folder)
     for folder, run in PARTS.items():
-        source = base / folder if run == "base" else runs / run / "model"
-        for file in sorted(source.iterdir()):
-            if file.suffix == ".safetensors":
-                prefix = TEXT_PREFIX if folder == "text_encoder" else ""
-                write_half(file, out / folder / file.name, read_config(runs / run), prefix)
-            else:
-                settings = json.loads(file.read_text(encoding="utf-8"))
-                kept = {key: value for key, value in settings.items() if key not in LOCAL_KEYS}
-                (out / folder).mkdir(exist_ok=True)
-                (out / folder / file.name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        if _is_finished(runs / run):
+            inside = runs / run / "model" / folder
+            _pack_part(inside if inside.is_dir() else runs / run / "model", out / folder, read_config(runs / run))
+        elif earlier is not None:
+            shutil.copytree(earlier / folder, out / folder)
+    (out / "layer_model").mkdir()
     for name, run in LAYER_FILES.items():
-        made = runs / run / "model" / f"{name}.safetensors"
-        write_half(made, out / "layer_model" / made.name, read_config(runs / run))
-    for run in RUNS:
-        (out / "training" / run).mkdir(parents=True)
-        (out / "training" / run / "config.json").write_text(read_config(runs / run) + "\n", encoding="utf-8")
-        shutil.copy(runs / run / "log.csv", out / "training" / run)
-    prompts = {sprite.text: sprite.kind for sprite in find_prompts(read_sprites(data))}
-    captions = [{"caption": caption, "kind": kind} for caption, kind in prompts.items()]
-    (out / "captions.json").write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
+        made = f"{name}.safetensors"
+        if _is_finished(runs / run):
+            write_half(runs / run / "model" / made, out / "layer_model" / made, read_config(runs / run))
+        elif earlier is not None:
+            shutil.copy(earlier / "layer_model" / made, out / "layer_model")
+
+
+def _pack_part(source: Path, out: Path, config: str) -> None:
+    """One folder of a pipeline in half precision, without local paths in its settings."""
+    out.mkdir()
+    for file in sorted(source.iterdir()):
+        if file.suffix == ".safetensors":
+            write_half(file, out / file.name, config, TEXT_PREFIX if out.name == "text_encoder" else "")
+        else:
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            kept = {key: value for key, value in settings.items() if key not in LOCAL_KEYS}
+            (out / file.name).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
+
+def _pack_records(out: Path, runs: Path, earlier: Path | None) -> None:
+    """Configuration and log of every run."""
+    for run in [training.run for training in RECIPE]:
+        if _is_finished(runs / run):
+            (out / "training" / run).mkdir(parents=True)
+            (out / "training" / run / "config.json").write_text(read_config(runs / run) + "\n", encoding="utf-8")
+            shutil.copy(runs / run / "log.csv", out / "training" / run)
+        elif earlier is not None and (earlier / "training" / run).is_dir():
+            shutil.copytree(earlier / "training" / run, out / "training" / run)
+
+
+def _write_captions(path: Path, sprites: list[Sprite]) -> None:
+    kinds = {sprite.text: sprite.kind for sprite in find_prompts(sprites)}
+    captions = [{"caption": caption, "kind": kind} for caption, kind in kinds.items()]
+    path.write_text(json.dumps(captions, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train pack`."""
     parser = argparse.ArgumentParser(prog="layerdiffusion train pack", description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="the training archive")
+    add_places(parser)
     parser.add_argument("--out", type=Path, required=True, help="model folder to write; an existing one is replaced")
+    parser.add_argument("--earlier", type=Path, help="packed model whose parts stand in for unfinished runs")
     given = parser.parse_args(argv)
-    print(f"{pack(given.runs, given.data, given.out) / 1e6:.1f} MB in {given.out}")
+    size = pack(given.runs, given.data, given.backgrounds, given.out, given.earlier)
+    print(f"{size / 1e6:.1f} MB in {given.out}")
     return 0

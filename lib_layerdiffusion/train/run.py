@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +31,14 @@ def open_accelerator(unused_parameters: bool = False, mixed_precision: str | Non
     `unused_parameters`: whether some parameters may get no gradient; `mixed_precision`: None leaves it to accelerate.
     """
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
-    return Accelerator(mixed_precision=mixed_precision, step_scheduler_with_optimizer=False, kwargs_handlers=[parallel])
+    # without a GPU, accelerate takes the processes of torchrun for strangers unless it is told
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(
+        mixed_precision=mixed_precision,
+        cpu=several and not (torch.cuda.is_available() or torch.xpu.is_available()),
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[parallel],
+    )
 
 
 class Run:

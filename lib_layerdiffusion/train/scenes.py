@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..refusal import Refusal
+from .config import Share, strict
 from .dataset import (
     HELD_OUT_EVERY,
     METADATA,
@@ -37,6 +38,7 @@ BLEND_TEMPLATES = ("{foreground}, {background}", "{foreground} in front of {back
 PLAIN = "plain"  # caption of a background that is a plain colour or a gradient
 
 
+@strict
 @dataclass(frozen=True)
 class Placement:
     """Ranges of a foreground's place over a background, and of its soft shadow."""
@@ -44,7 +46,7 @@ class Placement:
     flip: bool = True
     scale: tuple[float, float] = (0.45, 0.86)  # of the picture's side
     rotate: float = 8.0  # degrees, both ways
-    shadow: float = 0.6  # share of the scenes with a shadow
+    shadow: Share = 0.6  # share of the scenes with a shadow
     shadow_strength: tuple[float, float] = (0.2, 0.45)
 
 

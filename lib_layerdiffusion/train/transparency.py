@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import gradient_loss, laplacian_loss, read_autoencoder
-from .config import as_metadata, check_stages
+from .config import Count, Share, Side, as_metadata, check_stages, strict
 from .dataset import (
     Augmentation,
     Sprite,
@@ -39,10 +39,9 @@ from .dataset import (
 )
 from .discriminator import PatchDiscriminator, fooling_loss, grow, judging_loss
 from .measures import detail, psnr
+from .recipe import DECODER, ENCODER
 from .run import Average, Run, cosine, open_accelerator
 from .widening import widen
-
-ENCODER, DECODER = "layer_sd15_vae_transparent_encoder", "layer_sd15_vae_transparent_decoder"
 
 COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
@@ -51,6 +50,7 @@ LATENT_START = 0.25  # so that the latent is no weaker than the picture's featur
 TERMS = ("reconstruction", "identity", "coarse", "guide", "adversarial", "matching")
 
 
+@strict
 @dataclass(frozen=True)
 class TransparencyConfig:
     """Options of the latent transparency training."""
@@ -60,9 +60,9 @@ class TransparencyConfig:
     seed: int = 3
     decoder_widths: tuple[int, ...] = (16, 16, 32, 48, 48, 48, 48)
     encoder_widths: tuple[int, ...] = (16, 32, 48, 64)
-    sizes: tuple[int, ...] = (64, 128)  # trained one after the other
-    size_steps: tuple[int, ...] = (2000, 1000)
-    batches: tuple[int, ...] = (12, 4)
+    sizes: tuple[Side, ...] = (64, 128)  # trained one after the other
+    size_steps: tuple[Count, ...] = (2000, 1000)
+    batches: tuple[Count, ...] = (12, 4)
     learning_rate: float = 1.5e-3
     reconstruction_weight: float = 1.0
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
@@ -74,12 +74,12 @@ class TransparencyConfig:
     identity_weight: float = 1.0
     discriminator_weight: float = 0.01
     matching_weight: float = 0.5  # distance of the discriminator's inner layers' outputs
-    discriminator_from: float = 0.6  # share of the steps without discriminator
-    soft_share: float = 0.3
-    prompt_share: float = 0.3
-    fade_share: float = 0.5
+    discriminator_from: Share = 0.6  # share of the steps without discriminator
+    soft_share: Share = 0.3
+    prompt_share: Share = 0.3
+    fade_share: Share = 0.5
     offset_gain: float = 40.0  # offset in posterior deviations for an encoder's output of 1
-    warm_up: float = 0.3  # share of the steps over which identity and latent noise grow
+    warm_up: Share = 0.3  # share of the steps over which identity and latent noise grow
     coarse_weight: float = 1.0  # alpha read from the decoder's deeper levels, so that they carry it; 0: off
     guide_weight: float = 0.5  # one channel of the offset follows alpha, so that the decoder learns to read it; 0: off
     guide_channel: int = 3  # the one that the frozen decoder heeds least
@@ -90,8 +90,8 @@ class TransparencyConfig:
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
-    ema: float = 0.998
-    log_every: int = 100
+    ema: Share = 0.998
+    log_every: Count = 100
     grid_every: int = 400
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -305,12 +305,12 @@ def train(config: TransparencyConfig, out: Path) -> None:
                 "matching": strength * config.matching_weight * distance,
             }
         accelerator.backward(torch.stack(list(terms.values())).sum())
-        gradient = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         average.update(raw)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, gradient=gradient)
+        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, norm=norm)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):

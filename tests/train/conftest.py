@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from safetensors.torch import save_file
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from lib_layerdiffusion.train.autoencoder import build_autoencoder
 from lib_layerdiffusion.train.base import BaseModel, assemble, build_scheduler, train_tokenizer
 from lib_layerdiffusion.train.run import Average
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.tiny_models import make_sdxl_unet, text_config
 from tests.train.tiny import TINY_BASE, TINY_VAE, draw_disc, png
 
@@ -87,3 +90,17 @@ def sdxl_folder(tmp_path_factory: pytest.TempPathFactory, vae_folder: Path, toke
         add_watermarker=False,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transparent encoder, the decoder beside it."""
+    folder = tmp_path_factory.mktemp("transparency")
+    torch.manual_seed(2)
+    encoder = TransparentEncoder((4, 4, 8, 8))
+    nn.init.normal_(encoder.blocks[-1].weight, std=0.003)
+    path = folder / "layer_sd15_vae_transparent_encoder.safetensors"
+    save_file(encoder.state_dict(), path)
+    decoder = TransparentDecoder((8,) * 7).state_dict()
+    save_file(decoder, folder / "layer_sd15_vae_transparent_decoder.safetensors")
+    return path

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.autoencoder import read_autoencoder
 from lib_layerdiffusion.train.base import (
     COLOURS,
@@ -24,7 +26,7 @@ from lib_layerdiffusion.train.base import (
     encode_views,
     train,
 )
-from lib_layerdiffusion.train.dataset import Augmentation, read_sprites, step_rng
+from lib_layerdiffusion.train.dataset import Augmentation, Sprite, read_sprites, step_rng
 from tests.train.tiny import TINY_BASE
 
 pytestmark = pytest.mark.slow
@@ -97,15 +99,22 @@ def test_texts_are_encoded_in_their_order(sd15_folder: Path) -> None:
     assert torch.allclose(hidden, own, atol=1e-5)
 
 
-def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None:
+def pass_through() -> Any:
+    """An autoencoder whose latents are the pictures."""
+
     def show(pictures: Tensor) -> Any:
         return SimpleNamespace(latent_dist=SimpleNamespace(parameters=pictures))
 
-    vae: Any = SimpleNamespace(encode=show, device="cpu")
+    return SimpleNamespace(encode=show, device="cpu")
+
+
+def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None:
+    vae = pass_through()
     small = Augmentation(scale=(0.3, 0.4))
     config = replace(TINY_BASE, size=16, views_per_caption=12, augmentation=small)
     sprites = [sprite for sprite in read_sprites(archive, 20) if sprite.prompt]
-    pictures, texts = encode_views(vae, sprites, config)
+    bank = encode_views(vae, sprites, [], config)
+    pictures, texts = bank["moments"], bank["texts"]
     assert len(pictures) == len(texts) == 12 * len(sprites)
     named = 0
     for picture, text in zip(pictures, texts, strict=True):
@@ -115,6 +124,60 @@ def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None
             named += 1
             assert ((picture[:, 0, 0] + 1) / 2).tolist() == pytest.approx(COLOURS[match[1]], abs=1e-5)
     assert 0 < named < len(texts)
+
+
+def test_words_are_seen_over_backgrounds_and_backgrounds_alone(archive: Path) -> None:
+    vae: Any = SimpleNamespace(
+        encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(parameters=x)), device="cpu"
+    )
+    config = replace(TINY_BASE, size=16, views_per_caption=40, views_per_background=3, scene_share=0.5)
+    sprites = [sprite for sprite in read_sprites(archive, 20) if sprite.prompt][:1]
+    green = np.full((20, 20, 4), (0, 255, 0, 255), np.uint8)
+    bank = encode_views(vae, sprites, [Sprite("lawn.png", "lawn", green)], config)
+    texts: list[str] = bank["texts"]
+    assert len(bank["moments"]) == len(texts) == 43
+    assert texts[40:] == ["lawn"] * 3
+    alone = bank["moments"][40:]
+    assert (alone[:, 1] > 0.8).all()
+    assert (alone[:, 0] == -1).all()
+    blends = [row for row, text in enumerate(texts[:40]) if "lawn" in text]
+    assert 10 < len(blends) < 30
+    assert {texts[row] for row in blends} == {"red disc, lawn", "red disc in front of lawn"}
+    for row in blends:
+        assert bank["moments"][row, 0].max() > 0.5  # the disc
+        assert bank["moments"][row, 1].max() > 0.5  # the lawn
+
+
+def test_training_starts_from_an_earlier_model_and_can_be_lengthened(
+    archive: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(
+        TINY_BASE,
+        data=archive,
+        autoencoder=vae_folder,
+        views_per_caption=2,
+        steps=2,
+        batch=2,
+        log_every=1,
+        grid_every=0,
+    )
+    train(config, tmp_path / "first")
+    further = replace(config, start=tmp_path / "first" / "model", schedule="constant", widths=(4, 4, 8, 8))
+    train(further, tmp_path / "parts")
+    train(replace(further, steps=4), tmp_path / "parts")
+    train(replace(further, steps=4), tmp_path / "whole")
+    unet = "model/unet/diffusion_pytorch_model.safetensors"
+    weights = [load_file(tmp_path / run / unet) for run in ("parts", "whole")]
+    assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+    first = load_file(tmp_path / "first" / unet)
+    assert {name: value.shape for name, value in first.items()} == {n: v.shape for n, v in weights[0].items()}
+    assert (weights[0]["conv_in.weight"] - first["conv_in.weight"]).abs().max() < 0.02
+    first_words, words = (CLIPTokenizer.from_pretrained(tmp_path / run / "tokenizer") for run in ("first", "whole"))
+    assert first_words("a red disc").input_ids == words("a red disc").input_ids
+    with pytest.raises(Refusal, match="differs from the configuration"):
+        train(replace(further, steps=3), tmp_path / "parts")
+    with pytest.raises(Refusal, match="no earlier model"):
+        train(replace(further, start=vae_folder), tmp_path / "none")
 
 
 def test_training_writes_a_pipeline_with_all_attentions(archive: Path, vae_folder: Path, tmp_path: Path) -> None:

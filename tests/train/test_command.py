@@ -9,6 +9,7 @@ import pytest
 
 from lib_layerdiffusion import cli
 from lib_layerdiffusion.train import command, finetune, pack
+from lib_layerdiffusion.train.recipe import DECODER, ENCODER, RECIPE
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,40 +42,49 @@ def test_stage_gets_its_configuration(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (config.rank, config.steps, config.form, out) == (3, 7, "lora", Path("runs/a"))
 
 
-def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: dict[str, Any] = {}
-    packed: list[tuple[Path, ...]] = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The configurations of the runs that were trained, by their names; `pack` has what was packed."""
+    found: dict[str, Any] = {}
     for stage, name in command.STAGES.items():
         module = __import__(f"{command.__package__}.{stage}", fromlist=[name])
-        monkeypatch.setattr(module, "train", lambda config, out: calls.update({out.name: config}))
-    monkeypatch.setattr(pack, "pack", lambda *paths: packed.append(paths))
-    runs, data, out = tmp_path / "runs", tmp_path / "it's.zip", tmp_path / "model"
+        monkeypatch.setattr(module, "train", lambda config, out: found.update({out.name: config}))
+    monkeypatch.setattr(pack, "pack", lambda *paths: found.update(pack=paths))
+    return found
+
+
+def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls: dict[str, Any]) -> None:
+    runs, data, behind, out = tmp_path / "runs", tmp_path / "it's.zip", tmp_path / "b.zip", tmp_path / "model"
     (runs / "autoencoder" / "model").mkdir(parents=True)  # this one is finished
-    assert cli.main(["train", "embedded", "--data", str(data), "--runs", str(runs), "--out", str(out)]) == 0
-    assert list(calls) == [
-        "autoencoder_room",
-        "transparency_start",
-        "transparency_room",
-        "transparency",
-        "transparency_decoder",
-        "transparency_edges",
-        "transparency_last",
-        "base",
-        "foreground",
-    ]
+    words = ["--data", str(data), "--backgrounds", str(behind), "--runs", str(runs), "--out", str(out)]
+    assert cli.main(["train", "embedded", *words]) == 0
+    assert calls.pop("pack") == (runs, data, behind, out)
+    assert list(calls) == [training.run for training in RECIPE[1:]]
     assert {config.data for config in calls.values()} == {data}
+    assert {run for run, config in calls.items() if getattr(config, "backgrounds", None)} == {
+        "autoencoder_sharp",
+        "base_scenes",
+    }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
-    assert calls["transparency"].autoencoder == runs / "autoencoder_room" / "model"
     assert calls["transparency_start"].start_decoder is None
     assert calls["transparency_room"].start_encoder is None
-    assert calls["transparency_room"].start_decoder.parent == runs / "transparency_start" / "model"
-    assert calls["transparency"].start_encoder.parent == runs / "transparency_room" / "model"
-    assert calls["transparency"].start_decoder.parent == runs / "transparency_room" / "model"
+    assert calls["transparency_room"].start_decoder == runs / "transparency_start" / "model" / f"{DECODER}.safetensors"
+    assert calls["transparency"].start_encoder == runs / "transparency_room" / "model" / f"{ENCODER}.safetensors"
     assert calls["transparency_decoder"].decoder_only
-    assert calls["transparency_decoder"].start_decoder.parent == runs / "transparency" / "model"
-    assert calls["transparency_edges"].start_decoder.parent == runs / "transparency_decoder" / "model"
-    assert calls["transparency_last"].start_decoder.parent == runs / "transparency_edges" / "model"
-    assert calls["foreground"].base == runs / "base" / "model"
-    encoder = runs / "transparency" / "model" / "layer_sd15_vae_transparent_encoder.safetensors"
-    assert calls["foreground"].encoder == encoder
-    assert packed == [(runs, data, out)]
+    assert calls["base_scenes"].start == runs / "base" / "model"
+    assert calls["base_scenes"].backgrounds == behind
+    assert calls["foreground"].base == runs / "base_scenes" / "model"
+
+
+def test_one_run_of_the_embedded_model_is_trained_alone(tmp_path: Path, calls: dict[str, Any]) -> None:
+    (tmp_path / "base_scenes" / "model").mkdir(parents=True)  # finished: it may be lengthened
+    assert cli.main(["train", "embedded", "--runs", str(tmp_path), "--only", "base_scenes"]) == 0
+    assert list(calls) == ["base_scenes"]
+
+
+def test_run_that_the_recipe_does_not_have_is_refused(
+    calls: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "embedded", "--only", "base_scene"]) == 2
+    assert "did you mean 'base_scenes'" in capsys.readouterr().err
+    assert not calls

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.base import train_tokenizer
-from lib_layerdiffusion.train.pack import LAYER_FILES, RUNS, main, pack
+from lib_layerdiffusion.train.pack import main, pack
+from lib_layerdiffusion.train.recipe import LAYER_FILES, PARTS, RECIPE
+
+RUNS = [training.run for training in RECIPE]
 
 pytestmark = pytest.mark.slow
 
@@ -25,16 +28,16 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
     for run in RUNS:
         (folder / run / "model").mkdir(parents=True)
         (folder / run / "config.json").write_text(
-            json.dumps({"seed": run, "data": "/home/me/discs.zip"}), encoding="utf-8"
+            json.dumps({"seed": run, "data": "/home/me/discs.zip", "backgrounds": None}), encoding="utf-8"
         )
         (folder / run / "log.csv").write_text("step,loss\n", encoding="utf-8")
     for name, run in LAYER_FILES.items():
         tensors = {"weight": torch.full((2, 2), 0.1), "count": torch.arange(3)}
         save_file(tensors, folder / run / "model" / f"{name}.safetensors", {"note": "kept"})
-    shutil.copytree(sd15_folder, folder / "base" / "model", dirs_exist_ok=True)
-    train_tokenizer(["red disc", "blue disc"], folder / "base" / "tokenizer")
-    shutil.copytree(sd15_folder / "vae", folder / "autoencoder_room" / "model", dirs_exist_ok=True)
-    config = folder / "autoencoder_room" / "model" / "config.json"
+    shutil.copytree(sd15_folder, folder / PARTS["unet"] / "model", dirs_exist_ok=True)
+    train_tokenizer(["red disc", "blue disc"], folder / PARTS["unet"] / "tokenizer")
+    shutil.copytree(sd15_folder / "vae", folder / PARTS["vae"] / "model", dirs_exist_ok=True)
+    config = folder / PARTS["vae"] / "model" / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) | {"_name_or_path": "/home/me/autoencoder"}
     config.write_text(json.dumps(settings), encoding="utf-8")
     return folder
@@ -42,10 +45,10 @@ def runs(tmp_path: Path, sd15_folder: Path) -> Path:
 
 def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, archive: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    size = pack(runs, archive, out)
+    size = pack(runs, archive, archive, out)
     files = [file for file in out.rglob("*") if file.is_file()]
     assert size == sum(file.stat().st_size for file in files)
-    wanted = {"unet": "base", "text_encoder": "base", "vae": "autoencoder_room", **LAYER_FILES}
+    wanted = {**PARTS, **LAYER_FILES}
     found: dict[str, str] = {}
     for file in files:
         if file.suffix == ".safetensors":
@@ -77,7 +80,7 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
 def test_packed_model_is_the_one_trained_and_loads_in_old_and_new_transformers(
     runs: Path, archive: Path, tmp_path: Path, sd15_folder: Path
 ) -> None:
-    pack(runs, archive, tmp_path / "model")
+    pack(runs, archive, archive, tmp_path / "model")
     packed, trained = (StableDiffusionPipeline.from_pretrained(folder) for folder in (tmp_path / "model", sd15_folder))
     for part in ("unet", "vae", "text_encoder"):
         found = getattr(packed, part).state_dict()
@@ -93,7 +96,7 @@ def test_older_model_is_replaced_and_nothing_is_left_beside_it(
     runs: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "model"
-    words = ["--runs", str(runs), "--data", str(archive), "--out", str(out)]
+    words = ["--runs", str(runs), "--data", str(archive), "--backgrounds", str(archive), "--out", str(out)]
     assert main(words) == 0
     (out / "stale").write_text("x", encoding="utf-8")
     assert main(words) == 0
@@ -106,12 +109,32 @@ def test_folder_that_holds_something_else_is_left_alone(runs: Path, archive: Pat
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("x", encoding="utf-8")
     with pytest.raises(Refusal, match="something else"):
-        pack(runs, archive, tmp_path / "home")
+        pack(runs, archive, archive, tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").exists()
 
 
 def test_unfinished_run_is_named(runs: Path, archive: Path, tmp_path: Path) -> None:
     shutil.rmtree(runs / "foreground" / "model")
     with pytest.raises(Refusal, match="foreground isn't finished"):
-        pack(runs, archive, tmp_path / "model")
+        pack(runs, archive, archive, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_earlier_model_stands_in_for_unfinished_runs(runs: Path, archive: Path, tmp_path: Path) -> None:
+    pack(runs, archive, archive, tmp_path / "first")
+    other = tmp_path / "other"
+    shutil.copytree(runs / PARTS["vae"], other / PARTS["vae"])
+    (other / PARTS["vae"] / "config.json").write_text(json.dumps({"seed": "new", "data": "d"}), encoding="utf-8")
+    pack(other, Path("absent.zip"), Path("absent.zip"), tmp_path / "second", earlier=tmp_path / "first")
+    files = [{f.relative_to(m) for m in [tmp_path / run] for f in m.rglob("*")} for run in ("first", "second")]
+    assert files[0] == files[1]
+    changed = {
+        str(name)
+        for name in files[0]
+        if (tmp_path / "first" / name).is_file()
+        and (tmp_path / "first" / name).read_bytes() != (tmp_path / "second" / name).read_bytes()
+    }
+    vae = "vae/diffusion_pytorch_model.safetensors"
+    assert changed == {vae, f"training/{PARTS['vae']}/config.json"}
+    with pytest.raises(Refusal, match="or name an earlier model"):
+        pack(other, archive, archive, tmp_path / "third")

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.train.run import Average, Run, cosine, open_accelerator
+from lib_layerdiffusion.train.run import Average, Run, constant, cosine, open_accelerator
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +93,65 @@ def test_column_that_the_log_does_not_have_is_left_out(tmp_path: Path) -> None:
     run.write_log()
     assert list(read_log(tmp_path)[-1]) == ["step", "seconds", "weight"]
     assert read_log(tmp_path)[-1]["weight"] == "3.0"
+
+
+def test_broken_values_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path: Path) -> None:
+    accelerator = open_accelerator()
+    layer = accelerator.prepare(nn.Linear(1, 1, bias=False))
+    nn.init.ones_(layer.weight)
+    run = Run(tmp_path, CONFIG, accelerator, 6, every=2)
+    with pytest.raises(Refusal, match=r"weight became nan before step 4; the last good checkpoint is kept in .*"):
+        for step in run:
+            if step == 2:
+                nn.init.constant_(layer.weight, float("nan"))
+            run.log(weight=layer.weight.sum())
+    again = Run(tmp_path, CONFIG, accelerator, 6, every=2)
+    again.resume()
+    assert (again.step, layer.weight.item()) == (2, 1.0)
+    assert [row["step"] for row in read_log(tmp_path)] == ["2"]
+    assert not (tmp_path / "model").exists()
+
+
+@dataclass(frozen=True)
+class Longer:
+    steps: int = 4
+    schedule: str = "constant"
+    rate: float = 0.1
+
+
+def test_run_at_a_constant_rate_may_be_lengthened_but_not_shortened(tmp_path: Path) -> None:
+    accelerator = open_accelerator()
+    Run(tmp_path, Longer(), accelerator, 4, every=2)
+    Run(tmp_path, Longer(steps=6), accelerator, 6, every=2)
+    for other in (Longer(), Longer(steps=8, schedule="cosine"), Longer(steps=8, rate=0.2)):
+        with pytest.raises(Refusal, match="name another folder"):
+            Run(tmp_path, other, accelerator, 8, every=2)
+
+
+def test_option_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> None:
+    accelerator = open_accelerator()
+    Run(tmp_path, Longer(), accelerator, 4, every=2)
+    older = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del older["rate"]
+    (tmp_path / "config.json").write_text(json.dumps(older), encoding="utf-8")
+    with pytest.raises(Refusal, match="name another folder"):
+        Run(tmp_path, Longer(rate=0.2), accelerator, 4, every=2)
+    Run(tmp_path, Longer(), accelerator, 4, every=2)
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["rate"] == 0.1
+
+
+def test_what_is_encoded_once_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path, CONFIG, open_accelerator(), 4, every=2)
+    calls: list[int] = []
+
+    def encode() -> dict[str, Any]:
+        calls.append(1)
+        return {"moments": torch.arange(3.0), "texts": [["a", "b"]], "control": None}
+
+    first, second = run.keep_bank(encode), run.keep_bank(encode)
+    assert len(calls) == 1
+    assert first["moments"].equal(second["moments"])
+    assert (second["moments"].tolist(), second["texts"], second["control"]) == ([0, 1, 2], [["a", "b"]], None)
 
 
 def test_other_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
@@ -215,6 +274,10 @@ def test_average_inside_a_module_is_taken_out_again() -> None:
         assert layer.weight.item() == before
         raise Interrupted
     assert layer.weight.item() == 7
+
+
+def test_constant_learning_rate_stays_after_its_warm_up() -> None:
+    assert [constant(4)(step) for step in (0, 1, 3, 4, 10_000)] == [0.25, 0.5, 1, 1, 1]
 
 
 def test_learning_rate_warms_up_and_falls_to_its_floor() -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.train import sprites
+from lib_layerdiffusion.train import sceneries, sprites
 from lib_layerdiffusion.train.dataset import read_sprites
 from tests.train.tiny import draw_disc
 
@@ -23,9 +23,10 @@ EMOJI = {
     "🧊": "ice",
     "👻": "ghost",
     "❤️": "red heart",
-    **{chr(0x1F400 + n): f"animal: {n}" for n in range(7)},
+    "🌅": "sunrise",
+    **{chr(0x1F400 + n): f"animal: {n}" for n in range(6)},
     "🍎": "red apple",  # the thirteenth, but a prompt
-    **{chr(0x1F400 + n): f"animal: {n}" for n in range(7, 19)},
+    **{chr(0x1F400 + n): f"animal: {n}" for n in range(6, 18)},
 }
 ELSEWHERE = {"🇫🇷": "flag: France", "😀": "grinning face"}
 
@@ -41,7 +42,7 @@ def write_package(path: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr(sprites, "SOFT_VARIANTS", 5)
+    monkeypatch.setattr(sprites, "VARIANTS", 5)
     table = {emoji: {"name": name, "group": "Animals & Nature"} for emoji, name in EMOJI.items()}
     table["❤️"]["group"] = table["👻"]["group"] = "Smileys & Emotion"
     table |= {emoji: {"name": name, "group": "Flags"} for emoji, name in ELSEWHERE.items()}
@@ -72,13 +73,36 @@ def test_archive_is_the_same_byte_for_byte_and_can_be_read(packages: list[Path],
     assert not any("flag" in name or "grinning" in name for name in read)
 
 
+def test_backgrounds_are_full_pictures_with_captions(packages: list[Path], tmp_path: Path) -> None:
+    words = ["--fluent", str(packages[0]), "--names", str(packages[1]), "--out", str(tmp_path / "a.zip")]
+    assert sprites.main([*words, "--backgrounds", str(tmp_path / "b.zip")]) == 0
+    read = read_sprites(tmp_path / "b.zip", 64, cover=True)
+    assert {sprite.text for sprite in read} == {"sunrise", *sceneries.DRAWN}
+    assert all((sprite.rgba[..., 3] == 255).all() for sprite in read)
+    by_text = {text: [s.rgba for s in read if s.text == text] for text in sceneries.DRAWN}
+    assert all(len(variants) == 5 and np.ptp(np.stack(variants), axis=0).any() for variants in by_text.values())
+    assert {sprite.split for sprite in read if sprite.text == "sunrise"} == {"train"}
+    assert [sprite.split for sprite in read if sprite.text == "sea"] == ["train", *["held-out"] * 4]
+
+
+def test_frame_is_cropped_inside_its_corners() -> None:
+    framed = np.zeros((200, 200, 4), np.uint8)
+    framed[30:180, 20:170] = (200, 0, 0, 255)  # the frame's rim
+    framed[36:174, 26:164] = (0, 200, 0, 255)
+    for corner in np.s_[30:40, 20:30], np.s_[170:180, 160:170]:
+        framed[corner] = 0
+    cropped = sceneries.crop_frame(framed)
+    assert cropped.shape == (sceneries.SIZE, sceneries.SIZE, 4)
+    assert (cropped == (0, 200, 0, 255)).all()
+
+
 def test_held_out_sprites_are_others_and_no_prompts(packages: list[Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(make(packages, tmp_path / "a.zip")) as archive:
         rows = [json.loads(line) for line in archive.read("metadata.jsonl").decode().splitlines()]
         pixels = {row["file_name"]: archive.read(row["file_name"]) for row in rows}
     held_out = [row for row in rows if row["split"] == "held-out"]
     emoji = {row["file_name"] for row in held_out if row["kind"] == "opaque"}
-    assert emoji == {"dog_face.png", "animal_18.png"}  # each twelfth, counted from the first
+    assert emoji == {"dog_face.png", "animal_17.png"}  # each twelfth, counted from the first
     drawn = [row for row in held_out if row["file_name"] not in emoji]
     assert len(drawn) == 4 * 7
     assert all(row["kind"] == "soft" for row in drawn)

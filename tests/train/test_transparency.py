@@ -128,7 +128,7 @@ def test_training_goes_on_from_a_decoder(raw: LatentTransparency, vae_folder: Pa
     write_files(raw, tmp_path, TINY_TRANSPARENCY)
     other = LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
     fresh = other.decoder.latent_conv_in.weight.clone()
-    other.go_on_from(None, tmp_path / DECODER)
+    other.start_from(None, tmp_path / DECODER)
     theirs = other.decoder.state_dict()
     different = {name for name, value in raw.decoder.state_dict().items() if not value.equal(theirs[name])}
     assert different == {"latent_conv_in.weight"}
@@ -140,7 +140,7 @@ def test_training_goes_on_from_both(
 ) -> None:
     write_files(raw, tmp_path, TINY_TRANSPARENCY)
     other = LatentTransparency(TINY_TRANSPARENCY, AutoencoderKL.from_pretrained(vae_folder))
-    other.go_on_from(tmp_path / ENCODER, tmp_path / DECODER)
+    other.start_from(tmp_path / ENCODER, tmp_path / DECODER)
     with torch.no_grad():
         for one, its in zip(raw.adjust(batch), other.adjust(batch), strict=True):
             assert torch.allclose(one, its, atol=1e-5)
@@ -234,7 +234,7 @@ def test_interrupted_training_ends_with_the_same_bits(
         assert (tmp_path / "parts" / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
     logs = [read_values(tmp_path / run / "log.csv") for run in ("whole", "parts")]
     assert logs[0] == logs[1]
-    assert [row["discriminator"] == "0.0" for row in logs[0]] == [True, False]  # it starts at half of the steps
+    assert [row["matching"] == "0.0" for row in logs[0]] == [True, False]  # it starts at half of the steps
 
 
 def read_values(path: Path) -> list[dict[str, str]]:
@@ -247,3 +247,25 @@ def test_data_without_splits_prompts_and_soft_images_can_be_trained_on(archive: 
     plain = [replace(s, kind="opaque", split="train", prompt=False) for s in read_sprites(archive, 80)]
     assert draw_batch(plain, 4, 64, config, step_rng(0, 0)).alpha.shape == (4, 1, 64, 64)
     assert transparency.draw_check(plain, config).alpha.shape == (16, 1, 64, 64)
+
+
+def test_alpha_aims_beyond_the_range_where_it_is_exact() -> None:
+    output = torch.tensor([-0.5, -0.01, 0.3, 0.9, 1.01, 1.5], requires_grad=True)
+    assert transparency.aim(output, torch.zeros(6), 0.02).tolist() == pytest.approx([-0.5, *[-0.02] * 5])
+    assert transparency.aim(output, torch.ones(6), 0.02).tolist() == pytest.approx([*[1.02] * 5, 1.5])
+    half = torch.full((6,), 0.5)
+    assert transparency.aim(output, half, 0.02).equal(half)
+    assert transparency.aim(output, torch.zeros(6), 0.0).equal(torch.zeros(6))
+    assert not transparency.aim(output, torch.zeros(6), 0.02).requires_grad
+
+
+def test_narrower_decoder_of_an_earlier_training_is_widened(
+    raw: LatentTransparency, vae_folder: Path, tmp_path: Path
+) -> None:
+    write_files(raw, tmp_path, TINY_TRANSPARENCY)
+    config = replace(TINY_TRANSPARENCY, decoder_widths=(16, *(8,) * 6))
+    wider = LatentTransparency(config, AutoencoderKL.from_pretrained(vae_folder))
+    wider.start_from(tmp_path / ENCODER, tmp_path / DECODER)
+    first = wider.decoder.conv_in.weight
+    assert first.shape[0] == 16
+    assert torch.allclose(first[::2], raw.decoder.conv_in.weight, rtol=0.5, atol=0.05)

@@ -1,0 +1,86 @@
+"""How the embedded model is made: its runs in their order, what each starts from, and what is packed of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ENCODER = "layer_sd15_vae_transparent_encoder"
+DECODER = "layer_sd15_vae_transparent_decoder"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run, by the configuration of its name in `embedded/`."""
+
+    run: str
+    stage: str  # the command, which is also the module
+    inputs: Mapping[str, str] = field(default_factory=dict)  # option -> what an earlier run made, inside the runs
+    backgrounds: bool = False  # whether it sees the archive of backgrounds too
+
+    def find_inputs(self, runs: Path, data: Path, backgrounds: Path) -> dict[str, Path]:
+        """The options that name files."""
+        shown = {"data": data} | ({"backgrounds": backgrounds} if self.backgrounds else {})
+        return shown | {option: runs / place for option, place in self.inputs.items()}
+
+
+def _model(run: str, file: str | None = None) -> str:
+    return f"{run}/model" if file is None else f"{run}/model/{file}.safetensors"
+
+
+def _transparency(run: str, autoencoder: str, before: str | None = None) -> Training:
+    """A run whose networks are those of the run before it, further trained."""
+    inputs = {"autoencoder": _model(autoencoder)}
+    if before is not None:
+        inputs |= {"start_encoder": _model(before, ENCODER), "start_decoder": _model(before, DECODER)}
+    return Training(run, "transparency", inputs)
+
+
+RECIPE: tuple[Training, ...] = (
+    Training("autoencoder", "autoencoder"),
+    Training("autoencoder_room", "autoencoder", {"start": _model("autoencoder")}),
+    _transparency("transparency_start", "autoencoder"),
+    Training(
+        "transparency_room",
+        "transparency",
+        {"autoencoder": _model("autoencoder_room"), "start_decoder": _model("transparency_start", DECODER)},
+    ),
+    _transparency("transparency", "autoencoder_room", "transparency_room"),
+    _transparency("transparency_decoder", "autoencoder_room", "transparency"),
+    _transparency("transparency_edges", "autoencoder_room", "transparency_decoder"),
+    _transparency("transparency_last", "autoencoder_room", "transparency_edges"),
+    Training(
+        "autoencoder_sharp",
+        "autoencoder",
+        {"start": _model("autoencoder_room"), "encoder": _model("transparency", ENCODER)},
+        backgrounds=True,
+    ),
+    _transparency("transparency_sharp", "autoencoder_sharp", "transparency_last"),
+    Training("base", "base", {"autoencoder": _model("autoencoder")}),
+    Training(
+        "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
+    ),
+    Training(
+        "foreground", "finetune", {"base": _model("base_scenes"), "encoder": _model("transparency_sharp", ENCODER)}
+    ),
+)
+
+PARTS = {  # folder of the pipeline -> run that made it
+    "unet": "base_scenes",
+    "text_encoder": "base_scenes",
+    "vae": "autoencoder_sharp",
+}
+LAYER_FILES = {
+    "layer_sd15_transparent_attn": "foreground",
+    DECODER: "transparency_sharp",
+    ENCODER: "transparency",
+}
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The options that say where archives and runs lie."""
+    parser.add_argument("--data", type=Path, default=Path("sprites.zip"), help="archive made by `train sprites`")
+    parser.add_argument("--backgrounds", type=Path, default=Path("backgrounds.zip"), help="the one made beside it")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; finished ones are kept")
