@@ -1,4 +1,4 @@
-"""Measure the embedded model: autoencoding of held-out sprites, prompt fidelity and alpha of generated images."""
+"""Measure the embedded model: autoencoding of held-out sprites; words, alpha and sharpness of generated images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from ..embedded import GUIDANCE
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
@@ -28,11 +29,13 @@ from .dataset import (
     step_rng,
 )
 from .harmlessness import measure
-from .measures import psnr
+from .measures import count_parts, detail, edge_width, find_box, psnr
 
 COMPARE_SIZE = 32
 FRAME = 4  # pixels of the outer frame
 OUTSIDE, INSIDE = 0.02, 0.98
+VISIBLE = 25  # of 255
+LOOSE = 4.0  # pixels by which a box may exceed the sprite's own
 SOFT = (0.1, 0.9)
 
 
@@ -45,6 +48,10 @@ class Autoencoding:
     alpha_mae_without_offset: float
     recomposite_db: Mapping[str, float]  # per background
     harmless_db: float
+    picture_db: float  # the autoencoder's own picture of the sprite on grey, without offset
+    picture_detail: float  # its detail as a share of the sprites'
+    detail: float  # the same of what the transparent decoder makes, on grey
+    edge: float  # width of alpha's edges as a multiple of the sprites'; of opaque ones
 
 
 @torch.no_grad()
@@ -55,26 +62,42 @@ def evaluate_autoencoding(
     size = sprites[0].rgba.shape[0]
     photo = torch.from_numpy(make_photo_background(size, step_rng(0, 0)).transpose(2, 0, 1).copy())
     backgrounds = {"black": torch.zeros(3, size, size), "white": torch.ones(3, size, size), "photo-like": photo}
-    errors: dict[str, list[float]] = {"with": [], "without": [], **{name: [] for name in backgrounds}}
+    values: dict[str, list[float]] = {}
+
+    def note(name: str, value: Tensor | float) -> None:
+        values.setdefault(name, []).append(float(value))
+
     for sprite in sprites:
         batch = TransparentBatch.of([sprite.premultiplied])
         for key, latent in zip(("without", "with"), adjust(vae, encoder, batch), strict=True):
             picture = (vae.decode(latent).sample * 0.5 + 0.5).clamp(0, 1)
             output = decoder.decode(picture, latent)
             alpha, colour = output[:, :1], output[:, 1:]
-            errors[key].append(float((alpha - batch.alpha).abs().mean()))
+            note(key, (alpha - batch.alpha).abs().mean())
+            if key == "without":
+                note("picture_db", psnr(picture, batch.grey))
+                note("picture_detail", detail(picture))
         for name, background in backgrounds.items():
             shown = colour * alpha + background * (1 - alpha)
             wanted = batch.padded * batch.alpha + background * (1 - batch.alpha)
-            errors[name].append(float(psnr(shown, wanted).mean()))
-    mean = {name: sum(values) / len(values) for name, values in errors.items()}
+            note(name, psnr(shown, wanted))
+        note("wanted_detail", detail(batch.grey))
+        note("detail", detail(0.5 + (colour - 0.5) * alpha))
+        if sprite.kind == "opaque":
+            note("edge", edge_width(alpha[0, 0].numpy()))
+            note("wanted_edge", edge_width(batch.alpha[0, 0].numpy()))
+    mean = {name: sum(each) / len(each) for name, each in values.items()}
     harm = measure(vae, encoder, sprites)
     return Autoencoding(
-        len(sprites),
-        mean["with"],
-        mean["without"],
-        {name: mean[name] for name in backgrounds},
-        sum(row.psnr for row in harm) / len(harm),
+        images=len(sprites),
+        alpha_mae=mean["with"],
+        alpha_mae_without_offset=mean["without"],
+        recomposite_db={name: mean[name] for name in backgrounds},
+        harmless_db=sum(row.psnr for row in harm) / len(harm),
+        picture_db=mean["picture_db"],
+        picture_detail=mean["picture_detail"] / mean["wanted_detail"],
+        detail=mean["detail"] / mean["wanted_detail"],
+        edge=mean["edge"] / mean["wanted_edge"] if "edge" in mean else float("nan"),
     )
 
 
@@ -83,11 +106,11 @@ def describe(rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     The crop makes the distance blind to place and size, which the augmentation varies.
     """
-    visible = rgba[..., 3] > 25
-    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    if not rows.size:
+    box = find_box(rgba[..., 3], VISIBLE)
+    if box is None:
         return np.full((COMPARE_SIZE, COMPARE_SIZE, 3), 0.5, np.float32)
-    cut = Image.fromarray(rgba[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    top, left, bottom, right = box
+    cut = Image.fromarray(rgba[top:bottom, left:right])
     side = max(cut.size)
     square = Image.new("RGBA", (side, side))
     square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
@@ -112,6 +135,42 @@ def soft_share(rgba: NDArray[np.uint8]) -> float:
     return float(((alpha > SOFT[0]) & (alpha < SOFT[1])).mean())
 
 
+def fit_sprite(sprite: NDArray[np.uint8], image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The sprite [S, S, 4] on an empty canvas of the image's size, as large there as the image's own motif."""
+    boxes = [find_box(rgba[..., 3], VISIBLE) for rgba in (sprite, image)]
+    height, width = image.shape[:2]
+    factor = min(height, width) / sprite.shape[0]
+    if boxes[0] is not None and boxes[1] is not None:
+        areas = [(bottom - top) * (right - left) for top, left, bottom, right in (boxes[0], boxes[1])]
+        factor = (areas[1] / areas[0]) ** 0.5
+    side = max(1, round(sprite.shape[0] * factor))
+    fitted = Image.fromarray(sprite).resize((side, side), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBA", (width, height))
+    canvas.paste(fitted, ((width - side) // 2, (height - side) // 2))
+    return np.asarray(canvas)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an eye sees in one RGBA image."""
+
+    detail: float  # Laplacian variance x 10,000, on mid-grey
+    edge: float  # width of alpha's edge, pixels
+    parts: int
+    loose: float  # pixels by which the box of all alpha exceeds the box of what is visible
+
+    @classmethod
+    def at(cls, rgba: NDArray[np.uint8]) -> Look:
+        alpha = rgba[..., 3].astype(np.float32) / 255
+        grey = 0.5 + (rgba[..., :3].astype(np.float32) / 255 - 0.5) * alpha[..., None]
+        every, visible = find_box(rgba[..., 3]), find_box(rgba[..., 3], VISIBLE)
+        loose = 0.0
+        if every is not None and visible is not None:
+            loose = float(max(abs(a - b) for a, b in zip(every, visible, strict=True)))
+        picture = torch.from_numpy(grey.transpose(2, 0, 1).copy())[None]
+        return cls(float(detail(picture)), edge_width(alpha), count_parts(alpha), loose)
+
+
 @dataclass(frozen=True)
 class Judgement:
     """One generated image against the sprites it was trained on."""
@@ -124,6 +183,9 @@ class Judgement:
     soft: float  # share of half-transparent pixels
     soft_of_sprites: float
     kind: str
+    corners: float  # largest alpha of the four corner pixels
+    look: Look
+    look_of_sprite: Look  # at the image's own size
 
     @property
     def is_faithful(self) -> bool:
@@ -133,6 +195,16 @@ class Judgement:
     def has_good_alpha(self) -> bool:
         clean = self.outside < OUTSIDE
         return clean and (self.inside > INSIDE if self.kind == "opaque" else self.soft >= 0.5 * self.soft_of_sprites)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has as many connected parts as the sprite; one that is in pieces by nature may vary."""
+        return self.look.parts == self.look_of_sprite.parts or (self.kind == "soft" and self.look_of_sprite.parts > 1)
+
+    @property
+    def has_tight_box(self) -> bool:
+        """Whether the corners are empty and the box of all alpha above 0 fits the motif."""
+        return self.corners == 0 and self.look.loose <= self.look_of_sprite.loose + LOOSE
 
 
 def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite]) -> Judgement:
@@ -151,7 +223,20 @@ def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite
         soft_share(rgba),
         sum(shares) / len(shares),
         own[0].kind,
+        float(alpha[[0, 0, -1, -1], [0, -1, 0, -1]].max()),
+        Look.at(rgba),
+        Look.at(fit_sprite(own[seed % len(own)].rgba, rgba)),
     )
+
+
+def find_words(model: Path, sprites: list[Sprite]) -> list[Sprite]:
+    """The sprites that the model has words for, by its captions.json if it has one."""
+    known = find_prompts(split_sprites(sprites)[0])
+    file = model / "captions.json"
+    if not file.exists():
+        return known
+    words = {row["caption"] for row in json.loads(file.read_text(encoding="utf-8"))}
+    return [sprite for sprite in known if sprite.text in words]
 
 
 def evaluate_generation(
@@ -164,7 +249,7 @@ def evaluate_generation(
 
     pipeline: Any = DiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    known = find_prompts(split_sprites(sprites)[0])
+    known = find_words(model, sprites)
     jobs = [(caption, seed) for caption in dict.fromkeys(s.text for s in known) for seed in seeds]
     rows: list[Judgement] = []
     with layer_diffusion(pipeline, mode="foreground", weights=model / "layer_model") as ld:
@@ -181,20 +266,28 @@ def evaluate_generation(
 
 
 def summarise(rows: list[Judgement]) -> dict[str, float]:
-    """Shares over all images, and per kind."""
+    """Shares over all images, and per kind; detail and edges as multiples of the sprites' own."""
     opaque = [row for row in rows if row.kind == "opaque"]
     soft = [row for row in rows if row.kind == "soft"]
 
     def share(hits: list[bool]) -> float:
         return sum(hits) / max(1, len(hits))
 
+    def ratio(values: list[float], wanted: list[float]) -> float:
+        return sum(values) / max(sum(wanted), 1e-9)
+
     return {
         "images": len(rows),
         "prompt_fidelity": share([row.is_faithful for row in rows]),
+        "faithful_and_whole": share([row.is_faithful and row.is_whole for row in rows]),
         "clean_outside": share([row.outside < OUTSIDE for row in rows]),
+        "empty_corners": share([row.corners == 0 for row in rows]),
+        "tight_box": share([row.has_tight_box for row in rows]),
         "solid_inside_of_opaque": share([row.inside > INSIDE for row in opaque]),
         "half_transparent_kept_of_soft": share([row.soft >= 0.5 * row.soft_of_sprites for row in soft]),
         "good_alpha": share([row.has_good_alpha for row in rows]),
+        "detail": ratio([row.look.detail for row in rows], [row.look_of_sprite.detail for row in rows]),
+        "edge_of_opaque": ratio([row.look.edge for row in opaque], [row.look_of_sprite.edge for row in opaque]),
     }
 
 
@@ -208,7 +301,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder for the images and evaluation.json")
     parser.add_argument("--only", choices=("autoencoding", "generation"))
     given = parser.parse_args(argv)
-    sprites = read_sprites(given.data, given.size)
+    sprites = read_sprites(given.data, 2 * given.size)
     report: dict[str, Any] = {}
     if given.only != "generation":
         store = WeightStore([given.model / "layer_model"])
@@ -216,13 +309,16 @@ def main(argv: list[str]) -> int:
         decoder = TransparentDecoder.from_state_dict(store.load("layer_sd15_vae_transparent_decoder")).eval()
         vae = read_autoencoder(given.model)
         for kind in ("opaque", "soft", None):
-            chosen = [s for s in split_sprites(sprites)[1] if kind in (None, s.kind)]
+            held_out = split_sprites(read_sprites(given.data, given.size))[1]
+            chosen = [s for s in held_out if kind in (None, s.kind)]
             if chosen:
                 report[f"autoencoding_{kind or 'all'}"] = asdict(evaluate_autoencoding(vae, encoder, decoder, chosen))
     if given.only != "autoencoding":
         rows = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
         report["generation"] = summarise(rows)
-        report["misses"] = [asdict(row) for row in rows if not (row.is_faithful and row.has_good_alpha)]
+        report["misses"] = [
+            asdict(row) for row in rows if not (row.is_faithful and row.is_whole and row.has_good_alpha)
+        ]
     text = json.dumps(report, indent=1)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from lib_layerdiffusion.train.autoencoder import read_autoencoder
 from lib_layerdiffusion.train.dataset import Sprite, read_sprites
 from lib_layerdiffusion.train.evaluate import (
     Judgement,
+    Look,
     describe,
     evaluate_autoencoding,
+    find_words,
     judge,
     nearest_caption,
     soft_share,
@@ -93,21 +96,65 @@ def test_opaque_motif_has_to_be_solid_and_glass_transparent(sprites: list[Sprite
     assert not solid_glass.has_good_alpha
 
 
+def test_torn_motif_is_not_whole_and_a_speck_loosens_the_box(sprites: list[Sprite]) -> None:
+    whole = place(draw_disc(64, RED, 1.0), 80, 8, 8)
+    assert judge(whole, "red disc", 0, sprites).is_whole
+    assert judge(whole, "red disc", 0, sprites).has_tight_box
+    torn = whole.copy()
+    torn[36:44] = 0
+    assert not judge(torn, "red disc", 0, sprites).is_whole
+    for corner, good in ((0, True), (4, False)):
+        speck = whole.copy()
+        speck[79, 0, 3] = corner
+        judgement = judge(speck, "red disc", 0, sprites)
+        assert judgement.corners == pytest.approx(corner / 255)
+        assert judgement.has_tight_box == good
+    inside = whole.copy()
+    inside[40, 1:9, 3] = 1
+    assert not judge(inside, "red disc", 0, sprites).has_tight_box
+
+
+def test_detail_and_edges_are_compared_at_the_motifs_own_size(sprites: list[Sprite]) -> None:
+    striped = draw_disc(128, RED, 1.0)
+    striped[::8, :, :3] = 255
+    sprite = Sprite("a.png", "striped disc", striped, prompt=True)
+    small = Image.fromarray(striped).resize((48, 48), Image.Resampling.LANCZOS)
+    same = judge(place(np.asarray(small), 64, 8, 8), "striped disc", 0, [sprite])
+    assert same.look.detail == pytest.approx(same.look_of_sprite.detail, rel=0.15)
+    assert same.look.edge == pytest.approx(same.look_of_sprite.edge, rel=0.1)
+    soft = small.filter(ImageFilter.GaussianBlur(1.5))
+    blurred = judge(place(np.asarray(soft), 64, 8, 8), "striped disc", 0, [sprite])
+    assert blurred.look.detail < 0.3 * blurred.look_of_sprite.detail
+    assert blurred.look.edge > 1.5 * blurred.look_of_sprite.edge
+
+
+def test_words_are_those_of_the_model(sprites: list[Sprite], tmp_path: Path) -> None:
+    assert find_words(tmp_path, sprites) == sprites
+    (tmp_path / "captions.json").write_text('[{"caption": "glass disc", "kind": "soft"}]', encoding="utf-8")
+    assert [sprite.text for sprite in find_words(tmp_path, sprites)] == ["glass disc"]
+
+
 def test_summary_gives_shares_of_the_images_concerned() -> None:
-    good = Judgement("a", 0, "a", outside=0.0, inside=1.0, soft=0.0, soft_of_sprites=0.0, kind="opaque")
+    sharp, soft = Look(detail=10.0, edge=1.0, parts=1, loose=0.0), Look(detail=4.0, edge=3.0, parts=2, loose=9.0)
+    good = Judgement("a", 0, "a", 0.0, 1.0, 0.0, 0.0, "opaque", corners=0.0, look=sharp, look_of_sprite=sharp)
     rows = [
         good,
         replace(good, nearest="b"),
-        replace(good, inside=0.5),
-        replace(good, kind="soft", soft=0.1, soft_of_sprites=0.3, outside=0.5),
+        replace(good, inside=0.5, look=soft),
+        replace(good, kind="soft", soft=0.1, soft_of_sprites=0.3, outside=0.5, corners=0.1),
     ]
     assert summarise(rows) == {
         "images": 4,
         "prompt_fidelity": 0.75,
+        "faithful_and_whole": 0.5,
         "clean_outside": 0.75,
+        "empty_corners": 0.75,
+        "tight_box": 0.5,
         "solid_inside_of_opaque": pytest.approx(2 / 3),
         "half_transparent_kept_of_soft": 0,
         "good_alpha": 0.5,
+        "detail": pytest.approx(34 / 40),
+        "edge_of_opaque": pytest.approx(5 / 3),
     }
 
 
@@ -125,3 +172,7 @@ def test_autoencoding_without_offset_is_what_the_decoder_guesses(archive: Path, 
     assert seeing.alpha_mae != blind.alpha_mae
     assert seeing.harmless_db < 100
     assert set(seeing.recomposite_db) == {"black", "white", "photo-like"}
+    assert 0 < seeing.picture_db < 40
+    assert seeing.picture_db == blind.picture_db
+    assert seeing.picture_detail > 0
+    assert seeing.edge > 0
