@@ -299,11 +299,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs=2, default=(1000, 1004), metavar=("FIRST", "END"))
     parser.add_argument("--out", type=Path, help="folder for the images and evaluation.json")
-    parser.add_argument("--only", choices=("autoencoding", "generation"))
+    parser.add_argument(
+        "--backgrounds", type=Path, help="archive of backgrounds: measure the modes with several layers"
+    )
+    parser.add_argument("--only", choices=("autoencoding", "generation", "layers"))
     given = parser.parse_args(argv)
     sprites = read_sprites(given.data, 2 * given.size)
     report: dict[str, Any] = {}
-    if given.only != "generation":
+    if given.only in (None, "autoencoding"):
         store = WeightStore([given.model / "layer_model"])
         encoder = TransparentEncoder.from_state_dict(store.load("layer_sd15_vae_transparent_encoder")).eval()
         decoder = TransparentDecoder.from_state_dict(store.load("layer_sd15_vae_transparent_decoder")).eval()
@@ -313,12 +316,20 @@ def main(argv: list[str]) -> int:
             chosen = [s for s in held_out if kind in (None, s.kind)]
             if chosen:
                 report[f"autoencoding_{kind or 'all'}"] = asdict(evaluate_autoencoding(vae, encoder, decoder, chosen))
-    if given.only != "autoencoding":
+    if given.only in (None, "generation"):
         rows = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
         report["generation"] = summarise(rows)
         report["misses"] = [
             asdict(row) for row in rows if not (row.is_faithful and row.is_whole and row.has_good_alpha)
         ]
+    if given.backgrounds is not None and given.only in (None, "layers"):
+        from .evaluate_layers import evaluate_layers, find_layer_modes, summarise_layers
+
+        behind = read_sprites(given.backgrounds, 2 * given.size, cover=True)
+        first, _ = given.seeds
+        for mode in find_layer_modes(given.model):
+            layers = evaluate_layers(given.model, mode, sprites, behind, range(first, first + 2), given.out)
+            report[mode.name] = summarise_layers(layers)
     text = json.dumps(report, indent=1)
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,11 +37,11 @@ from .dataset import (
     Augmentation,
     TransparentBatch,
     augment,
+    draw,
     step_rng,
-    unpremultiplied,
 )
 from .run import Average, Run, constant, cosine, open_accelerator
-from .scenes import ROLES, Placement, Scene, SceneSource, read_scenes
+from .scenes import ROLES, Placement, Scene, SceneSource, make_condition, read_scenes
 
 log = logging.getLogger(__name__)
 
@@ -213,13 +212,12 @@ def encode_sets(
 
 
 def draw_set(source: SceneSource, caption: str, mode: Mode, config: FinetuneConfig, rng: np.random.Generator) -> Scene:
-    """A scene, or for a mode that makes a foreground alone an image placed in the middle of nothing."""
-    scene = source.draw(caption, config.size, config.placement, rng)
+    """A scene; for a mode that makes a foreground alone, an image over nothing."""
     if mode.frames != ("foreground",) or source.given:
-        return scene
-    choices = [sprite for sprite in source.sprites if sprite.text == caption]
-    sprite = choices[int(rng.integers(len(choices)))]
-    return replace(scene, foreground=augment(sprite.premultiplied, config.size, config.augmentation, rng))
+        return source.draw(caption, config.size, config.placement, rng)
+    sprite = draw([sprite for sprite in source.sprites if sprite.text == caption], 1, rng)[0]
+    pixels = augment(sprite.premultiplied, config.size, config.augmentation, rng)
+    return Scene(pixels, pixels[..., :3], pixels[..., :3], dict.fromkeys(ROLES, caption))
 
 
 def stack_pictures(scenes: list[Scene]) -> dict[str, Any]:
@@ -300,14 +298,6 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
         pictures = [composite([layer], "checker") for layer in stack.layers]
         columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])
     run.save_grid("samples", [list(row) for row in zip(*columns, strict=True)])
-
-
-def make_condition(scene: Scene, role: str) -> NDArray[np.uint8]:
-    """RGBA image [S, S, 4] for a mode that starts from the foreground, a background or a blend."""
-    if role == "foreground":
-        return unpremultiplied(scene.foreground)
-    pixels = np.round(getattr(scene, role) * 255).astype(np.uint8)
-    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
 def train(config: FinetuneConfig, out: Path) -> None:

@@ -31,6 +31,7 @@ from .dataset import (
     read_square,
     reading_size,
     split_sprites,
+    unpremultiplied,
 )
 
 ROLES = ("foreground", "background", "blend")
@@ -113,6 +114,14 @@ def compose(
     both = sprite.text if text == PLAIN else template.format(foreground=sprite.text, background=text)
     texts = {"foreground": sprite.text, "background": text, "blend": both}
     return Scene(pixels, background, np.clip(blend, 0, 1).astype(np.float32), texts)
+
+
+def make_condition(scene: Scene, role: str) -> NDArray[np.uint8]:
+    """RGBA image [S, S, 4] for a mode that starts from the foreground, a background or a blend."""
+    if role == "foreground":
+        return unpremultiplied(scene.foreground)
+    pixels = np.round(getattr(scene, role) * 255).astype(np.uint8)
+    return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
 def cast_shadow(

@@ -39,7 +39,7 @@ from lib_layerdiffusion.train.finetune import (
     encode_sets,
     train,
 )
-from lib_layerdiffusion.train.scenes import Placement, SceneSource, compose
+from lib_layerdiffusion.train.scenes import Placement, SceneSource, compose, make_condition
 from lib_layerdiffusion.transparent_vae import TransparentEncoder
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import parse_patches
@@ -171,7 +171,7 @@ def test_foreground_alone_is_placed_by_the_augmentation(archive: Path, sd15_fold
     config = replace(TINY, augmentation=still, views_per_caption=1)
     source = make_source(archive, 1)
     bank = encode_sets(host, encoder, source, find_mode("foreground", "sd15"), config)
-    placed = augment(source.sprites[0].premultiplied, 64, still, step_rng(0, 0))
+    placed = augment(source.sprites[0].premultiplied, 64, still, step_rng(0, 0))  # nothing in it is random
     adjusted = adjust(host.vae, encoder, TransparentBatch.of([placed]))[1]
     assert torch.allclose(bank.mean[0], adjusted, atol=1e-4)
     assert bank.texts == [["red disc", "red disc"]]
@@ -279,9 +279,9 @@ def test_training_writes_the_file_of_the_mode_and_shows_samples(
 
 def test_condition_of_a_sample_is_the_motif_or_an_opaque_background(archive: Path) -> None:
     scene = make_source(archive, 1).draw("red disc", 64, Placement(), step_rng(0, 0))
-    motif = finetune.make_condition(scene, "foreground")
+    motif = make_condition(scene, "foreground")
     assert np.array_equal(motif[..., 3] == 255, scene.foreground[..., 3] > 254.5 / 255)
-    background = finetune.make_condition(scene, "background")
+    background = make_condition(scene, "background")
     assert (background[..., 3] == 255).all()
     assert np.abs(background[..., :3] / 255 - scene.background).max() < 1 / 255
 
