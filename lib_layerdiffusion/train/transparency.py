@@ -78,6 +78,7 @@ class TransparencyConfig:
     soft_share: Share = 0.3
     prompt_share: Share = 0.3
     fade_share: Share = 0.5
+    pairs: bool = True  # images come in pairs of one picture, so that alpha can only be told from the offset
     offset_gain: float = 40.0  # offset in posterior deviations for an encoder's output of 1
     warm_up: Share = 0.3  # share of the steps over which identity and latent noise grow
     coarse_weight: float = 1.0  # alpha read from the decoder's deeper levels, so that they carry it; 0: off
@@ -236,15 +237,16 @@ def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:
 def draw_batch(
     sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator
 ) -> TransparentBatch:
-    """Sprites in pairs that share colour and placement; `fade_share` of all have their alpha faded at random."""
+    """Sprites, with `pairs` each twice in one placement; `fade_share` of all have their alpha faded at random."""
     soft = [sprite for sprite in sprites if sprite.kind == "soft"] or sprites
     prompts = find_prompts(sprites)
     images: list[NDArray[np.float32]] = []
-    for _ in range(count // 2):
+    copies = 2 if config.pairs else 1
+    for _ in range(count // copies):
         pick = rng.random()
         rest = prompts if pick < config.soft_share + config.prompt_share else sprites
         pool = soft if pick < config.soft_share else rest
-        images += [augment(draw(pool, 1, rng)[0].premultiplied, size, config.augmentation, rng)] * 2
+        images += [augment(draw(pool, 1, rng)[0].premultiplied, size, config.augmentation, rng)] * copies
     fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
     return TransparentBatch.of(images, fades)
 

@@ -193,6 +193,9 @@ def test_pairs_share_their_picture_and_differ_in_alpha(archive: Path) -> None:
     assert batch.padded[0].equal(batch.padded[1])
     assert not batch.alpha[0].equal(batch.alpha[1])
     assert not batch.padded[1].equal(batch.padded[2])
+    single = draw_batch(read_sprites(archive, 64), 4, 64, replace(config, pairs=False), step_rng(0, 0))
+    assert single.alpha.shape == (4, 1, 64, 64)
+    assert not single.padded[0].equal(single.padded[1])
 
 
 def test_evaluation_uses_the_average_and_puts_the_weights_back(
