@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import codecs
 import json
+import logging
+import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +16,18 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from ..image_file import read_content
 from ..layers import pad_rgb
 from ..refusal import Refusal
 from .config import strict
 
-IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg"}
+log = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp"}
+TEXT_ENDINGS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
 HELD_OUT_EVERY = 12  # where the data set names no splits
 Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha, all 0..1
@@ -46,47 +52,67 @@ class Sprite:
 
 
 def read_square(data: bytes, name: str, size: int, cover: bool) -> NDArray[np.uint8]:
-    """Decode, make square and resize (premultiplied, so that edges keep their colour).
+    """Decode, make square and resize (premultiplied, so that edges keep their colour), without a larger square between.
 
     Square by cutting off what is too long (`cover`), or else by centring on a transparent square.
     """
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGBA")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refusal(
-            f"{name} can't be read as an image ({error}); remove it from the data set or repair it."
-        ) from error
-    if image.width != image.height:
-        side = min(image.size) if cover else max(image.size)
-        square = Image.new("RGBA", (side, side))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS) if image.width != size else image)
+    image = Image.fromarray(read_content(data, name))
+    if cover:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    factor = size / max(image.size)
+    fitted = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    image = image if image.size == fitted else image.resize(fitted, Image.Resampling.LANCZOS)
+    if fitted == (size, size):
+        return np.asarray(image)
+    square = Image.new("RGBA", (size, size))
+    square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(square)
 
 
 def read_files(path: Path) -> dict[str, bytes]:
-    """Contents of the images, texts and metadata, by their paths inside the data set."""
+    """Contents of the images, texts and metadata, by their paths inside the data set.
+
+    Where metadata.jsonl lies in a folder of an archive, that folder is the data set.
+    """
     try:
         if path.is_dir():
-            files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-            return {name: file.read_bytes() for name, file in files.items() if _belongs(name)}
+            found = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+            return {_normalise(name): file.read_bytes() for name, file in found.items() if _belongs(name)}
         with zipfile.ZipFile(path) as archive:
-            return {name: archive.read(name) for name in archive.namelist() if _belongs(name)}
+            names = archive.namelist()
+            inner = [name for name in names if PurePosixPath(name).name == METADATA]
+            folder = inner[0].removesuffix(METADATA) if len(inner) == 1 else ""
+            files = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
+            return {_normalise(inside): archive.read(name) for name, inside in files.items() if _belongs(inside)}
     except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise Refusal(
             f"The data set {path} is neither a folder nor a zip archive ({error}); name one that is."
         ) from error
 
 
+def _normalise(name: str) -> str:
+    """One spelling for the paths that systems write differently: slashes, and accents as letters of their own."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
 def _belongs(name: str) -> bool:
     file = PurePosixPath(name)
-    return not file.name.startswith(".") and (name == METADATA or file.suffix.lower() in {*IMAGE_ENDINGS, ".txt"})
+    endings = {*IMAGE_ENDINGS, *TEXT_ENDINGS}
+    return not file.name.startswith(".") and (name == METADATA or file.suffix.lower() in endings)
 
 
-def read_facts(files: Mapping[str, bytes]) -> list[Mapping[str, Any]]:
+def _decode(text: bytes) -> str:
+    """A text in UTF-8, or in UTF-16 where it begins with that mark."""
+    utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if utf16 else "utf-8-sig", "replace")
+
+
+def read_facts(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """The lines of a data set's metadata.jsonl; each names its image (`file_name`) or its scene's `foreground`."""
-    facts: list[Mapping[str, Any]] = []
-    for number, line in enumerate(files.get(METADATA, b"").decode("utf-8-sig", "replace").splitlines(), 1):
+    facts: list[dict[str, Any]] = []
+    for number, line in enumerate(_decode(files.get(METADATA, b"")).splitlines(), 1):
         if line.strip():
             try:
                 row: Any = json.loads(line)
@@ -94,8 +120,24 @@ def read_facts(files: Mapping[str, bytes]) -> list[Mapping[str, Any]]:
                 row = None
             if not isinstance(row, dict) or not ("file_name" in row or "foreground" in row):
                 raise Refusal(f"Line {number} of {METADATA} must be a JSON object with a file_name; mend it.")
-            facts.append(row)  # pyright: ignore[reportUnknownArgumentType]
+            known: dict[str, Any] = row  # pyright: ignore[reportUnknownVariableType]
+            for key in known.keys() & {"file_name", "foreground", "background", "blend"}:
+                known[key] = _normalise(str(known[key]))
+            if "split" in known:
+                known["split"] = _read_split(str(known["split"]), number)
+            facts.append(known)
     return facts
+
+
+def _read_split(split: str, number: int) -> str:
+    """`train` or `held-out`, by the names that data sets have for them."""
+    match split.lower():
+        case "train" | "training":
+            return "train"
+        case "held-out" | "validation" | "valid" | "val" | "test" | "dev":
+            return "held-out"
+        case _:
+            raise Refusal(f"Line {number} of {METADATA} has the split {split!r}; write train or held-out.")
 
 
 def hold_out(index: int) -> bool:
@@ -120,16 +162,18 @@ def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprit
     facts = {str(row.get("file_name")): row for row in read_facts(files)}
     if absent := [name for name in facts if name not in files]:
         raise Refusal(f"{METADATA} names {absent[0]}, which {path} doesn't hold; add the image or remove the line.")
+    images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS]
+    chosen = [name for name in images if not facts or name in facts]
+    if left_out := len(images) - len(chosen):
+        log.warning("%d images of %s are left out, since %s doesn't name them.", left_out, path, METADATA)
     sprites: list[Sprite] = []
-    for name, data in files.items():
-        file = PurePosixPath(name)
-        if file.suffix.lower() not in IMAGE_ENDINGS or (facts and name not in facts):
-            continue
-        row = facts.get(name, {})
-        beside = files.get(str(file.with_suffix(".txt")), b"").decode("utf-8", "replace").strip()
-        text = row.get("text") or beside or file.stem.replace("_", " ")
+    for name in chosen:
+        row, file = facts.get(name, {}), PurePosixPath(name)
+        beside = [_decode(files[text]) for end in TEXT_ENDINGS if (text := str(file.with_suffix(end))) in files]
+        caption = " ".join((beside[0] if beside else "").split())
+        text = str(row.get("text") or caption or file.stem.replace("_", " "))
         extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
-        sprites.append(Sprite(name, text, read_square(data, name, size, cover), **extra))
+        sprites.append(Sprite(name, text, read_square(files[name], name, size, cover), **extra))
     if not sprites:
         raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
     if any("split" in row for row in facts.values()) or len(sprites) < HELD_OUT_EVERY:

@@ -148,7 +148,7 @@ def _view_given(scene: GivenScene, size: int, flip: bool) -> Scene:
     return Scene(view(scene.foreground), view(scene.background)[..., :3], view(scene.blend)[..., :3], scene.texts)
 
 
-def _read_given(files: Mapping[str, bytes], facts: list[Mapping[str, Any]], size: int) -> list[GivenScene]:
+def _read_given(files: Mapping[str, bytes], facts: list[dict[str, Any]], size: int) -> list[GivenScene]:
     scenes: list[GivenScene] = []
     for number, row in enumerate(facts, 1):
         names: dict[str, str] = {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.dataset import (
@@ -67,10 +69,12 @@ def test_resizing_lets_no_invisible_colour_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"a.png": b"no image"}, "a.png can't be read as an image"),
+        ({"a.png": b"no image"}, "a.png is not an image that can be read"),
         ({"readme.md": b"x"}, "holds no"),
         ({"a.png": png(draw_disc(8, (1, 1, 1), 1)), "metadata.jsonl": b"{"}, "Line 1 of metadata.jsonl"),
         ({"metadata.jsonl": b'{"file_name": "b.png", "text": "b"}'}, "names b.png"),
+        ({"metadata.jsonl": b'{"file_name": "b.png", "split": "best"}'}, "split 'best'; write train or held-out"),
+        ({"metadata.jsonl": b"[" * 20_000}, "Line 1 of metadata.jsonl"),
     ],
 )
 def test_bad_data_set_is_refused_by_name(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
@@ -78,6 +82,71 @@ def test_bad_data_set_is_refused_by_name(tmp_path: Path, files: dict[str, bytes]
         (tmp_path / name).write_bytes(data)
     with pytest.raises(Refusal, match=sentence):
         read_sprites(tmp_path, 8)
+
+
+def test_what_other_programs_write_is_read(tmp_path: Path) -> None:
+    disc = png(draw_disc(8, (9, 9, 9), 1))
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as file:
+        for name in ("set/images/a.png", "set/cafe\u0301.png", "set/other.png"):
+            file.writestr(name, disc)
+        rows = [
+            {"file_name": "images\\a.png", "text": "one", "split": "validation"},
+            {"file_name": "caf\u00e9.png", "text": "two", "split": "Train"},
+        ]
+        file.writestr("set/metadata.jsonl", "\ufeff" + "\n".join(json.dumps(row) for row in rows))
+    read = read_sprites(tmp_path / "data.zip", 8)
+    assert [(s.name, s.text, s.split) for s in read] == [
+        ("images/a.png", "one", "held-out"),
+        ("caf\u00e9.png", "two", "train"),
+    ]
+
+
+def test_captions_in_other_encodings_and_endings(tmp_path: Path) -> None:
+    for name, ending, text in (("a", "txt", "wide".encode("utf-16")), ("b", "caption", "\ufeffnarrow\n".encode())):
+        (tmp_path / f"{name}.png").write_bytes(png(draw_disc(8, (9, 9, 9), 1)))
+        (tmp_path / f"{name}.{ending}").write_bytes(text)
+    assert [sprite.text for sprite in read_sprites(tmp_path, 8)] == ["wide", "narrow"]
+
+
+def test_images_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(png(draw_disc(8, (9, 9, 9), 1)))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "b"}', encoding="utf-8")
+    read_sprites(tmp_path, 8)
+    assert "2 images of" in caplog.text
+
+
+def test_depth_and_turn_of_an_image_are_kept(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (64, 1))).save(tmp_path / "deep.png")
+    turned = Image.new("RGB", (16, 16), (255, 0, 0))
+    turned.paste((0, 0, 255), (0, 0, 16, 8))  # blue above, which the camera held sideways
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    deep, photo = read_sprites(tmp_path, 16)
+    assert np.abs(deep.rgba[8, :, 0].astype(int) - np.linspace(0, 255, 16)).max() < 10
+    assert photo.rgba[8, 13, 2] > 200 > 50 > photo.rgba[8, 2, 2]  # blue is on the right now
+
+
+def test_thin_image_needs_no_large_square(tmp_path: Path) -> None:
+    (tmp_path / "thin.png").write_bytes(png(np.full((1, 20_000, 4), 255, np.uint8)))
+    tracemalloc.start()
+    (sprite,) = read_sprites(tmp_path, 64)
+    largest = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sprite.rgba.shape == (64, 64, 4)
+    assert (sprite.rgba[31, :, 3] == 255).all()
+    assert largest < 10 * 2**20
+
+
+def test_pictures_are_cut_to_their_middle_where_they_cover(tmp_path: Path) -> None:
+    wide = np.full((10, 30, 4), 255, np.uint8)
+    wide[:, 10:20, 1:3] = 0
+    (tmp_path / "wide.png").write_bytes(png(wide))
+    (sprite,) = read_sprites(tmp_path, 20, cover=True)
+    assert (sprite.rgba[..., 3] == 255).all()
+    assert (sprite.rgba[:, 3:17, 1] == 0).all()
 
 
 def test_what_is_neither_folder_nor_archive_is_refused(tmp_path: Path) -> None:
