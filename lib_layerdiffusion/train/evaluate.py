@@ -51,53 +51,55 @@ class Autoencoding:
     picture_db: float  # the autoencoder's own picture of the sprite on grey, without offset
     picture_detail: float  # its detail as a share of the sprites'
     detail: float  # the same of what the transparent decoder makes, on grey
-    edge: float  # width of alpha's edges as a multiple of the sprites'; of opaque ones
+    edge: float | None  # width of alpha's edges as a multiple of the sprites'; of opaque ones
 
 
 @torch.no_grad()
-def evaluate_autoencoding(
+def measure_autoencoding(
     vae: Any, encoder: TransparentEncoder, decoder: TransparentDecoder, sprites: list[Sprite]
-) -> Autoencoding:
-    """Encode and decode each sprite (8 views); the same with the offset set to 0."""
+) -> list[dict[str, float]]:
+    """Encode and decode each sprite (8 views); the same with the offset set to 0. One row of values for each."""
     size = sprites[0].rgba.shape[0]
     photo = torch.from_numpy(make_photo_background(size, step_rng(0, 0)).transpose(2, 0, 1).copy())
     backgrounds = {"black": torch.zeros(3, size, size), "white": torch.ones(3, size, size), "photo-like": photo}
-    values: dict[str, list[float]] = {}
-
-    def note(name: str, value: Tensor | float) -> None:
-        values.setdefault(name, []).append(float(value))
-
-    for sprite in sprites:
+    rows: list[dict[str, float]] = []
+    for sprite, harm in zip(sprites, measure(vae, encoder, sprites), strict=True):
+        row: dict[str, Tensor | float] = {"harmless_db": harm.psnr}
         batch = TransparentBatch.of([sprite.premultiplied])
         for key, latent in zip(("without", "with"), adjust(vae, encoder, batch), strict=True):
             picture = (vae.decode(latent).sample * 0.5 + 0.5).clamp(0, 1)
             output = decoder.decode(picture, latent)
             alpha, colour = output[:, :1], output[:, 1:]
-            note(key, (alpha - batch.alpha).abs().mean())
+            row[key] = (alpha - batch.alpha).abs().mean()
             if key == "without":
-                note("picture_db", psnr(picture, batch.grey))
-                note("picture_detail", detail(picture))
+                row |= {"picture_db": psnr(picture, batch.grey), "picture_detail": detail(picture)}
         for name, background in backgrounds.items():
             shown = colour * alpha + background * (1 - alpha)
             wanted = batch.padded * batch.alpha + background * (1 - batch.alpha)
-            note(name, psnr(shown, wanted))
-        note("wanted_detail", detail(batch.grey))
-        note("detail", detail(0.5 + (colour - 0.5) * alpha))
+            row[name] = psnr(shown, wanted)
+        row |= {"detail": detail(0.5 + (colour - 0.5) * alpha), "wanted_detail": detail(batch.grey)}
         if sprite.kind == "opaque":
-            note("edge", edge_width(alpha[0, 0].numpy()))
-            note("wanted_edge", edge_width(batch.alpha[0, 0].numpy()))
+            edges = (edge_width(each[0, 0].numpy()) for each in (alpha, batch.alpha))
+            row["edge"], row["wanted_edge"] = edges
+        rows.append({name: float(value) for name, value in row.items()})
+    return rows
+
+
+def summarise_autoencoding(rows: list[dict[str, float]]) -> Autoencoding:
+    """Means over the rows of `measure_autoencoding`."""
+    names = {name for row in rows for name in row}
+    values = {name: [row[name] for row in rows if name in row] for name in names}
     mean = {name: sum(each) / len(each) for name, each in values.items()}
-    harm = measure(vae, encoder, sprites)
     return Autoencoding(
-        images=len(sprites),
+        images=len(rows),
         alpha_mae=mean["with"],
         alpha_mae_without_offset=mean["without"],
-        recomposite_db={name: mean[name] for name in backgrounds},
-        harmless_db=sum(row.psnr for row in harm) / len(harm),
+        recomposite_db={name: mean[name] for name in ("black", "white", "photo-like")},
+        harmless_db=mean["harmless_db"],
         picture_db=mean["picture_db"],
         picture_detail=mean["picture_detail"] / mean["wanted_detail"],
         detail=mean["detail"] / mean["wanted_detail"],
-        edge=mean["edge"] / mean["wanted_edge"] if "edge" in mean else float("nan"),
+        edge=mean["edge"] / mean["wanted_edge"] if "edge" in mean else None,
     )
 
 
@@ -311,14 +313,15 @@ def main(argv: list[str]) -> int:
         encoder = TransparentEncoder.from_state_dict(store.load("layer_sd15_vae_transparent_encoder")).eval()
         decoder = TransparentDecoder.from_state_dict(store.load("layer_sd15_vae_transparent_decoder")).eval()
         vae = read_autoencoder(given.model)
-        for kind in ("opaque", "soft", None):
-            held_out = split_sprites(read_sprites(given.data, given.size))[1]
-            chosen = [s for s in held_out if kind in (None, s.kind)]
+        held_out = split_sprites(read_sprites(given.data, given.size))[1]
+        rows = measure_autoencoding(vae, encoder, decoder, held_out)
+        for kind in ("opaque", "soft", "all"):
+            chosen = [row for row, sprite in zip(rows, held_out, strict=True) if kind in ("all", sprite.kind)]
             if chosen:
-                report[f"autoencoding_{kind or 'all'}"] = asdict(evaluate_autoencoding(vae, encoder, decoder, chosen))
+                report[f"autoencoding_{kind}"] = asdict(summarise_autoencoding(chosen))
     if given.only in (None, "generation"):
-        rows = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
-        report["generation"] = summarise(rows)
+        made = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
+        report["generation"] = summarise(made)
         report["misses"] = [
             asdict(row) for row in rows if not (row.is_faithful and row.is_whole and row.has_good_alpha)
         ]

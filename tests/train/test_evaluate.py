@@ -16,12 +16,13 @@ from lib_layerdiffusion.train.evaluate import (
     Judgement,
     Look,
     describe,
-    evaluate_autoencoding,
     find_words,
     judge,
+    measure_autoencoding,
     nearest_caption,
     soft_share,
     summarise,
+    summarise_autoencoding,
 )
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import draw_disc
@@ -163,11 +164,11 @@ def test_autoencoding_without_offset_is_what_the_decoder_guesses(archive: Path, 
     encoder, decoder = TransparentEncoder((4, 4, 8, 8)).eval(), TransparentDecoder((8,) * 7).eval()
     torch.nn.init.normal_(decoder.latent_conv_in.weight)
     vae, sprites = read_autoencoder(vae_folder), read_sprites(archive, 64)[:1]
-    blind = evaluate_autoencoding(vae, encoder, decoder, sprites)
+    blind = summarise_autoencoding(measure_autoencoding(vae, encoder, decoder, sprites))
     assert blind.alpha_mae == blind.alpha_mae_without_offset
     assert blind.harmless_db == 100
     torch.nn.init.constant_(encoder.blocks[-1].bias, 0.1)
-    seeing = evaluate_autoencoding(vae, encoder, decoder, sprites)
+    seeing = summarise_autoencoding(measure_autoencoding(vae, encoder, decoder, sprites))
     assert seeing.alpha_mae_without_offset == blind.alpha_mae
     assert seeing.alpha_mae != blind.alpha_mae
     assert seeing.harmless_db < 100
@@ -175,4 +176,5 @@ def test_autoencoding_without_offset_is_what_the_decoder_guesses(archive: Path, 
     assert 0 < seeing.picture_db < 40
     assert seeing.picture_db == blind.picture_db
     assert seeing.picture_detail > 0
+    assert seeing.edge is not None
     assert seeing.edge > 0
