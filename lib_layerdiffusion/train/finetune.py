@@ -30,7 +30,7 @@ from ..shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEnc
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
 from ..weights.attention_units import CONTROL_PREFIX, UNITS_PREFIX
-from ..weights.patches import LoraPatch
+from ..weights.patches import FILE_PREFIX, DiffPatch, LoraPatch, Patch
 from .base import denoising_loss
 from .config import Count, Share, Side, as_metadata, strict
 from .dataset import (
@@ -46,6 +46,7 @@ from .scenes import ROLES, Placement, Scene, SceneSource, make_condition, read_s
 log = logging.getLogger(__name__)
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+FIRST_CONV = "input_blocks.0.0"
 SAMPLES = 8  # captions in a sample grid
 
 
@@ -88,7 +89,7 @@ class Bank:
 
     mean: Tensor  # [N, F, 4, h, w] VAE space; of transparent frames the adjusted latent
     std: Tensor  # like mean; 0 for transparent frames, whose offset stands for the sample
-    control: Tensor | None  # [N, 3, H, W], -1..1
+    control: Tensor | None  # [N, 3, H, W], -1..1; with patches the inputs' latents [N, 4k, h, w], sampler space
     texts: list[list[str]]  # [N][F], and the blend's caption last
 
     def say(self, row: int, drop: float, shared: float, rng: np.random.Generator) -> list[str]:
@@ -112,6 +113,7 @@ class FinetunedUnet(nn.Module):
         self.units = nn.ModuleList()
         self.control: ControlEncoder | None = None
         self.ups, self.downs = nn.ParameterList(), nn.ParameterList()
+        self.first: nn.Parameter | None = None  # change of the first convolution, which also takes the inputs
         if config.form == "attention_sharing":
             frames, control = len(mode.frames), bool(mode.inputs)
             attentions = [host.unet.get_submodule(self.places[place]) for place in ATTENTION_ORDER]
@@ -126,6 +128,9 @@ class FinetunedUnet(nn.Module):
                 linear = host.unet.get_submodule(name)
                 self.downs.append(nn.Parameter(torch.randn(config.rank, linear.in_features) / linear.in_features**0.5))
                 self.ups.append(nn.Parameter(torch.zeros(linear.out_features, config.rank)))
+            if mode.inputs:
+                shape = host.unet.conv_in.weight.shape
+                self.first = nn.Parameter(torch.zeros(shape[0], mode.first_conv_channels, *shape[2:]))
 
     def _ldm_places(self, names: dict[str, str], host: DiffusersHost) -> list[str]:
         """LDM names of the attentions (sharing) or of all their projections (lora)."""
@@ -137,7 +142,7 @@ class FinetunedUnet(nn.Module):
 
     @contextmanager
     def injected(self, control: Tensor | None) -> Iterator[None]:
-        """The trained parameters inside the live UNet; `control` [B, 3, H, W], -1..1."""
+        """The trained parameters inside the live UNet; `control` as the bank has it, [B, ...]."""
         unet = self.unet[0]
         if self.config.form == "attention_sharing":
             names = (self.places[place] for place in ATTENTION_ORDER)
@@ -146,8 +151,11 @@ class FinetunedUnet(nn.Module):
                 yield
         else:
             weights = (f"{name}.weight" for name in self.places.values())
-            patches = {name: LoraPatch(up, down) for name, up, down in zip(weights, self.ups, self.downs, strict=True)}
-            with side_path(unet, patches, 1.0):
+            factors = zip(weights, self.ups, self.downs, strict=True)
+            patches: dict[str, Patch] = {name: LoraPatch(up, down) for name, up, down in factors}
+            if self.first is not None:
+                patches["conv_in.weight"] = DiffPatch(self.first)
+            with side_path(unet, patches, 1.0, concat=control):
                 yield
 
     def forward(
@@ -168,8 +176,10 @@ class FinetunedUnet(nn.Module):
         if self.config.form == "lora":
             state: dict[str, Tensor] = {}
             for row, place in enumerate(self.places):
-                state[f"diffusion_model.{place}.weight::lora::0"] = averaged[f"ups.{row}"]
-                state[f"diffusion_model.{place}.weight::lora::1"] = averaged[f"downs.{row}"]
+                state[f"{FILE_PREFIX}{place}.weight::lora::0"] = averaged[f"ups.{row}"]
+                state[f"{FILE_PREFIX}{place}.weight::lora::1"] = averaged[f"downs.{row}"]
+            if self.first is not None:
+                state[f"{FILE_PREFIX}{FIRST_CONV}.weight::diff::0"] = averaged["first"]
             return state
         prefixes = {"units": UNITS_PREFIX, "control": CONTROL_PREFIX}
         named = ((name.partition("."), value) for name, value in averaged.items())
@@ -206,14 +216,14 @@ def encode_sets(
             means.append(torch.stack([mean for mean, _ in frames], dim=1))
             stds.append(torch.stack([std for _, std in frames], dim=1))
             if mode.inputs:
-                controls.append(pictures[mode.inputs[0]] * 2 - 1)
+                controls.append(encode_inputs(host, pictures, mode))
             texts += [[scene.texts[role] for role in (*mode.frames, "blend")] for scene in scenes]
     return Bank(torch.cat(means), torch.cat(stds), torch.cat(controls) if controls else None, texts)
 
 
 def draw_set(source: SceneSource, caption: str, mode: Mode, config: FinetuneConfig, rng: np.random.Generator) -> Scene:
     """A scene; for a mode that makes a foreground alone, an image over nothing."""
-    if mode.frames != ("foreground",) or source.given:
+    if mode.frames != ("foreground",) or mode.inputs or source.given:
         return source.draw(caption, config.size, config.placement, rng)
     sprite = draw([sprite for sprite in source.sprites if sprite.text == caption], 1, rng)[0]
     pixels = augment(sprite.premultiplied, config.size, config.augmentation, rng)
@@ -241,6 +251,15 @@ def encode_frame(
     return adjusted, torch.zeros_like(adjusted)
 
 
+def encode_inputs(host: DiffusersHost, pictures: dict[str, Any], mode: Mode) -> Tensor:
+    """The mode's given images: one as it is [B, 3, H, W], -1..1, or for patches the latents of all [B, 4k, h, w]."""
+    images = [pictures[role] * 2 - 1 for role in mode.inputs]
+    if mode.kind == "attention_sharing":
+        return images[0]
+    latents = [host.vae.encode(image.to(host.vae.device)).latent_dist.mean.cpu() for image in images]
+    return torch.cat(latents, dim=1) * host.scaling_factor
+
+
 @torch.no_grad()
 def encode_captions(pipeline: Any, texts: list[str], size: int) -> dict[str, tuple[Tensor, dict[str, Tensor] | None]]:
     """Each distinct caption's context [77, C] and, for SDXL, its added conditions."""
@@ -261,7 +280,7 @@ def check_form(form: str, mode: Mode) -> None:
     """Refuse what can't be trained on the loaded base model."""
     if form == "attention_sharing" and mode.kind == "patches":
         raise Refusal(f'Layer mode {mode.name!r} of SDXL takes patches; train it with form = "lora".')
-    if form == "lora" and (mode.inputs or len(mode.frames) > 1):
+    if form == "lora" and mode.kind == "attention_sharing" and (mode.inputs or len(mode.frames) > 1):
         raise Refusal(
             f"Layer mode {mode.name!r} needs more than low-rank patches; train the mode foreground with them."
         )
@@ -293,7 +312,7 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
         images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
         prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames} if len(mode.frames) > 1 else {}
         with layer_diffusion(pipeline, mode.name, store, views=1, **images, **prompts) as ld:
-            text = "" if prompts else scene.texts["foreground"]
+            text = "" if prompts else scene.texts[mode.frames[0]]
             stack = ld(text, seed=seed, width=config.size, height=config.size, cfg=3.0)
         pictures = [composite([layer], "checker") for layer in stack.layers]
         columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])

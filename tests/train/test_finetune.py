@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.injection import shared_attention, side_path
+from lib_layerdiffusion.modes import MODES as MODE_TABLE
 from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER
@@ -42,7 +43,7 @@ from lib_layerdiffusion.train.finetune import (
 from lib_layerdiffusion.train.scenes import Placement, SceneSource, compose, make_condition
 from lib_layerdiffusion.transparent_vae import TransparentEncoder
 from lib_layerdiffusion.weights.attention_units import read_units
-from lib_layerdiffusion.weights.patches import parse_patches
+from lib_layerdiffusion.weights.patches import DiffPatch, parse_patches
 
 pytestmark = pytest.mark.slow
 
@@ -251,7 +252,6 @@ def test_added_conditions_of_sdxl(sdxl_folder: Path) -> None:
     [
         ("attention_sharing", "foreground", "sdxl", 'form = "lora"'),
         ("lora", "together", "sd15", "more than low-rank patches"),
-        ("lora", "foreground_to_blend", "sdxl", "more than low-rank patches"),
     ],
 )
 def test_form_that_the_mode_cannot_have_is_refused(form: str, mode: str, family: str, sentence: str) -> None:
@@ -284,6 +284,51 @@ def test_condition_of_a_sample_is_the_motif_or_an_opaque_background(archive: Pat
     background = make_condition(scene, "background")
     assert (background[..., 3] == 255).all()
     assert np.abs(background[..., :3] / 255 - scene.background).max() < 1 / 255
+
+
+CONDITIONAL = [mode.name for mode in MODE_TABLE if mode.family == "sdxl" and mode.inputs]
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_sdxl_modes_with_inputs_are_trained_and_their_files_heed_the_inputs(
+    archive: Path, sdxl_folder: Path, encoder_file: Path, tmp_path: Path, name: str
+) -> None:
+    config = replace(TINY, data=archive, base=sdxl_folder, encoder=encoder_file, form="lora", mode=name)
+    train(replace(config, learning_rate=0.05, views_per_caption=1, steps=8), tmp_path / "run")
+    mode = find_mode(name, "sdxl")
+    (file,) = (tmp_path / "run" / "model").iterdir()
+    assert file.stem == mode.file
+    patches = parse_patches(load_file(file))
+    change = patches["input_blocks.0.0.weight"]
+    assert isinstance(change, DiffPatch)
+    assert change.delta.shape[1] == 4 + 4 * len(mode.inputs)
+    assert change.delta[:, 4:].any()
+    rows = np.genfromtxt(tmp_path / "run" / "log.csv", delimiter=",", names=True)
+    assert rows["loss"][-2:].mean() < rows["loss"][:2].mean()
+
+    host = DiffusersHost(DiffusionPipeline.from_pretrained(sdxl_folder))
+    named = {str(host.parameter_name(key)): patch for key, patch in patches.items()}
+    torch.manual_seed(5)
+    seen: list[Tensor] = []
+    for _ in range(2):
+        with side_path(host.unet, named, 1.0, concat=torch.randn(1, 4 * len(mode.inputs), 8, 8)):
+            seen.append(predict(host, 1))
+    assert (seen[0] - seen[1]).abs().max() > 1e-3  # the condition has an effect
+
+
+def test_inputs_of_patches_are_latents_in_the_modes_order(archive: Path, sdxl_folder: Path, encoder_file: Path) -> None:
+    host = DiffusersHost(DiffusionPipeline.from_pretrained(sdxl_folder))
+    encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
+    mode = find_mode("background_blend_to_foreground", "sdxl")
+    config = replace(TINY, form="lora", views_per_caption=1, placement=Placement(shadow=0))
+    bank = encode_sets(host, encoder, make_source(archive, 1), mode, config)
+    assert bank.control is not None
+    assert bank.control.shape == (1, 8, 8, 8)
+    background, blend = bank.control[0, :4], bank.control[0, 4:]
+    assert torch.allclose(background[:, 0, 0], blend[:, 0, 0], atol=0.2)  # a corner
+    assert (background - blend)[:, 3:5, 3:5].abs().max() > 0.01  # the motif
+    assert not bank.std.any()  # the foreground is transparent
+    assert [texts[0] for texts in bank.texts] == ["red disc"]
 
 
 def test_sdxl_patches_are_trained_on_noise_prediction(
