@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib_layerdiffusion import injection
 from lib_layerdiffusion.host import Host, Reserving
-from lib_layerdiffusion.layers import Layer, LayerStack, pad_rgb
+from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
@@ -31,7 +31,6 @@ Image = np.ndarray[Any, Any]
 Progress = Callable[[int, int], Any]
 
 TILE = 512 * 512  # pixels that are decoded at once when a whole image is too much
-PAINTING_ORDER: tuple[Role, ...] = ("blend", "background", "foreground")
 
 
 class Session:
@@ -175,8 +174,8 @@ class Session:
 
     def decode(
         self, pixels: Tensor | None = None, progress: Progress | None = None, views: int | None = None
-    ) -> list[LayerStack]:
-        """Decode the collected latents to one stack per set.
+    ) -> list[dict[Role, Image]]:
+        """Decode the collected latents to the frames of each set, by role: straight RGBA uint8 of the plan's size.
 
         `pixels` [images, 3, H, W], 0..1: what the host decoded already, if it did. `views`: the plan's by default.
         """
@@ -190,7 +189,7 @@ class Session:
             own = slice(plan.mode.transparent_frame, None, frames)
             images[own] = self.decode_transparent(latents[own], pixels[own], progress, views)
         sets = [images[first : first + frames] for first in range(0, len(images), frames)]
-        return [self._stack(dict(zip(plan.frames, each, strict=True))) for each in sets]
+        return [dict(zip(plan.frames, each, strict=True)) for each in sets]
 
     def decode_transparent(
         self,
@@ -303,10 +302,6 @@ class Session:
         """Continue the edges of an image of the plan's size to the size that is sampled."""
         rows, columns = self.plan.height - image.shape[0], self.plan.width - image.shape[1]
         return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
-
-    def _stack(self, images: Mapping[Role, Image]) -> LayerStack:
-        layers = (Layer(name=role, image=images[role], role=role) for role in PAINTING_ORDER if role in images)
-        return LayerStack(layers=tuple(layers), size=self.plan.size)
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def encode(arguments: argparse.Namespace) -> int:
     images = [(path, read_image(path)) for path in arguments.images]
     with _codec(arguments) as (ld, out):
         for path, rgba in images:
-            latent = ld.encode(_enlarge(rgba)) / ld.host.scaling_factor
+            latent = ld.to_latent(_enlarge(rgba))
             height, width = rgba.shape[:2]
             target = out.new_path(slug(path.stem), ".safetensors")
             LatentFile(latent, width, height).save(target)
@@ -106,7 +106,7 @@ def decode(arguments: argparse.Namespace) -> int:
     latents = [(path, read_latent(path)) for path in arguments.latents]
     with _codec(arguments, views=arguments.views) as (ld, out):
         for path, file in latents:
-            rgba = ld.decode(file.latent * ld.host.scaling_factor)
+            rgba = ld.from_latent(file.latent)
             _write(rgba[: file.height, : file.width], out.new_path(slug(path.stem), ".png"))
     return 0
 

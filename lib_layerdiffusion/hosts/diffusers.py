@@ -18,8 +18,8 @@ from lib_layerdiffusion import infotext
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
 from lib_layerdiffusion.hosts.pipelines import GUIDANCE
 from lib_layerdiffusion.image_file import read_image
-from lib_layerdiffusion.layers import LayerStack, fit
-from lib_layerdiffusion.modes import ROLES, Family, Mode, find_mode
+from lib_layerdiffusion.layers import Layer, LayerStack, fit
+from lib_layerdiffusion.modes import ROLES, Family, Mode, Role, find_mode
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.outputs import name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
@@ -41,6 +41,7 @@ OWN_SETTINGS = {
 }
 CURE = "load a Stable Diffusion 1.5 or SDXL checkpoint"
 CROSS = "CrossAttnDownBlock2D"
+PAINTING_ORDER: tuple[Role, ...] = ("blend", "background", "foreground")  # of the layers of a stack
 STRUCTURES: dict[tuple[str, ...], Family] = {
     (CROSS, CROSS, CROSS, "DownBlock2D"): "sd15",
     ("DownBlock2D", CROSS, CROSS): "sdxl",
@@ -195,7 +196,8 @@ class LayerDiffusion:
         plan = make_plan(self.options, facts)
         self.session.open(plan, {role: self._read(self.options.image(role), plan.size) for role in plan.mode.inputs})
         if start is not None:
-            settings["image"] = self._encode(self._read(start, plan.size)).repeat(plan.images, 1, 1, 1)
+            latent = self._encode(self._read(start, plan.size)) * self.host.scaling_factor
+            settings["image"] = latent.repeat(plan.images, 1, 1, 1)
         if "width" in self._parameters:
             settings |= {"width": plan.width, "height": plan.height}
         views = plan.views if plan.mode.decoder else 0
@@ -212,9 +214,9 @@ class LayerDiffusion:
                 **settings,
             ).images
         self.session.collect(latents)
-        stacks = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
+        sets = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
         finished: list[LayerStack] = []
-        for stack, prompt, seed in zip(stacks, prompts, seeds, strict=True):
+        for images, prompt, seed in zip(sets, prompts, seeds, strict=True):
             written = {
                 "Steps": steps,
                 "Sampler": type(self.host.pipe.scheduler).__name__.removesuffix("Scheduler"),
@@ -223,8 +225,9 @@ class LayerDiffusion:
                 "Size": "{}x{}".format(*plan.size),
                 **infotext.describe(self.options),
             }
-            layers = tuple(layer for layer in stack.layers if name_layer(layer.role) in self.options.outputs)
-            finished.append(LayerStack(layers, stack.size, infotext.compose(prompt, negative_prompt, written)))
+            wanted = [role for role in PAINTING_ORDER if role in images and name_layer(role) in self.options.outputs]
+            layers = tuple(Layer(role, images[role], role) for role in wanted)
+            finished.append(LayerStack(layers, plan.size, infotext.compose(prompt, negative_prompt, written)))
         return finished
 
     def encode(self, rgba: Any) -> Tensor:
@@ -233,22 +236,31 @@ class LayerDiffusion:
         Returns [1, 4, H/8, W/8] in sampler space, what an image-to-image pipeline takes as `image`; sides that aren't
         multiples of 8 are continued to the next one.
         """
+        return self.to_latent(rgba) * self.host.scaling_factor
+
+    def decode(self, latents: Tensor) -> Image:
+        """Decode latents [1, 4, h, w] in sampler space, as pipelines return them, to RGBA uint8 [8h, 8w, 4]."""
+        return self.from_latent(latents / self.host.scaling_factor)
+
+    def to_latent(self, rgba: Any) -> Tensor:
+        """As `encode`, in VAE space, which is what latent files hold."""
         image = read_image(rgba)
         self.session.open(self._plan_one(image.shape[1], image.shape[0]))
         return self._encode(image)
 
-    def decode(self, latents: Tensor) -> Image:
-        """Decode latents [1, 4, h, w] in sampler space, as pipelines return them, to RGBA uint8 [8h, 8w, 4]."""
-        self.session.open(self._plan_one(8 * latents.shape[3], 8 * latents.shape[2]))
-        (image,) = self.session.decode_transparent(latents / self.host.scaling_factor)
+    def from_latent(self, latent: Tensor) -> Image:
+        """As `decode`, of a latent in VAE space."""
+        self.session.open(self._plan_one(8 * latent.shape[3], 8 * latent.shape[2]))
+        (image,) = self.session.decode_transparent(latent)
         return image
 
     def _plan_one(self, width: int, height: int) -> Plan:
         return make_plan(self.options, Facts(self.host.family, width, height, transparent_input=True))
 
     def _encode(self, rgba: Image) -> Tensor:
+        """An image of the plan's size as its latent in VAE space."""
         with self.session.encoding(rgba) as pixels:
-            return self.host.encode(pixels) * self.host.scaling_factor
+            return self.host.encode(pixels)
 
     def _read(self, image: Any, size: tuple[int, int]) -> Image:
         return fit(read_image(image), size, self.options.resize_mode)

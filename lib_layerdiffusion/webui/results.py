@@ -33,13 +33,10 @@ SHARE = 0.995  # of the pixels, from which on the whole image counts as that
 class Batch:
     """The decoded layers of one batch, by the image's place in it."""
 
-    def __init__(self, plan: Plan, stacks: Sequence[LayerStack], pixels: Tensor) -> None:
+    def __init__(self, plan: Plan, sets: Sequence[Mapping[Role, Pixels]], pixels: Tensor) -> None:
         self.plan = plan
         self._seen = [_as_saved(image) for image in pixels]
-        self._layers: list[Pixels] = []
-        for stack in stacks:
-            by_role = {layer.role: layer.image for layer in stack.layers}
-            self._layers += [by_role[role] for role in plan.frames]
+        self._layers = [frames[role] for frames in sets for role in plan.frames]
 
     def judge(self) -> Iterator[str]:
         """Name the likely cause, and what to do, for each transparent image that came out opaque or empty."""

@@ -202,11 +202,11 @@ def test_each_set_is_decoded_from_its_own_latents(host: SmallHost, store: Weight
         session.open(make_plan(batch=3))
         session.collect(latents)
         together = session.decode()
-        for index, stack in enumerate(together):
+        for index, images in enumerate(together):
             session.open(make_plan())
             session.collect(latents[index : index + 1])
-            assert np.array_equal(session.decode()[0].layers[0].image, stack.layers[0].image)
-    assert len({stack.layers[0].image.tobytes() for stack in together}) == 3
+            assert np.array_equal(session.decode()[0]["foreground"], images["foreground"])
+    assert len({images["foreground"].tobytes() for images in together}) == 3
 
 
 def test_pixels_that_the_host_decoded_are_used_and_latents_are_in_vae_space(
@@ -216,7 +216,7 @@ def test_pixels_that_the_host_decoded_are_used_and_latents_are_in_vae_space(
     with Session(host, store) as session:
         session.open(make_plan())
         session.collect(latents)
-        image = session.decode(pixels)[0].layers[0].image
+        image = session.decode(pixels)[0]["foreground"]
     decoder = TransparentDecoder.from_state_dict(store.load("vae_transparent_decoder"))
     expected = decoder.decode(pixels, latents / host.scaling_factor, views=1)[0] * 255
     assert np.abs(image.astype(float) - expected[[1, 2, 3, 0]].permute(1, 2, 0).numpy()).max() <= 0.501
@@ -281,7 +281,7 @@ def test_decoding_goes_on_where_memory_is_short(
         asked = run_short_of_memory(monkeypatch, failures, error)
         (later,) = session.decode()
     assert asked == [None, *[512 * 512] * failures]
-    assert np.array_equal(later.layers[0].image, whole.layers[0].image)  # one tile is enough for this size
+    assert np.array_equal(later["foreground"], whole["foreground"])  # one tile is enough for this size
     assert len(host.held) == 2
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_layerdiffusion.layers import Layer, LayerStack
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.planning import Facts, Plan, plan
 from lib_layerdiffusion.webui import results
@@ -42,7 +41,7 @@ def layer() -> np.ndarray[Any, Any]:
 
 @pytest.fixture
 def batch(pixels: torch.Tensor, layer: np.ndarray[Any, Any]) -> Batch:
-    return Batch(make_plan(), [LayerStack((Layer("foreground", layer, "foreground"),), SIZE)], pixels)
+    return Batch(make_plan(), [{"foreground": layer}], pixels)
 
 
 def as_picture(pixels: torch.Tensor) -> Image.Image:
@@ -70,8 +69,8 @@ def test_an_enlarged_picture_enlarges_the_layer(batch: Batch, pixels: torch.Tens
 
 def test_opaque_frames_are_cropped_only() -> None:
     mode = make_plan("together")
-    stack = LayerStack(tuple(Layer(role, draw_layer(i), role) for i, role in enumerate(mode.frames)), SIZE)
-    batch = Batch(mode, [stack], torch.full((3, 3, 64, 72), 0.5))
+    frames = {role: draw_layer(i) for i, role in enumerate(mode.frames)}
+    batch = Batch(mode, [frames], torch.full((3, 3, 64, 72), 0.5))
     picture = Image.new("RGB", (72, 64), "red")
     assert [batch.finish(index, picture).mode for index in range(3)] == ["RGBA", "RGB", "RGB"]
     assert {batch.finish(index, picture).size for index in range(3)} == {SIZE}
@@ -106,7 +105,7 @@ def test_only_masked_fills_its_box(batch: Batch, pixels: torch.Tensor, layer: np
 def test_an_opaque_or_empty_image_is_reported(pixels: torch.Tensor, alpha: int, word: str | None) -> None:
     layer = draw_layer()
     layer[..., 3] = alpha
-    sentences = [*Batch(make_plan(), [LayerStack((Layer("f", layer, "foreground"),), SIZE)], pixels).judge()]
+    sentences = [*Batch(make_plan(), [{"foreground": layer}], pixels).judge()]
     assert [word in sentence for sentence in sentences] == ([True] if word else [])
 
 
