@@ -12,11 +12,13 @@ import pytest
 from safetensors.torch import save_file
 
 from lib_layerdiffusion import embedded
+from lib_layerdiffusion.image_file import read_image
 from tests.tiny_models import attention_file, decoder_file, encoder_file, make_sd15, make_tokenizer
 
 pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "library.md"
+README = Path(__file__).parents[2] / "README.md"
 STEPS = 2  # instead of what the examples say
 # Modules all of whose public functions and classes are for users.
 WHOLE_MODULES = (
@@ -71,9 +73,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def blocks() -> list[tuple[int, str]]:
+def blocks(document: Path = DOCUMENT) -> list[tuple[int, str]]:
     """The Python examples, each with the number of lines above it."""
-    text = DOCUMENT.read_text("utf-8")
+    text = document.read_text("utf-8")
     found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     return [(text.count("\n", 0, match.start(1)), match[1]) for match in found]
 
@@ -86,6 +88,13 @@ def test_the_examples_run_in_one_session(folder: Path) -> None:
         exec(compile("\n" * above + quick, DOCUMENT, "exec"), names)  # a failure names the document's line
     for name in ("apple.png", "picture-1.png", "together-blend.png", "apple-again.png", "table.psd", "frog.png"):
         assert (folder / name).stat().st_size > 0
+
+
+def test_the_example_of_the_readme_runs(folder: Path) -> None:
+    ((above, text),) = blocks(README)
+    quick = text.replace("path/to/an/sd15/folder", "my-sd15").replace("seed=1", f"seed=1, steps={STEPS}")
+    exec(compile("\n" * above + quick, README, "exec"), {"__name__": "__main__"})
+    assert read_image(folder / "bottle.png").shape == (64, 64, 4)
 
 
 def test_every_public_call_is_in_an_example() -> None:

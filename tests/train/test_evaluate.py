@@ -27,8 +27,6 @@ from lib_layerdiffusion.train.evaluate import (
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import draw_disc
 
-pytestmark = pytest.mark.slow
-
 RED, BLUE, GLASS = (220, 20, 20), (20, 20, 220), (200, 220, 240)
 
 

@@ -15,8 +15,6 @@ from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites
 from lib_layerdiffusion.train.harmlessness import Harm, measure, tabulate
 from lib_layerdiffusion.transparent_vae import TransparentEncoder
 
-pytestmark = pytest.mark.slow
-
 WIDTHS = (4, 4, 8, 8)
 
 

@@ -19,8 +19,6 @@ from torch import nn
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.run import Average, Run, constant, cosine, open_accelerator
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass(frozen=True)
 class Config:

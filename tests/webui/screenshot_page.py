@@ -19,7 +19,6 @@ from tests.browser import Page, opened
 
 PATH = Path(__file__).parents[2] / "docs" / "images" / "webui.png"
 PATIENCE = 240  # seconds
-COLOURS = 192  # of the picture, which has an image in it
 PROMPT, SEED = "red apple", "5"
 
 
@@ -33,7 +32,7 @@ def generate(page: Page) -> None:
     page.element("#txt2img_generate").click()
     page.element("#txt2img_files a")
     page.element("#txt2img_gallery img").click()
-    page.run("document.activeElement.blur(); window.scrollTo(0, 0)")
+    page.run("document.activeElement.blur(); window.scrollTo(0, 0); document.body.style.overflow = 'hidden'")
     time.sleep(2)  # for the preview that slides open
 
 
@@ -55,7 +54,7 @@ def main() -> None:
             finally:
                 server.should_exit = True
                 thread.join(10)
-    shot.quantize(COLOURS, dither=Image.Dither.NONE).save(PATH, optimize=True)
+    shot.save(PATH, optimize=True)
 
 
 if __name__ == "__main__":
