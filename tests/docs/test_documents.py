@@ -10,7 +10,9 @@ from urllib.parse import unquote
 import pytest
 
 from lib_layerdiffusion.cli import build_parser
-from lib_layerdiffusion.modes import MODE_NAMES, any_row
+from lib_layerdiffusion.modes import MODE_NAMES, MODES, any_row
+from lib_layerdiffusion.weights import WEIGHTS
+from lib_layerdiffusion.weights.header import describe_bytes
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")])
@@ -77,6 +79,13 @@ def test_the_readme_shows_every_mode() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     for mode in MODE_NAMES:
         assert f"**{any_row(mode).label}**" in text
+
+
+def test_the_page_of_modes_names_every_file_with_its_size() -> None:
+    text = (ROOT / "docs" / "modes.md").read_text("utf-8")
+    for mode in MODES:
+        assert f"| `{mode.name}` |" in text
+        assert f"`{mode.file}`, {describe_bytes(WEIGHTS[mode.file].size)} |" in text
 
 
 def test_pre_commit_has_the_versions_of_the_constraints() -> None:
