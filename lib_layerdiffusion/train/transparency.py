@@ -47,7 +47,7 @@ COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
 
 
-TERMS = ("reconstruction", "identity", "coarse", "guide", "adversarial", "matching")
+TERMS = ("reconstruction", "likeness", "identity", "coarse", "guide", "adversarial", "matching")
 
 
 @strict
@@ -68,9 +68,8 @@ class TransparencyConfig:
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
     gradient_weight: float = 0.5  # of the first differences of alpha and of the composite
     laplacian_weight: float = 0.0  # of their Laplacians
-    alpha_margin: float = (
-        0.0  # invisible and opaque pixels aim so far beyond 0 and 1, so that clipping makes them exact
-    )
+    picture_weight: float = 0.0  # likeness, on grey, to the frozen decoder's picture: sharp where that is, if not true
+    alpha_margin: float = 0.0  # pixels that are to be 0 or 1 aim so far beyond, so that clipping makes them exact
     identity_weight: float = 1.0
     discriminator_weight: float = 0.01
     matching_weight: float = 0.5  # distance of the discriminator's inner layers' outputs
@@ -181,8 +180,15 @@ class LatentTransparency(nn.Module):
             + self.config.gradient_weight * (gradient_loss(alpha, wanted) + gradient_loss(composite, target))
             + self.config.laplacian_weight * (laplacian_loss(alpha, wanted) + laplacian_loss(composite, target))
         )
+        on_grey, seen = 0.5 + (colour - 0.5) * alpha, picture.detach()
+        likeness = (
+            (on_grey - seen).abs().mean()
+            + self.config.gradient_weight * gradient_loss(on_grey, seen)
+            + self.config.laplacian_weight * laplacian_loss(on_grey, seen)
+        )
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
+            "likeness": self.config.picture_weight * likeness,
             "coarse": self.config.coarse_weight * self.coarse_loss(batch.alpha, view),
         }
         if not self.config.decoder_only:
