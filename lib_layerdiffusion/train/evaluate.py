@@ -22,7 +22,6 @@ from .autoencoder import adjust, read_autoencoder
 from .dataset import (
     Sprite,
     TransparentBatch,
-    find_prompts,
     make_photo_background,
     read_sprites,
     split_sprites,
@@ -30,11 +29,10 @@ from .dataset import (
 )
 from .harmlessness import measure
 from .measures import count_parts, detail, edge_width, find_box, psnr
+from .words import OUTSIDE, VISIBLE, find_words, nearest_caption
 
-COMPARE_SIZE = 32
 FRAME = 4  # pixels of the outer frame
-OUTSIDE, INSIDE = 0.02, 0.98
-VISIBLE = 25  # of 255
+INSIDE = 0.98
 LOOSE = 4.0  # pixels by which a box may exceed the sprite's own
 SOFT = (0.1, 0.9)
 
@@ -101,34 +99,6 @@ def summarise_autoencoding(rows: list[dict[str, float]]) -> Autoencoding:
         detail=mean["detail"] / mean["wanted_detail"],
         edge=mean["edge"] / mean["wanted_edge"] if "edge" in mean else None,
     )
-
-
-def describe(rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """What the distance compares: the sprite's visible box, fitted to a square of 32 pixels, over mid-grey.
-
-    The crop makes the distance blind to place and size, which the augmentation varies.
-    """
-    box = find_box(rgba[..., 3], VISIBLE)
-    if box is None:
-        return np.full((COMPARE_SIZE, COMPARE_SIZE, 3), 0.5, np.float32)
-    top, left, bottom, right = box
-    cut = Image.fromarray(rgba[top:bottom, left:right])
-    side = max(cut.size)
-    square = Image.new("RGBA", (side, side))
-    square.paste(cut, ((side - cut.width) // 2, (side - cut.height) // 2))
-    pixels = np.asarray(square.resize((COMPARE_SIZE, COMPARE_SIZE), Image.Resampling.BOX), np.float32) / 255
-    return 0.5 + (pixels[..., :3] - 0.5) * pixels[..., 3:]
-
-
-def nearest_caption(rgba: NDArray[np.uint8], sprites: list[Sprite]) -> str:
-    """Caption of the sprite with the least mean squared difference (`describe`), mirror images allowed."""
-    image = describe(rgba)
-
-    def distance(sprite: Sprite) -> float:
-        other = describe(sprite.rgba)
-        return min(float(((image - view) ** 2).mean()) for view in (other, other[:, ::-1]))
-
-    return min(sprites, key=distance).text
 
 
 def soft_share(rgba: NDArray[np.uint8]) -> float:
@@ -229,16 +199,6 @@ def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite
         Look.at(rgba),
         Look.at(fit_sprite(own[seed % len(own)].rgba, rgba)),
     )
-
-
-def find_words(model: Path, sprites: list[Sprite]) -> list[Sprite]:
-    """The sprites that the model has words for, by its captions.json if it has one."""
-    known = find_prompts(split_sprites(sprites)[0])
-    file = model / "captions.json"
-    if not file.exists():
-        return known
-    words = {row["caption"] for row in json.loads(file.read_text(encoding="utf-8"))}
-    return [sprite for sprite in known if sprite.text in words]
 
 
 def evaluate_generation(

@@ -16,8 +16,8 @@ from ..layers import LayerStack, composite
 from ..modes import MODES, Mode
 from ..weights import WeightStore
 from .dataset import Sprite, step_rng
-from .evaluate import OUTSIDE, find_words, nearest_caption
 from .scenes import Placement, Scene, compose, make_condition
+from .words import OUTSIDE, find_words, nearest_caption
 
 PAIRS = 60
 COMPARE_SIZE = 16

@@ -16,14 +16,13 @@ from lib_layerdiffusion.train.evaluate import (
     Judgement,
     Look,
     describe,
-    find_words,
     judge,
     measure_autoencoding,
-    nearest_caption,
     soft_share,
     summarise,
     summarise_autoencoding,
 )
+from lib_layerdiffusion.train.words import find_words, nearest_caption
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import draw_disc
 
