@@ -11,7 +11,6 @@ from .inputs import OPTIONAL, wanted
 # The page begins like the reference extension's positional list, so that its API clients' lists arrive where they
 # should. Its batch size counts sets, so it has no widget for that.
 PAGE_ORDER: tuple[str, ...] = (*POSITIONAL, *(name for name in FIELDS if name not in (*POSITIONAL, "batch_counts")))
-TITLE = "LayerDiffuse"  # what API clients call the script
 
 
 def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any] | None = None) -> LayerOptions:
