@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WORKER = """
 import json, sys
 from dataclasses import dataclass
@@ -38,6 +40,7 @@ Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(facts))
 """
 
 
+@pytest.mark.slow
 def test_torchrun_starts_two_processes_that_train_together(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER, encoding="utf-8")

@@ -17,6 +17,8 @@ from lib_layerdiffusion.train import sceneries, sprites
 from lib_layerdiffusion.train.dataset import read_sprites
 from tests.train.tiny import draw_disc
 
+pytestmark = pytest.mark.slow
+
 EMOJI = {
     "🐶": "dog face",
     "🔥": "fire",
