@@ -32,7 +32,7 @@ test-fast: .venv-test/installed
 
 # The panel on the older gradio that some WebUIs have; `make test` uses the newer one.
 test-gradio3: .venv-gradio3/installed
-	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel xyz settings infotext status))
+	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel every_option xyz settings status))
 
 # In a real WebUI: LAYERDIFFUSION_WEBUI is its checkout, LAYERDIFFUSION_WEBUI_PYTHON its Python. Keeps what it saw in
 # docs/hosts.json and makes docs/hosts.md from that.

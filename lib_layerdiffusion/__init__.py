@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lib_layerdiffusion.version import __version__
+
 if TYPE_CHECKING:
     from lib_layerdiffusion.hosts.diffusers import layer_diffusion
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "layer_diffusion"]
 
 

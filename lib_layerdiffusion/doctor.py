@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib_layerdiffusion import __version__
+from lib_layerdiffusion.version import __version__
 from lib_layerdiffusion.weights import WeightStore
 from lib_layerdiffusion.weights.header import UnreadableFileError, describe_bytes, read_header
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,9 @@ class LatentFile:
             file.write(self.to_bytes())
 
 
-def read_latent(path: Path) -> LatentFile:
+def read_latent(path: str | os.PathLike[str]) -> LatentFile:
     """Read a file that `LatentFile.save` wrote, or refuse with what is wrong with it."""
+    path = Path(path)
     cure = "make one with `layerdiffusion encode`"
     if not path.is_file():
         raise Refusal(f"There is no latent file at {path}; {cure}.")

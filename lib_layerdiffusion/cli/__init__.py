@@ -13,11 +13,11 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lib_layerdiffusion import __version__
 from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
+from lib_layerdiffusion.version import __version__
 
 EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 OPTIONAL_PACKAGES = {
@@ -26,6 +26,7 @@ OPTIONAL_PACKAGES = {
     "tqdm",
     "accelerate",
     "tomli",
+    "pydantic",
     "psd_tools",
     "huggingface_hub",
     "gradio",

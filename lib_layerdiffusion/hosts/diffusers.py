@@ -225,8 +225,11 @@ class LayerDiffusion:
                 "Size": "{}x{}".format(*plan.size),
                 **infotext.describe(self.options),
             }
-            wanted = [role for role in PAINTING_ORDER if role in images and name_layer(role) in self.options.outputs]
-            layers = tuple(Layer(role, images[role], role) for role in wanted)
+            layers = tuple(
+                Layer(role, images[role], role)
+                for role in PAINTING_ORDER
+                if role in images and name_layer(role) in self.options.outputs
+            )
             finished.append(LayerStack(layers, plan.size, infotext.compose(prompt, negative_prompt, written)))
         return finished
 

@@ -283,7 +283,7 @@ def main(argv: list[str]) -> int:
         made = evaluate_generation(given.model, sprites, range(*given.seeds), given.out)
         report["generation"] = summarise(made)
         report["misses"] = [
-            asdict(row) for row in rows if not (row.is_faithful and row.is_whole and row.has_good_alpha)
+            asdict(row) for row in made if not (row.is_faithful and row.is_whole and row.has_good_alpha)
         ]
     if given.backgrounds is not None and given.only in (None, "layers"):
         from .evaluate_layers import evaluate_layers, find_layer_modes, summarise_layers

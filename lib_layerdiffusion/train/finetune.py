@@ -306,13 +306,13 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
         log.warning("There is no sample grid, since %s has no %s.", config.encoder.parent, mode.decoder)
         return
     columns: list[list[Tensor]] = []
-    captions = source.captions
+    captions, first = source.captions, mode.frames[0]
     for seed, place in enumerate(np.linspace(0, len(captions) - 1, min(SAMPLES, len(captions)))):
         scene = source.draw(captions[int(place)], config.size, config.placement, step_rng(0, seed))
         images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
         prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames} if len(mode.frames) > 1 else {}
         with layer_diffusion(pipeline, mode.name, store, views=1, **images, **prompts) as ld:
-            text = "" if prompts else scene.texts[mode.frames[0]]
+            text = "" if prompts else scene.texts[first]
             stack = ld(text, seed=seed, width=config.size, height=config.size, cfg=3.0)
         pictures = [composite([layer], "checker") for layer in stack.layers]
         columns.append([torch.from_numpy(picture).permute(2, 0, 1) / 255 for picture in pictures])

@@ -20,7 +20,6 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import __version__
 from ..export import archive, ora, png, psd
 from ..host import Host
 from ..latent_file import LatentFile
@@ -31,6 +30,7 @@ from ..planning import MIN_SIZE, Facts, Plan
 from ..planning import plan as make_plan
 from ..refusal import Refusal, lacks_memory, list_choices
 from ..session import Session
+from ..version import __version__
 from . import doctor, results
 from .api_requests import (
     KEYS,

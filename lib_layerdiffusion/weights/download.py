@@ -33,8 +33,8 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 from filelock import BaseFileLock, FileLock, Timeout  # which torch needs, so every WebUI has it
 
-from lib_layerdiffusion import __version__
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.version import __version__
 from lib_layerdiffusion.weights.header import describe_bytes
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """What a WebUI says about itself."""
 
-from lib_layerdiffusion import __version__
+from lib_layerdiffusion.version import __version__
 
 
 def git_tag() -> str:
