@@ -15,14 +15,13 @@ from lib_layerdiffusion.train.dataset import Sprite, read_sprites
 from lib_layerdiffusion.train.evaluate import (
     Judgement,
     Look,
-    describe,
     judge,
     measure_autoencoding,
     soft_share,
     summarise,
     summarise_autoencoding,
 )
-from lib_layerdiffusion.train.words import find_words, nearest_caption
+from lib_layerdiffusion.train.words import describe, find_words, nearest_caption
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import draw_disc
 
