@@ -6,13 +6,15 @@ import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
 from safetensors.torch import save_file
 
-from lib_layerdiffusion import embedded
+from lib_layerdiffusion import embedded, export
 from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.options import OUTPUTS
 from tests.tiny_models import attention_file, decoder_file, encoder_file, make_sd15, make_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -23,11 +25,7 @@ STEPS = 2  # instead of what the examples say
 # Modules all of whose public functions and classes are for users.
 WHOLE_MODULES = (
     "lib_layerdiffusion",
-    "lib_layerdiffusion.export.archive",
-    "lib_layerdiffusion.export.names",
-    "lib_layerdiffusion.export.ora",
-    "lib_layerdiffusion.export.png",
-    "lib_layerdiffusion.export.psd",
+    *(f"{export.__name__}.{module.name}" for module in iter_modules(export.__path__)),
     "lib_layerdiffusion.image_file",
     "lib_layerdiffusion.latent_file",
     "lib_layerdiffusion.layers",
@@ -104,7 +102,15 @@ def test_every_public_call_is_in_an_example() -> None:
         owner = getattr(import_module(module), name)
         calls |= {name for name, value in vars(owner).items() if is_call(value) and not name.startswith("_")}
     missing = sorted(name for name in calls - INNER if not re.search(rf"\b{name}\b", code))
+    taken = " ".join(re.findall(r"from lib_layerdiffusion\.export(.*)", code))  # of `export`, or of a module of it
+    missing += [module.name for module in iter_modules(export.__path__) if not re.search(rf"\b{module.name}\b", taken)]
     assert not missing
+
+
+def test_every_output_is_listed() -> None:
+    for page in (DOCUMENT, DOCUMENT.with_name("api.md")):
+        text = page.read_text("utf-8")
+        assert [output for output in OUTPUTS if f"`{output}`" not in text] == []
 
 
 def test_every_option_and_setting_is_explained() -> None:

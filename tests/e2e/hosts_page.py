@@ -55,7 +55,7 @@ What the end-to-end suite saw in real WebUIs: on a processor, with seeded checkp
 Not run: graphics cards, the published weights, Windows and macOS. [hosts.json](hosts.json) has every path by itself, \
 with its date, both commits and the outcome. The suite writes both:
 
-    python -m tests.e2e.seeded_files <checkout of the WebUI> sdxl
+    .venv-test/bin/python -m tests.e2e.seeded_files <checkout of the WebUI> sdxl
     make e2e LAYERDIFFUSION_WEBUI=<checkout of the WebUI> LAYERDIFFUSION_WEBUI_PYTHON=<its Python>
 
 ## Layer modes
