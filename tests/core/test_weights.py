@@ -479,6 +479,7 @@ def test_a_damaged_note_starts_over(tmp_path, size):
         assert WeightStore([], tmp_path, endpoint=endpoint).fetch(NAME).read_bytes() == BODY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n"])
 def test_a_server_that_drips_is_given_up(tmp_path, head):
     seen = []

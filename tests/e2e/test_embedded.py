@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion import layer_diffusion
 
+pytestmark = pytest.mark.slow
+
 SEEDS = {"red apple": 5, "soap bubble": 6}
 
 
