@@ -16,6 +16,7 @@ PREFIX = "layerdiffusion_"
 # What the batch size of a request counted shows in no image.
 OPTIONS: tuple[str, ...] = tuple(name for name in FIELDS if name != "batch_counts")
 LAYER = f"{PREFIX}layer"  # which layer of its set an image is
+NOTES = f"{PREFIX}notes"  # sentences about what came out otherwise than asked for; in a WebUI's answer only
 PREVIEW = f"{PREFIX}preview"  # which preview an image is
 
 # The reference extension's names where they differ.

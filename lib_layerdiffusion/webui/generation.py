@@ -7,17 +7,20 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from fastapi import HTTPException
-from modules import extra_networks, shared
+from modules import extra_networks, images, shared
 from PIL import Image
 from torch import Tensor
 
 from .. import infotext
 from ..host import Host
+from ..image_file import has_transparency
 from ..layers import fit
 from ..modes import ROLES, Mode, Role, any_row
 from ..options import LayerOptions
@@ -36,6 +39,8 @@ from .replacing import Replaced, replace_method
 logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerdiffusion"  # of `p`
+MASK = f"{ATTRIBUTE}_mask"  # of `p`: the one that came with the request
+TILING_SCRIPTS = ("sd_upscale.py", "outpainting_mk_2.py", "poor_mans_outpainting.py")
 RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
 
 
@@ -91,9 +96,13 @@ class Generation:
         self.session: Session | None = None
         self.latents: Any = None  # of the last sampling pass, sampler space
         self.given: dict[Role, results.Pixels] = {}  # images that the mode starts from, of the plan's size
-        self.starts: list[results.Pixels] = []  # RGBA images that image to image starts from
+        self.starts: list[results.Pixels] = []  # RGBA images that image to image starts from with their transparency
+        self.originals: list[results.Pixels] = []  # RGBA images of which inpainting keeps what isn't masked
         self.batch: results.Batch | None = None
+        self.notes: list[str] = []  # sentences for the user
         self.sets: list[results.LayerSet] = []
+        self.first_pass: results.Pixels | None = None  # RGBA, of which the WebUI is to make a larger version
+        self._masks: dict[int, Any] = {}  # of the batch's images by index, as they are laid over; None: they aren't
         self._sampler: Any = None
         self._injected = ExitStack()  # what is in place during the sampler's call
         self._replaced: list[Replaced] = []
@@ -110,9 +119,15 @@ class Generation:
         axes = getattr(p, xyz.ATTRIBUTE, None) or {}
         inside_another = getattr(p, "_ad_inner", False)  # ADetailer's pass over a detail of this picture
         copied = earlier is not None and earlier.p is not p and not earlier.closed  # and begins another
+        first_pass = _flatten_first_pass(p)
         if inside_another or copied or not (is_enabled(args) or axes):
             return
+        if sentence := why_no_layers(p):
+            _tell(p, sentence)
+            p.extra_generation_params = {**p.extra_generation_params, infotext.NOTES: [sentence]}
+            return
         generation = cls(extension, p)
+        generation.first_pass = first_pass
         setattr(p, ATTRIBUTE, generation)
         generation.read(args, axes)
 
@@ -120,14 +135,17 @@ class Generation:
     def read(self, args: Sequence[Any], axes: Mapping[str, Any]) -> None:
         """Read the options and make room in the batch for the frames of each set."""
         p = self.p
+        _refuse_tiles(p)
         self.options = read_options(args, bool(getattr(p, "is_api", False)), {"enabled": True, **axes})
         self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "init_images")
-        self._keep("override_settings", "do_not_save_grid", "extra_generation_params")
+        self._keep("override_settings", "do_not_save_grid", "extra_generation_params", "image_mask")
         self._options_before = job_options.override(p)
         p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
         p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
         self.asked = (p.width, p.height)
         p.width, p.height = self.sampled = round_up(p.width, SIZE_STEP), round_up(p.height, SIZE_STEP)
+        if self._paints_crop():
+            self.asked = self.sampled  # it is brought to the size of its box anyway
         if self.sampled != self.asked:
             p.extra_generation_params["Size"] = "{}x{}".format(*self.asked)
         frames = len(self.mode.frames)
@@ -150,15 +168,19 @@ class Generation:
         if (p.width, p.height) != self.sampled:  # the WebUI or another extension wants another size
             self.asked = p.width, p.height
             p.extra_generation_params.pop("Size", None)
-        self.starts = self._read_starts()
+        self._read_starts()
         plan = self._plan(*self.asked)
         fetch(self.session.store, plan.files)
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
             p.extra_generation_params[infotext.LAYER] = [*frames] * (p.batch_size * p.n_iter // len(frames))
+        if self.originals:
+            self._fit_originals(plan)
         if self.starts:
             self._start_from_transparency(plan)
+        if self.first_pass is not None:
+            self._start_from_first_pass(plan, self.first_pass)
 
     @step
     def set_frame_prompts(self) -> None:
@@ -243,8 +265,14 @@ class Generation:
             decoded = self.live.decode(fitting, views=1)
         shared.state.textinfo = None
         self.batch = results.Batch(self.plan, decoded, pixels)
+        self._masks.clear()
         for sentence in self.batch.judge() if self.extension.setting("alpha_check") else ():
             self._comment(sentence)
+
+    @step
+    def take_mask(self, overlay: Any) -> None:
+        """Keep the mask by which the WebUI lays the original over an image; `postprocess_maskoverlay`."""
+        self._masks[self.p.batch_index] = overlay.mask_for_overlay if overlay.overlay_image is not None else None
 
     @step
     def finish_image(self, pp: Any) -> None:
@@ -252,10 +280,10 @@ class Generation:
         if self.batch is None:
             return
         index = self.p.batch_index
-        if self.starts and getattr(self.p, "mask_for_overlay", None) is not None:
-            start = self.starts[index % len(self.starts)]
-            mask, box = self.p.mask_for_overlay, getattr(self.p, "paste_to", None)
-            pp.image = self.batch.finish_masked(index, pp.image, start, mask, box)
+        mask = self._masks.get(index, getattr(self.p, "mask_for_overlay", None))
+        if self.originals and mask is not None:
+            start = self.originals[index % len(self.originals)]
+            pp.image = self.batch.finish_masked(index, pp.image, start, mask, getattr(self.p, "paste_to", None))
         else:
             pp.image = self.batch.finish(index, pp.image)
         role = self.plan.frames[index % len(self.plan.frames)]
@@ -268,7 +296,7 @@ class Generation:
         try:
             if self.failure is None and self.sets:
                 results.deliver(self.sets, self.options, processed)
-                if getattr(self.p, "is_api", False) and not _runs_in_script(self.p):
+                if getattr(self.p, "is_api", False) and _find_script(self.p) is None:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
                 self.report("ok")
         except Exception as error:  # the images are made and saved, so they are not thrown away
@@ -277,6 +305,7 @@ class Generation:
             self.report(str(error))
         finally:
             self.close()
+            self._hand_over_notes(processed)
 
     # -- the end, good or bad
 
@@ -301,6 +330,14 @@ class Generation:
                 if hasattr(place, name):
                     setattr(place, name, Unavailable(refusal))
         return refusal
+
+    def _hand_over_notes(self, processed: Any) -> None:
+        """Give API clients the sentences (`info` has no comments), and the page those that came after its own."""
+        if not self.notes:
+            return
+        processed.extra_generation_params = {**(processed.extra_generation_params or {}), infotext.NOTES: self.notes}
+        shown = str(getattr(processed, "comments", None) or "")
+        processed.comments = shown + "".join(f"{each}\n" for each in dict.fromkeys(self.notes) if each not in shown)
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
@@ -353,7 +390,7 @@ class Generation:
             steps=p.steps,
             unet_channels=host.unet_channels,
             combined_prompts=any(re.search(r"\bAND\b", prompt) for prompt in p.all_prompts),
-            transparent_input=bool(self.starts),
+            transparent_input=bool(self.starts) or self._encodes_first_pass(),
         )
 
     def _plan(self, width: int, height: int) -> Plan:
@@ -380,29 +417,49 @@ class Generation:
                 f"Layer mode {mode.name!r} can't be used with token merging: set the token merging ratio to 0."
             )
 
-    def _read_starts(self) -> list[results.Pixels]:
-        """The RGBA images of image to image, if one has transparency that the mode can start from."""
+    def _paints_crop(self) -> bool:
+        """Whether only the mask's surroundings are sampled, enlarged to the whole size."""
+        return getattr(self.p, "image_mask", None) is not None and bool(self.p.inpaint_full_res)
+
+    def _read_starts(self) -> None:
+        """Read the images of image to image where their pixels are needed: for their transparency, or for a mask."""
         given = [image for image in getattr(self.p, "init_images", None) or [] if image is not None]
-        if self.mode.encoder is None or not any("A" in image.getbands() for image in given):
-            return []
-        images = [read_input_image(image, "init_images") for image in given]
-        return images if any(image[..., 3].min() < 255 for image in images) else []
+        transparent = any(has_transparency(image) for image in given)
+        masked = getattr(self.p, "image_mask", None) is not None
+        if not (masked or (transparent and self.mode.encoder is not None)):
+            return
+        read = [read_input_image(image, "init_images") for image in given]
+        if self.mode.encoder is not None and any(image[..., 3].min() < 255 for image in read):
+            self.starts = read
+        if masked and self.mode.transparent_frame is not None:
+            self.originals = read
+
+    def _fit_originals(self, plan: Plan) -> None:
+        """Bring images and mask to the plan's size, so that what isn't masked stays as it is there."""
+        p = self.p
+        if self._paints_crop():
+            return
+        self.originals = [_fit_as_webui(image, plan.size, p.resize_mode) for image in self.originals]
+        if plan.size != (plan.width, plan.height):
+            p.init_images = [Image.fromarray(_extend(image, plan)) for image in self.originals]
+            mask = fit(read_input_image(p.image_mask, "mask"), plan.size, RESIZE_MODES[p.resize_mode])
+            p.image_mask = Image.fromarray(_extend(mask, plan))
 
     def _start_from_transparency(self, plan: Plan) -> None:
         """Let the WebUI's own encoding of the init images carry their transparency."""
-        p = self.p
-        only_masked = getattr(p, "image_mask", None) is not None and p.inpaint_full_res
+        p, mode = self.p, RESIZE_MODES[self.p.resize_mode]
+        only_masked = self._paints_crop()
         if not only_masked:
-            mode = RESIZE_MODES[p.resize_mode]
-            self.starts = [fit(image, (plan.width, plan.height), mode) for image in self.starts]
+            self.starts = [_extend(fit(image, plan.size, mode), plan) for image in self.starts]
         p.init_images = [Image.fromarray(results.on_grey(image)) for image in self.starts]
 
         def encoded_now() -> list[results.Pixels]:
-            if not only_masked or not p.paste_to:
-                return self.starts
-            x, y, width, height = p.paste_to
+            box = p.paste_to if only_masked else None  # none if the mask is empty: then all is sampled
+            if box is None:
+                return [fit(image, plan.size, mode) if only_masked else image for image in self.starts]
+            x, y, width, height = box
             crops = (image[y : y + height, x : x + width] for image in self.starts)
-            return [fit(crop, (plan.width, plan.height), "stretch") for crop in crops]
+            return [fit(crop, plan.size, "stretch") for crop in crops]
 
         def wrap(init: Callable[..., Any]) -> Callable[..., Any]:
             def encode_transparency(*args: Any, **kwargs: Any) -> Any:
@@ -416,14 +473,47 @@ class Generation:
 
         self._replaced.append(replace_method(p, "init", wrap))
 
+    def _encodes_first_pass(self) -> bool:
+        image = self.first_pass
+        return image is not None and self.mode.encoder is not None and bool(image[..., 3].min() < 255)
+
+    def _start_from_first_pass(self, plan: Plan, image: results.Pixels) -> None:
+        """Let the second pass over a picture of the gallery start from its transparency, as large as it is encoded."""
+        p = self.p
+        if len(plan.frames) > 1:
+            raise Refusal(
+                f"Layer mode {plan.mode.name!r} makes {len(plan.frames)} images at once, and this button enlarges one: "
+                "tick Hires. fix and generate the set again, or choose layer mode 'foreground'."
+            )
+        if not self._encodes_first_pass():
+            return
+        own = self._plan(image.shape[1], image.shape[0])
+        p.firstpass_image = Image.fromarray(results.on_grey(_extend(image, own)))
+
+        def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
+            def encode_transparency(*args: Any, **kwargs: Any) -> Any:
+                if p.latent_scale_mode is None:  # the picture is enlarged before it is encoded
+                    size = (p.hr_upscale_to_x // SIZE_STEP * SIZE_STEP, p.hr_upscale_to_y // SIZE_STEP * SIZE_STEP)
+                else:
+                    size = own.size
+                try:
+                    self._open(self._plan(*size))
+                    with self.live.encoding_batch(lambda: [fit(image, size, "stretch")]):
+                        return sample(*args, **kwargs)
+                except Refusal as refusal:
+                    raise self.fail(refusal) from None
+
+            return encode_transparency
+
+        self._replaced.append(replace_method(p, "sample", wrap))
+
     def _keep(self, *names: str) -> None:
         self._before |= {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
 
     def _comment(self, sentence: str) -> None:
-        """Show a sentence below the pictures."""
-        logger.warning("%s", sentence)
-        if hasattr(self.p, "comment"):
-            self.p.comment(sentence)
+        """Show a sentence below the pictures, and to API clients."""
+        self.notes.append(sentence)
+        _tell(self.p, sentence)
 
 
 class Unavailable:
@@ -442,9 +532,59 @@ class Unavailable:
         raise self.__dict__["refusal"]
 
 
-def _runs_in_script(p: Any) -> bool:
-    """Whether one of the WebUI's scripts (such as a plot) asked for the images and wants them as images."""
-    return bool(getattr(p, "script_args", None) and p.script_args[0])
+def note_request(p: Any) -> None:
+    """Remember the mask that the user gave, to tell it from those that a script makes; `setup`, before all else."""
+    setattr(p, MASK, getattr(p, "image_mask", None))
+
+
+def why_no_layers(p: Any) -> str | None:
+    """A sentence where the chosen script paints a picture in tiles, through masks of its own, so that it is opaque."""
+    script, mask = _find_script(p), getattr(p, "image_mask", None)
+    if script is None or mask is None or mask is getattr(p, MASK, mask) or _file_of(script) in TILING_SCRIPTS:
+        return None
+    return (
+        f"The script {script.title()!r} paints in tiles of its own, which have no transparency, so its picture stays "
+        "opaque and is made without layers: use img2img itself for a transparent one."
+    )
+
+
+def _refuse_tiles(p: Any) -> None:
+    """Refusal for the WebUIs' scripts that put a picture together from opaque tiles."""
+    script = _find_script(p)
+    if script is not None and _file_of(script) in TILING_SCRIPTS:
+        raise Refusal(
+            f"The script {script.title()!r} puts its picture together from opaque tiles, so transparency is lost: "
+            "switch LayerDiffusion off for it, or use img2img in a larger size or hires fix."
+        )
+
+
+def _find_script(p: Any) -> Any:
+    """The script that was chosen from the WebUI's list and asked for the images (such as a plot); None if none was."""
+    args = getattr(p, "script_args", None)
+    listed = getattr(getattr(p, "scripts", None), "selectable_scripts", [])
+    return listed[args[0] - 1] if args and args[0] and args[0] <= len(listed) else None
+
+
+def _file_of(script: Any) -> str:
+    return PurePath(script.filename or "").name
+
+
+def _flatten_first_pass(p: Any) -> results.Pixels | None:
+    """Make the gallery's picture that is to be enlarged opaque, since WebUIs can't encode alpha; returns it as RGBA."""
+    picture = getattr(p, "firstpass_image", None)
+    if picture is None:
+        return None
+    pixels = read_input_image(picture, "firstpass_image")
+    if picture.mode != "RGB" or has_transparency(picture):
+        p.firstpass_image = images.flatten(Image.fromarray(pixels), shared.opts.img2img_background_color)
+    return pixels
+
+
+def _tell(p: Any, sentence: str) -> None:
+    """Show a sentence in the log and below the pictures."""
+    logger.warning("%s", sentence)
+    if hasattr(p, "comment"):
+        p.comment(sentence)
 
 
 def _raise(refusal: Refusal, *_args: Any, **_kwargs: Any) -> None:
@@ -461,6 +601,23 @@ def _wrap(error: Exception) -> Refusal:
 def _spread(value: Any, frames: int) -> Any:
     """Each entry of a list once for every frame; anything else as it is."""
     return [each for each in value for _ in range(frames)] if isinstance(value, list) else value
+
+
+def _extend(image: results.Pixels, plan: Plan) -> results.Pixels:
+    """Continue the edges of an image of the plan's size to the size that is sampled, where it is smaller."""
+    rows, columns = max(0, plan.height - image.shape[0]), max(0, plan.width - image.shape[1])
+    return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
+
+
+def _fit_as_webui(image: results.Pixels, size: tuple[int, int], resize_mode: int) -> results.Pixels:
+    """Fit RGBA to a size; an opaque image by the WebUI itself, so that it gets the same pixels."""
+    if image.shape[1::-1] == size:
+        return image
+    if image[..., 3].min() < 255:
+        return fit(image, size, RESIZE_MODES[resize_mode])
+    picture = Image.fromarray(image[..., :3])
+    resized = images.resize_image(0 if resize_mode == 3 else resize_mode, picture, *size)
+    return np.asarray(resized.convert("RGBA"))
 
 
 def _strip_networks(text: str) -> str:

@@ -20,7 +20,7 @@ from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultip
 from ..modes import Role
 from ..options import LayerOptions
 from ..outputs import WRITERS, arrange, make_previews, name_layer
-from ..planning import Plan
+from ..planning import SIZE_STEP, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -65,21 +65,21 @@ class Batch:
     def finish_masked(
         self, index: int, picture: Image.Image, start: Pixels, mask: Image.Image, box: tuple[int, int, int, int] | None
     ) -> Image.Image:
-        """The layer painted into the image that it started from, where the mask is white."""
+        """The layer painted into the image that it started from, by the share that the mask gives it.
+
+        What isn't masked keeps its bytes. box: x, y, width and height of the part that was sampled; None for all.
+        """
         if not self._is_transparent(index):
             return picture
         layer = self._layers[index]
-        if box:  # "only masked": the layer is what the box holds
-            x, y, width, height = box
-            placed = np.zeros_like(start)
-            placed[y : y + height, x : x + width] = fit(layer, (width, height), "stretch")[
-                : start.shape[0] - y, : start.shape[1] - x
-            ]
-        else:
-            placed = fit(layer, (start.shape[1], start.shape[0]), "stretch")
-        share = np.asarray(mask.convert("L").resize(start.shape[1::-1]), np.float32)[..., None] / 255
+        height, width = start.shape[:2]
+        placed, share = start.copy(), _read_share(mask, (width, height))
+        left, top, wide, high = box or (0, 0, width, height)
+        fitted = fit(layer, (wide, high), "stretch")[: height - top, : width - left]
+        placed[top : top + high, left : left + wide] = fitted
         mixed = premultiply(placed) * share + premultiply(start) * (1 - share)
-        return Image.fromarray(np.round(unpremultiply(mixed) * 255).astype(np.uint8))
+        painted = np.round(unpremultiply(mixed) * 255).astype(np.uint8)
+        return Image.fromarray(np.where(share == 0, start, np.where(share == 1, placed, painted)))
 
     def _follow(self, index: int, picture: Image.Image, layer: Pixels) -> Pixels:
         now = np.asarray(picture.convert("RGB"))
@@ -193,6 +193,14 @@ def keep_alpha_in_answer(processed: Any, file_format: str | None) -> None:
         encode_png(image) if isinstance(image, Image.Image) and image.mode == "RGBA" else image
         for image in processed.images
     ]
+
+
+def _read_share(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The share 0..1 of what is painted, [H, W, 1], by a mask that may continue beyond `size` (width, height)."""
+    grey = mask.convert("L")
+    is_extended = 0 <= grey.width - size[0] < SIZE_STEP and 0 <= grey.height - size[1] < SIZE_STEP
+    fitted = grey.crop((0, 0, *size)) if is_extended else grey.resize(size)
+    return np.asarray(fitted, np.float32)[..., None] / 255
 
 
 def _as_saved(pixels: Tensor) -> Pixels:

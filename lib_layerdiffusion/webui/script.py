@@ -8,7 +8,7 @@ from modules import scripts
 
 from . import panel
 from .extension import Extension
-from .generation import Generation, current
+from .generation import Generation, current, note_request
 
 API_NAME = "LayerDiffuse"  # the script's title, by which API clients name it, as the reference extension's do
 
@@ -31,6 +31,9 @@ def make_script(extension: Extension) -> type[scripts.Script]:
             self.paste_field_names = made.paste_field_names
             return made.controls
 
+        def setup(self, p: Any, *args: Any) -> None:
+            note_request(p)
+
         def before_process(self, p: Any, *args: Any) -> None:
             Generation.begin(extension, p, args)
 
@@ -48,6 +51,9 @@ def make_script(extension: Extension) -> type[scripts.Script]:
 
         def postprocess_batch_list(self, p: Any, pp: Any, *args: Any, **kwargs: Any) -> None:
             current(p).decode(pp)
+
+        def postprocess_maskoverlay(self, p: Any, ppmo: Any, *args: Any) -> None:
+            current(p).take_mask(ppmo)
 
         def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
             current(p).finish_image(pp)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lib_layerdiffusion.modes import MODE_NAMES
@@ -148,3 +151,68 @@ def test_inpainting_only_the_mask_keeps_the_rest(webui):
     assert_transparent(image)
     left = [np.asarray(each).astype(int)[:, :56] for each in (image, start)]
     assert np.abs(left[0][..., 3] - left[1][..., 3]).max() <= 1
+
+
+@pytest.mark.parametrize("host", ["A1111", "Forge"])
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+@pytest.mark.parametrize("size", [(128, 128), (124, 128)])
+def test_a_picture_of_the_gallery_is_enlarged_with_its_transparency(webui, host, upscaler, size):
+    """What the button does that makes only the second pass of hires fix."""
+    webui.act_like(host)
+    first = webui.txt2img(FAST, **SETTINGS | {"width": size[0]}).images[0]
+    hires = {"enable_hr": True, "hr_upscaler": upscaler, "hr_scale": 1.5, "denoising_strength": 0.3}
+    p = webui.job("txt2img", FAST, firstpass_image=first, **SETTINGS | hires)
+    p.txt2img_upscale = True
+    made = webui.run(p).images[0]
+    assert made.size == (192, 192)
+    assert_transparent(made)
+    small = np.asarray(made.resize(first.size))[..., 3].astype(int)
+    assert np.abs(small - np.asarray(first)[..., 3]).mean() < 25
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_with_the_panel_off_a_transparent_picture_is_enlarged_on_the_webuis_background(webui, upscaler):
+    webui.shared.opts.data["img2img_background_color"] = "#204060"
+    hires = {"enable_hr": True, "hr_upscaler": upscaler, "hr_scale": 1.5, "denoising_strength": 0.3}
+    first = Image.new("RGBA", (128, 128))
+    first.paste((200, 40, 40, 255), (40, 40, 90, 90))
+    flat = Image.new("RGB", (128, 128), "#204060")
+    flat.paste(first, mask=first)
+    pictures = []
+    for each in (first, flat):
+        torch.manual_seed(0)  # the VAE's encoding draws from its posterior
+        pictures += webui.run(webui.job("txt2img", firstpass_image=each, **SETTINGS | hires)).images
+    assert [(each.mode, each.size) for each in pictures] == [("RGB", (192, 192))] * 2
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+def test_a_set_cannot_be_enlarged_from_one_picture(families):
+    p = families.webui.job("txt2img", {"mode": "together"}, enable_hr=True, hr_scale=1.5, firstpass_image=noise())
+    with pytest.raises(Exception, match=r"this button enlarges one: tick Hires\. fix and generate the set again"):
+        families.webui.run(p)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["PNG-8, one index", "PNG-8, table", "GIF", "RGB, one colour"])
+def test_image_to_image_starts_from_every_kind_of_transparency(webui, kind):
+    inside = np.hypot(*(np.mgrid[:128, :128] - 60)) < 40
+    rgba = np.zeros((128, 128, 4), np.uint8)
+    rgba[:], rgba[inside] = (0, 255, 0, 0), (200, 40, 40, 255)
+    indexed = Image.fromarray(inside.astype(np.uint8), "P")
+    indexed.putpalette([0, 255, 0, 200, 40, 40])
+    saved: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "PNG-8, one index": (indexed, {"format": "PNG", "transparency": 0}),
+        "PNG-8, table": (indexed, {"format": "PNG", "transparency": bytes([0, 255])}),
+        "GIF": (indexed, {"format": "GIF", "transparency": 0}),
+        "RGB, one colour": (Image.fromarray(rgba[..., :3]), {"format": "PNG", "transparency": (0, 255, 0)}),
+    }
+    image, settings = saved[kind]
+    image.save(buffer := io.BytesIO(), **settings)
+    starts = [base64.b64encode(buffer.getvalue()).decode(), encode_image(Image.fromarray(rgba))]
+    body = SETTINGS | {"denoising_strength": 0.3}
+    answers = [webui.post("img2img", FAST, **body, init_images=[start]).json() for start in starts]
+    made = [decode_image(answer["images"][0]) for answer in answers]
+    assert made[0].tobytes() == made[1].tobytes()

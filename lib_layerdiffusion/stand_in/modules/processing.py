@@ -74,6 +74,7 @@ class StableDiffusionProcessing:
     refiner_checkpoint: str | None = None
     refiner_switch_at: float | None = None
     disable_extra_networks: bool = False
+    firstpass_image: Any = None  # a picture of the gallery, of which only the second pass is made
 
     def __post_init__(self) -> None:
         self.is_api = False
@@ -315,6 +316,8 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
     def sample_batch(self, conditioning: Any, unconditional_conditioning: Any) -> Any:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
+        if self.firstpass_image is not None and self.enable_hr:
+            return self.sample_hr_pass(*self._take_first_pass())
         x = self.rng.next()
         x = self.run_hook_before_sampling(x, x, conditioning, unconditional_conditioning)
         image_conditioning = self.image_conditioning_for(x)
@@ -325,11 +328,19 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             return samples
         return self.sample_hr_pass(samples)
 
-    def sample_hr_pass(self, samples: Tensor) -> DecodedSamples:
+    def _take_first_pass(self) -> tuple[Tensor | None, Tensor | None]:
+        """The gallery's picture as latents, or as pixels -1..1 where those are enlarged; only three channels fit."""
+        values = np.asarray(self.firstpass_image, np.float32) / 255
+        pixels = torch.from_numpy(np.moveaxis(values, 2, 0).copy())[None]
+        if self.latent_scale_mode is None:
+            return None, pixels * 2 - 1
+        return images_tensor_to_samples(pixels, self.sd_model), None
+
+    def sample_hr_pass(self, samples: Tensor | None, decoded: Tensor | None = None) -> DecodedSamples:
         """Enlarge the latents, or the decoded images, and sample again from there."""
         self.is_hr_pass = True
         self.sampler = sd_samplers.create_sampler(self.hr_sampler_name or self.sampler_name, self.sd_model)
-        samples = self._enlarge(samples)
+        samples = self._enlarge(samples, decoded)
         shared.state.nextjob()
         self.rng = ImageRNG(samples.shape[1:], self.seeds)
         noise = self.rng.next()
@@ -349,15 +360,16 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
             image_conditioning=self.image_conditioning_for(samples),
         )
         self.sampler = None
-        decoded = decode_latent_batch(self.sd_model, samples)
+        made = decode_latent_batch(self.sd_model, samples)
         self.is_hr_pass = False
-        return decoded
+        return made
 
-    def _enlarge(self, samples: Tensor) -> Tensor:
+    def _enlarge(self, samples: Any, decoded: Any) -> Tensor:
         width, height = self.hr_upscale_to_x, self.hr_upscale_to_y
         if self.latent_scale_mode is not None:
             return F.interpolate(samples, (height // opt_f, width // opt_f), **self.latent_scale_mode)
-        pictures = [to_image(each) for each in to_unit(decode_latent_batch(self.sd_model, samples))]
+        decoded = decode_latent_batch(self.sd_model, samples) if decoded is None else decoded
+        pictures = [to_image(each) for each in to_unit(decoded)]
         larger = [images.resize_image(0, picture, width, height, self.hr_upscaler) for picture in pictures]
         return images_tensor_to_samples(torch.stack([to_tensor(picture) for picture in larger]), self.sd_model)
 
