@@ -9,8 +9,12 @@ from ..options import FIELDS, POSITIONAL, LayerOptions
 from .inputs import OPTIONAL, wanted
 
 # The page begins like the reference extension's positional list, so that its API clients' lists arrive where they
-# should. Its batch size counts sets, so it has no widget for that.
-PAGE_ORDER: tuple[str, ...] = (*POSITIONAL, *(name for name in FIELDS if name not in (*POSITIONAL, "batch_counts")))
+# should. Its batch size counts sets, so it has no widget for that. `pasted` is hidden: an infotext has set the others.
+PAGE_ORDER: tuple[str, ...] = (
+    *POSITIONAL,
+    *(name for name in FIELDS if name not in (*POSITIONAL, "batch_counts")),
+    "pasted",
+)
 
 
 def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any] | None = None) -> LayerOptions:
@@ -23,7 +27,7 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
     if args and isinstance(args[0], Mapping):
         return LayerOptions.from_dict({**args[0], **changes})
     values = dict(zip(PAGE_ORDER, args, strict=False))
-    if not from_api:
+    if values.pop("pasted", False) or not from_api:  # an API client's infotext sets what the page would
         values |= changes
         shown = wanted(values.get("mode", LayerOptions.mode))
         hidden = [name for name in OPTIONAL if name not in shown]

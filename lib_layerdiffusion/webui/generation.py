@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastapi import HTTPException
-from modules import extra_networks, images, shared
+from modules import extra_networks, shared
 from PIL import Image
 from torch import Tensor
 
@@ -39,8 +39,11 @@ from .replacing import Replaced, replace_method
 logger = logging.getLogger(__name__)
 
 ATTRIBUTE = "layerdiffusion"  # of `p`
+WRITTEN = f"{ATTRIBUTE}_params"  # of `p`: names of the parameters that were added to its images' infotexts
 MASK = f"{ATTRIBUTE}_mask"  # of `p`: the one that came with the request
+GRID_SCRIPTS = ("xyz_grid.py", "prompt_matrix.py", "loopback.py")  # they put all that a job answers on one grid
 TILING_SCRIPTS = ("sd_upscale.py", "outpainting_mk_2.py", "poor_mans_outpainting.py")
+SEEDS = ("Seed", "Variation seed")  # parameters of an image
 RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
 
 
@@ -135,24 +138,27 @@ class Generation:
     def read(self, args: Sequence[Any], axes: Mapping[str, Any]) -> None:
         """Read the options and make room in the batch for the frames of each set."""
         p = self.p
+        self._strike_out()  # of an earlier job with this `p`
+        setattr(p, WRITTEN, [])
         _refuse_tiles(p)
         self.options = read_options(args, bool(getattr(p, "is_api", False)), {"enabled": True, **axes})
-        self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "init_images")
-        self._keep("override_settings", "do_not_save_grid", "extra_generation_params", "image_mask")
+        self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "subseed", "init_images")
+        self._keep("override_settings", "do_not_save_grid", "image_mask")
         self._options_before = job_options.override(p)
         p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
-        p.extra_generation_params = {**p.extra_generation_params, **infotext.describe(self.options)}
+        self._write_down(infotext.describe(self.options))
         self.asked = (p.width, p.height)
         p.width, p.height = self.sampled = round_up(p.width, SIZE_STEP), round_up(p.height, SIZE_STEP)
         if self._paints_crop():
             self.asked = self.sampled  # it is brought to the size of its box anyway
         if self.sampled != self.asked:
-            p.extra_generation_params["Size"] = "{}x{}".format(*self.asked)
+            self._write_down({"Size": "{}x{}".format(*self.asked)})
         frames = len(self.mode.frames)
         if self.options.batch_counts == "sets" and frames > 1:
             p.batch_size *= frames
-            for name in ("prompt", "negative_prompt", "seed"):
+            for name in ("prompt", "negative_prompt"):
                 setattr(p, name, _spread(getattr(p, name), frames))
+            p.seed, p.subseed = _count_up(p.seed, frames, not p.subseed_strength), _count_up(p.subseed, frames)
         if getattr(p, "init_images", None) and len(p.init_images) > 1:
             p.init_images = _spread(list(p.init_images), frames)
 
@@ -174,7 +180,8 @@ class Generation:
         self._open(plan)
         frames = plan.frames
         if len(frames) > 1:
-            p.extra_generation_params[infotext.LAYER] = [*frames] * (p.batch_size * p.n_iter // len(frames))
+            layers = [*frames] * (p.batch_size * p.n_iter // len(frames))
+            self._write_down({infotext.LAYER: layers, **_seeds_of_sets(len(frames), p.subseed_strength)})
         if self.originals:
             self._fit_originals(plan)
         if self.starts:
@@ -295,8 +302,10 @@ class Generation:
         """Add previews and files, and leave everything as it was; `postprocess`, the last hook."""
         try:
             if self.failure is None and self.sets:
-                results.deliver(self.sets, self.options, processed)
-                if getattr(self.p, "is_api", False) and _find_script(self.p) is None:
+                script = _find_script(self.p)
+                is_cell = script is not None and _file_of(script) in GRID_SCRIPTS
+                results.deliver(self.sets, self.options, processed, with_previews=not is_cell)
+                if getattr(self.p, "is_api", False) and script is None:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
                 self.report("ok")
         except Exception as error:  # the images are made and saved, so they are not thrown away
@@ -333,9 +342,11 @@ class Generation:
 
     def _hand_over_notes(self, processed: Any) -> None:
         """Give API clients the sentences (`info` has no comments), and the page those that came after its own."""
+        answered = processed.extra_generation_params or {}
+        processed.extra_generation_params = {name: v for name, v in answered.items() if name not in SEEDS}
         if not self.notes:
             return
-        processed.extra_generation_params = {**(processed.extra_generation_params or {}), infotext.NOTES: self.notes}
+        processed.extra_generation_params[infotext.NOTES] = self.notes
         shown = str(getattr(processed, "comments", None) or "")
         processed.comments = shown + "".join(f"{each}\n" for each in dict.fromkeys(self.notes) if each not in shown)
 
@@ -348,6 +359,7 @@ class Generation:
             self._replaced.pop().restore()
         for name, value in self._before.items():
             setattr(self.p, name, value)
+        self._strike_out((infotext.LAYER,) if self.failure is None else None)  # a grid's text is written after this
         job_options.restore(self._options_before)
         self._before.clear()
         self._options_before.clear()
@@ -507,6 +519,18 @@ class Generation:
 
         self._replaced.append(replace_method(p, "sample", wrap))
 
+    def _write_down(self, params: Mapping[str, Any]) -> None:
+        """Add to the parameters that WebUIs write into images."""
+        p = self.p
+        p.extra_generation_params = {**p.extra_generation_params, **params}
+        setattr(p, WRITTEN, [*getattr(p, WRITTEN, ()), *params])
+
+    def _strike_out(self, names: Sequence[str] | None = None) -> None:
+        """Take these parameters that were added to `p` out again, or all of them."""
+        p = self.p
+        out = set(getattr(p, WRITTEN, ()) if names is None else names)
+        p.extra_generation_params = {name: v for name, v in p.extra_generation_params.items() if name not in out}
+
     def _keep(self, *names: str) -> None:
         self._before |= {name: getattr(self.p, name) for name in names if hasattr(self.p, name)}
 
@@ -576,6 +600,8 @@ def _flatten_first_pass(p: Any) -> results.Pixels | None:
         return None
     pixels = read_input_image(picture, "firstpass_image")
     if picture.mode != "RGB" or has_transparency(picture):
+        from modules import images  # here, for a WebUI that is refused may have none
+
         p.firstpass_image = images.flatten(Image.fromarray(pixels), shared.opts.img2img_background_color)
     return pixels
 
@@ -615,9 +641,29 @@ def _fit_as_webui(image: results.Pixels, size: tuple[int, int], resize_mode: int
         return image
     if image[..., 3].min() < 255:
         return fit(image, size, RESIZE_MODES[resize_mode])
+    from modules import images  # here, for a WebUI that is refused may have none
+
     picture = Image.fromarray(image[..., :3])
     resized = images.resize_image(0 if resize_mode == 3 else resize_mode, picture, *size)
     return np.asarray(resized.convert("RGBA"))
+
+
+def _count_up(seed: Any, frames: int, differ: bool = True) -> Any:
+    """A seed for every frame, counted from its set's as WebUIs count them from a job's; a single one as it is."""
+    return [each + differ * n for each in seed for n in range(frames)] if isinstance(seed, list) else seed
+
+
+def _seeds_of_sets(frames: int, subseed_strength: float) -> dict[str, Callable[..., Any]]:
+    """Parameters by which every image of a set names the set's seeds, its first image's: they make the set again."""
+
+    def first(seeds: Sequence[Any], index: int) -> Any:
+        return seeds[index - index % frames]
+
+    seed, subseed = SEEDS
+    written: dict[str, Callable[..., Any]] = {seed: lambda all_seeds, index, **_: first(all_seeds, index)}
+    if subseed_strength:
+        written[subseed] = lambda all_subseeds, index, **_: first(all_subseeds, index)
+    return written
 
 
 def _strip_networks(text: str) -> str:

@@ -60,6 +60,20 @@ class Panel:
     paste_field_names: list[str]
 
 
+class PasteTarget(str):
+    """What fills a control, as WebUIs ask for it: by its name for "Send to", and as a function for an infotext."""
+
+    _function: Callable[[dict[str, str]], Any]
+
+    def __new__(cls, name: str, function: Callable[[dict[str, str]], Any]) -> PasteTarget:
+        made = super().__new__(cls, name)
+        made._function = function
+        return made
+
+    def __call__(self, params: dict[str, str]) -> Any:
+        return self._function(params)
+
+
 def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension) -> Panel:
     """Make the panel in gradio's current block; nothing else is touched or looked up."""
     made: dict[str, Any] = {}
@@ -93,10 +107,15 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
             False, label="Output origin", visible=False, elem_id=elem_id("output_origin")
         )
 
+        made["pasted"] = gr.Checkbox(False, label="Pasted", visible=False, elem_id=elem_id("pasted"))
+
     _connect(made, refresh, report, extension, is_img2img)
     return Panel(
         controls=[made[name] for name in PAGE_ORDER],
-        infotext_fields=[(made[name], _paste(name)) for name in infotext.OPTIONS],
+        infotext_fields=[
+            *((made[name], PasteTarget(infotext.PREFIX + name, _paste(name))) for name in infotext.OPTIONS),
+            (made["pasted"], lambda params: infotext.read(params)["enabled"]),
+        ],
         paste_field_names=[infotext.PREFIX + name for name in infotext.OPTIONS],
     )
 

@@ -13,6 +13,7 @@ from .extension import Extension
 from .generation import Refused, current
 from .panel import TITLE
 from .replacing import Replaced, replace_method
+from .results import put_on_background
 from .script import API_NAME
 
 NAMES = (API_NAME, TITLE)  # under which `alwayson_scripts` may have the script's arguments, in any case
@@ -25,6 +26,7 @@ def register(extension: Extension) -> None:
         "on_ui_settings": lambda: settings.add(lambda: doctor.report(extension)),
         "on_before_ui": xyz.add,
         "on_cfg_denoiser": lambda params: current(params.denoiser.p).follow_refiner(),
+        "on_image_grid": lambda params: put_on_grid(params, extension),
         "on_app_started": lambda demo, app: api.add_routes(demo, app, extension),
         "on_script_unloaded": lambda: unregister(replaced),
     }
@@ -36,6 +38,12 @@ def unregister(replaced: list[Replaced]) -> None:
     """Put back every function of the WebUI that was replaced; the callbacks are dropped by the WebUI itself."""
     while replaced:
         replaced.pop().restore()
+
+
+def put_on_grid(params: Any, extension: Extension) -> None:
+    """Show transparent pictures on a grid over the user's background; called by the WebUI before it draws one."""
+    background = extension.setting("grid_background")
+    params.imgs = [put_on_background(image, background) for image in params.imgs]
 
 
 def accept_requests() -> list[Replaced]:

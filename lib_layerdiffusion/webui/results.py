@@ -15,17 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..export import png
+from ..image_file import has_transparency
 from ..infotext import mark_preview
 from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
 from ..modes import Role
 from ..options import LayerOptions
 from ..outputs import WRITERS, arrange, make_previews, name_layer
 from ..planning import SIZE_STEP, Plan
+from ..refusal import Refusal
 
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
+CHECKER = "checker"
 OPAQUE, EMPTY = 250, 5  # a pixel counts as opaque from that alpha on, and as empty up to that
 SHARE = 0.995  # of the pixels, from which on the whole image counts as that
 
@@ -128,7 +131,7 @@ def on_grey(rgba: Pixels) -> Pixels:
     return composite([Layer("start", rgba, "foreground")], (128, 128, 128))[..., :3]
 
 
-def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> None:
+def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True) -> None:
     """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers."""
     _attach_again(sets, processed)
     texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
@@ -137,7 +140,7 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
         first = next(iter(each.images.values()))
         text = texts.get(id(first), processed.info)
         stack = each.stack(text)
-        for name, preview in make_previews(stack, each.transparent, options.outputs):
+        for name, preview in make_previews(stack, each.transparent, options.outputs if with_previews else ()):
             previews.append((Image.fromarray(preview), mark_preview(text, name)))
         _write_files(stack, options.outputs, first)
     _leave_out(sets, options.outputs, processed)
@@ -146,6 +149,19 @@ def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any) -> 
     for image, text in previews:
         image.info["parameters"] = text
         processed.images.append(image)
+
+
+def put_on_background(image: Any, background: str) -> Any:
+    """An image as a grid, which has no alpha, shows it: over "checker" or a colour; an opaque one as it is."""
+    if not isinstance(image, Image.Image) or not has_transparency(image):
+        return image
+    layer = Layer("image", np.asarray(image.convert("RGBA")), "foreground")
+    try:
+        flat = composite([layer], background.strip().casefold() or CHECKER)
+    except (Refusal, ValueError):
+        logger.warning("Grids can't have the background %r: set it to checker, or to a colour", background)
+        flat = composite([layer], CHECKER)
+    return Image.fromarray(flat[..., :3])
 
 
 def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
@@ -200,7 +216,7 @@ def _read_share(mask: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
     grey = mask.convert("L")
     is_extended = 0 <= grey.width - size[0] < SIZE_STEP and 0 <= grey.height - size[1] < SIZE_STEP
     fitted = grey.crop((0, 0, *size)) if is_extended else grey.resize(size)
-    return np.asarray(fitted, np.float32)[..., None] / 255
+    return np.asarray(np.asarray(fitted)[..., None] / 255, np.float32)
 
 
 def _as_saved(pixels: Tensor) -> Pixels:

@@ -54,6 +54,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Warn when a transparent image comes out opaque or empty",
         "with the likely cause and what to do about it, below the pictures",
     ),
+    Setting(
+        "grid_background",
+        "checker",
+        "Background of transparent pictures on grids",
+        "of X/Y/Z plot, Prompt matrix and Loopback: checker, or a colour such as white or #808080",
+    ),
 )
 
 

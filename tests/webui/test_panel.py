@@ -118,7 +118,7 @@ def test_advanced_controls_are_in_a_closed_group(page):
         inside |= {getattr(block, "elem_id", None)}
     advanced = {"start_at", "resize_mode", "views", "outputs"}
     assert inside >= {elem_id(name) for name in advanced}
-    assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin"}}
+    assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin", "pasted"}}
 
 
 def test_building_looks_nothing_up_and_twice_is_fine(extension):
@@ -294,12 +294,14 @@ def test_pasting_sets_every_control_of_the_page(page):
         mode="together", weight=0.5, stop_at=0.8, views=2, blend_prompt="a, b: c", outputs=("psd", "rgba")
     )
     pasted = paste(page, panel_host.write_infotext(infotext.describe(options)))
-    assert LayerOptions.from_dict(pasted) == options
     assert set(pasted) == set(PAGE_ORDER) - {"output_origin"}
+    assert pasted.pop("pasted") is True
+    assert LayerOptions.from_dict(pasted) == options
 
 
 def test_pasting_another_text_resets_everything(page):
     pasted = paste(page, panel_host.write_infotext({}))
+    assert pasted.pop("pasted") is False
     assert LayerOptions.from_dict(pasted) == LayerOptions(enabled=False)
     assert pasted["enabled"] is False
     assert {pasted[name] for name in IMAGES} == {None}, "images are cleared"
@@ -322,7 +324,7 @@ def test_only_images_are_pasted_by_an_update(page):
 
 def test_paste_field_names_are_the_infotexts_keys(page):
     assert "layerdiffusion_mode" in page.panel.paste_field_names
-    assert len(page.panel.paste_field_names) == len(page.panel.infotext_fields)
+    assert len(page.panel.paste_field_names) == len(page.panel.infotext_fields) - 1, "all but the hidden `pasted`"
 
 
 # -- a picture goes through unharmed
@@ -361,7 +363,7 @@ def texts_of(page) -> set[str]:
     found = {panel.REFRESH, status.HINT, status.CHECKPOINT, status.MODE, status.LAST_RUN}
     found |= {status.FILES, status.PRESENT, status.DOWNLOAD}
     for block in page.demo.blocks.values():
-        if getattr(block, "elem_id", None) == elem_id("output_origin"):
+        if getattr(block, "elem_id", None) in (elem_id("output_origin"), elem_id("pasted")):  # hidden
             continue
         found |= {getattr(block, name, None) for name in ("label", "info", "placeholder")}
         found |= {each[0] if isinstance(each, tuple) else each for each in getattr(block, "choices", None) or []}
@@ -376,3 +378,17 @@ def test_every_text_is_translated_and_no_translation_is_stale(page, language):
     translated = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf8"))
     assert set(translated) == texts_of(page)
     assert all(text.strip() and text != english for english, text in translated.items())
+
+
+def test_send_to_takes_every_option_along(extension):
+    """WebUIs pair the controls of two tabs by the names that they were registered with."""
+    with gr.Blocks():
+        tabs = [
+            panel.build(is_img2img, lambda name, tab=is_img2img: f"{tab}_{name}", extension)
+            for is_img2img in (False, True)
+        ]
+    names = tabs[0].paste_field_names
+    sent, taken = ([component for component, name in tab.infotext_fields if name in names] for tab in tabs)
+    assert [each.label for each in sent] == [each.label for each in taken]
+    assert len(sent) == len(infotext.OPTIONS)
+    assert {"enabled", "mode", "weight", "outputs"} <= {each.elem_id.partition("_")[2] for each in sent}

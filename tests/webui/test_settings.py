@@ -26,6 +26,7 @@ def test_every_setting_is_added_with_its_default():
         "layerdiffusion_endpoint": "",
         "layerdiffusion_go_on": False,
         "layerdiffusion_alpha_check": True,
+        "layerdiffusion_grid_background": "checker",
     }
     assert settings.defaults() == {
         name.removeprefix("layerdiffusion_"): each.default for name, each in added.items() if name != REPORT

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from . import shared
-from .script_callbacks import ImageSaveParams, call
+from .script_callbacks import ImageGridLoopParams, ImageSaveParams, call
 
 EXIF_IFD, USER_COMMENT, UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 LANCZOS = Image.Resampling.LANCZOS
@@ -58,13 +58,15 @@ def apply_overlay(image: Image.Image, paste_to: Any, overlay: Image.Image | None
     return image.convert("RGB")
 
 
-def image_grid(images: Sequence[Image.Image]) -> Image.Image:
+def image_grid(imgs: Sequence[Image.Image], batch_size: int = 1, rows: int | None = None) -> Image.Image:
     """All images on one, without alpha."""
-    columns = math.ceil(math.sqrt(len(images)))
-    width, height = max(image.width for image in images), max(image.height for image in images)
-    grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height), "black")
-    for index, image in enumerate(images):
-        grid.paste(image, (index % columns * width, index // columns * height))
+    rows = min(rows or round(math.sqrt(len(imgs))), len(imgs))
+    params = ImageGridLoopParams(imgs, math.ceil(len(imgs) / rows), rows)
+    call("image_grid", params)
+    width, height = max(image.width for image in imgs), max(image.height for image in imgs)
+    grid = Image.new("RGB", (params.cols * width, params.rows * height), "black")
+    for index, image in enumerate(params.imgs):
+        grid.paste(image, (index % params.cols * width, index // params.cols * height))
     return grid
 
 

@@ -102,14 +102,17 @@ def create_infotext(
         "Schedule type": p.scheduler,
         "CFG scale": p.cfg_scale,
         "Seed": all_seeds[0] if use_main_prompt else all_seeds[index],
+        "Variation seed": (all_subseeds[0 if use_main_prompt else index]) if p.subseed_strength else None,
         "Size": f"{p.width}x{p.height}",
         "Model": p.sd_model_name,
+        "Tiling": "True" if p.tiling else None,
         "Denoising strength": None,
         **p.extra_generation_params,
         "Version": launch_utils.git_tag() if shared.opts.add_version_to_infotext else None,
     }
     known = {"p": p, "index": index, "prompt_text": prompt_text, "negative_prompt": negative_prompt}
-    known |= {"all_prompts": all_prompts, "all_seeds": all_seeds, "use_main_prompt": use_main_prompt}
+    known |= {"all_prompts": all_prompts, "all_seeds": all_seeds, "all_subseeds": all_subseeds}
+    known |= {"use_main_prompt": use_main_prompt}
     for name, value in params.items():
         params[name] = errors.attempt(f'creating infotext for key "{name}"', resolve, value, index, known)
     line = ", ".join(f"{name}: {quote(value)}" for name, value in params.items() if value is not None)

@@ -23,6 +23,15 @@ class ImageSaveParams:
 
 
 @dataclass
+class ImageGridLoopParams:
+    """The images of a grid that is about to be drawn; callbacks may replace them."""
+
+    imgs: Any
+    cols: int
+    rows: int
+
+
+@dataclass
 class CFGDenoiserParams:
     """What the UNet is about to be given."""
 
@@ -61,5 +70,6 @@ on_before_ui = register("before_ui")
 on_before_image_saved = register("before_image_saved")  # (ImageSaveParams)
 on_image_saved = register("image_saved")  # (ImageSaveParams)
 on_cfg_denoiser = register("cfg_denoiser")  # (CFGDenoiserParams)
+on_image_grid = register("image_grid")  # (ImageGridLoopParams)
 on_infotext_pasted = register("infotext_pasted")  # (infotext, params)
 on_script_unloaded = register("script_unloaded")
