@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
-from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
+from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder, is_seamless, wrapping
 from lib_layerdiffusion.weights import WeightStore
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import Patch, parse_patches
@@ -160,7 +160,8 @@ class Session:
             )
         alpha = rgba[..., 3:].astype(np.float32) / 255
         image = np.concatenate([alpha, pad_rgb(rgba)], axis=2)
-        with self.host.on_device(encoder) as device, torch.inference_mode():
+        continued = wrapping(encoder) if is_seamless(self.host.vae) else nullcontext()
+        with continued, self.host.on_device(encoder) as device, torch.inference_mode():
             return encoder.factor * encoder(_to_tensor(image).to(device))
 
     def collect(self, latents: Tensor) -> None:
@@ -213,12 +214,15 @@ class Session:
     ) -> Tensor:
         """Decode images on the host's device; where memory doesn't suffice in tiles, and then on the processor."""
 
+        seamless = is_seamless(self.host.vae)
+
         def decode(device: torch.device, max_pixels: int | None) -> Tensor:
             images: list[Tensor] = []
             for index, (pixel, latent) in enumerate(zip(pixels.split(1), latents.split(1), strict=True)):
                 given = pixel.to(device), latent.to(device)
                 report = _part(progress, index, len(latents))
-                images.append(decoder.decode(*given, views, max_pixels=max_pixels, progress=report).cpu())
+                decoded = decoder.decode(*given, views, max_pixels=max_pixels, progress=report, seamless=seamless)
+                images.append(decoded.cpu())
             return torch.cat(images)
 
         try:

@@ -6,7 +6,8 @@ LayerDiffusion, arXiv 2402.17113, section 3.1. Parameter names and shapes are th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TypeVar, cast
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .refusal import Refusal
-from .views import LATENT_STRIDE, STRIDE, Cancelled, Progress, decode
+from .views import AROUND, LATENT_STRIDE, STRIDE, Cancelled, Progress, continue_around, decode
 
 __all__ = ["Cancelled", "Progress", "TransparentDecoder", "TransparentEncoder"]
 
@@ -210,6 +211,7 @@ class TransparentDecoder(nn.Module):
         view_batch: int | None = None,
         max_pixels: int | None = None,
         progress: Progress | None = None,
+        seamless: bool = False,
     ) -> Tensor:
         """Decode an image of any size as the per-element lower median over mirrored and turned views, clipped to 0..1.
 
@@ -221,6 +223,8 @@ class TransparentDecoder(nn.Module):
         max_pixels: an image with more pixels is decoded in overlapping tiles that are blended into each other. The
             network's normalisation and attention then see one tile at a time, so the result differs a little.
         progress: see `Progress`; Cancelled when it returns False.
+        seamless: each side continues at the opposite one, as in a texture that is to be repeated. Exact where the
+            whole image is decoded at once and its sides are multiples of 64.
         Refusal when shapes or values can't be decoded.
         """
         _check_shapes(pixel, latent)
@@ -238,7 +242,15 @@ class TransparentDecoder(nn.Module):
         if weight.device.type == "cpu":  # its convolutions are faster when a pixel's channels lie side by side
             self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         given = pixel.to(weight.device, weight.dtype).clamp(0, 1), latent.to(weight.device, weight.dtype)
-        return decode(self, *given, views, view_batch, max_pixels, progress).to(pixel.device)
+        if not seamless:
+            return decode(self, *given, views, view_batch, max_pixels, progress).to(pixel.device)
+        height, width = pixel.shape[-2:]
+        if height % STRIDE or width % STRIDE or (max_pixels is not None and height * width > max_pixels):
+            continued = continue_around(*given)
+            decoded = decode(self, *continued, views, view_batch, max_pixels, progress)
+            return decoded[..., AROUND : AROUND + height, AROUND : AROUND + width].to(pixel.device)
+        with wrapping(self):
+            return decode(self, *given, views, view_batch, max_pixels, progress).to(pixel.device)
 
 
 class TransparentEncoder(nn.Module):
@@ -278,6 +290,24 @@ class TransparentEncoder(nn.Module):
                 f"{LATENT_STRIDE}, not {list(x.shape)}: fit the image to such a size."
             )
         return self.blocks(x)
+
+
+@contextmanager
+def wrapping(network: nn.Module) -> Iterator[None]:
+    """Let a network's convolutions continue at the opposite side of the image, instead of with zeros."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        convolution.padding_mode = "circular"
+    try:
+        yield
+    finally:
+        for convolution in convolutions:
+            convolution.padding_mode = "zeros"
+
+
+def is_seamless(network: nn.Module) -> bool:
+    """Whether a network continues at the opposite side of the image, as the WebUIs' "Tiling" makes it."""
+    return any(isinstance(module, nn.Conv2d) and module.padding_mode == "circular" for module in network.modules())
 
 
 def _activate(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .refusal import Refusal
 
 STRIDE = 64  # the sides of what the network takes are multiples of this
 LATENT_STRIDE = 8  # pixels for each side of a latent's element
+AROUND = 64  # pixels by which a seamless image is continued on each side
 TILE_OVERLAP = 64  # pixels that neighbouring tiles share
 
 Network: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
@@ -128,6 +129,20 @@ def decode(
     else:
         decoded = _decode_tiles(network, pixel, latent, tiles, views, view_batch or 1, report)
     return decoded[..., :height, :width]
+
+
+def continue_around(pixel: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Continue a seamless image [B, 3, H, W] and its latent by AROUND pixels on each side, from the opposite ones."""
+    pixel = _mirror_to(pixel, LATENT_STRIDE * latent.shape[-2], LATENT_STRIDE * latent.shape[-1])
+    return _repeat(pixel, AROUND), _repeat(latent, AROUND // LATENT_STRIDE)
+
+
+def _repeat(x: Tensor, around: int) -> Tensor:
+    """[..., H, W] repeated at its sides: [..., H + 2 * around, W + 2 * around]."""
+    for dim in (-2, -1):
+        index = torch.arange(-around, x.shape[dim] + around, device=x.device) % x.shape[dim]
+        x = x.index_select(dim, index)
+    return x
 
 
 def _decode_tiles(

@@ -519,6 +519,7 @@ def process_images_inner(p: StableDiffusionProcessing) -> Processed:
     seed, subseed = (each if isinstance(each, list) else get_fixed_seed(each) for each in (p.seed, p.subseed))
     p.sd_model_name = p.sd_model.sd_checkpoint_info.name_for_extra
     p.sd_model_hash = p.sd_model.sd_model_hash
+    apply_circular(p.sd_model, p.tiling)
     p.sd_model.comments, p.sd_model.extra_generation_params = [], {}
     p.setup_prompts()
     count = len(p.all_prompts)
@@ -554,6 +555,14 @@ def process_images_inner(p: StableDiffusionProcessing) -> Processed:
     if p.scripts is not None:
         p.scripts.postprocess(p, processed)
     return processed
+
+
+def apply_circular(model: Any, tiling: bool) -> None:
+    """Let the model's pictures continue at their opposite sides."""
+    for network in (model.model.diffusion_model, model.first_stage_model):
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.padding_mode = "circular" if tiling else "zeros"
 
 
 def process_batch(p: StableDiffusionProcessing, made: list[Image.Image], infotexts: list[str]) -> None:
