@@ -11,7 +11,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Each environment is a folder of its own; these are the extras of pyproject.toml that are installed in it.
 EXTRAS_demo := demo
 EXTRAS_webui := webui
-EXTRAS_test := demo,webui,train,psd,test
+EXTRAS_test := demo,webui,train,test
 EXTRAS_gradio3 := demo,gradio3
 
 .PHONY: demo webui test test-fast test-gradio3 screenshots e2e lint format clean

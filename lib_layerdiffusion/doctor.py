@@ -17,7 +17,7 @@ from lib_layerdiffusion.weights.header import UnreadableFileError, describe_byte
 
 REQUIRED = ("torch", "numpy", "pillow", "safetensors")
 OPENCV = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
-OPTIONAL = ("diffusers", "transformers", "tqdm", "accelerate", "psd-tools")
+OPTIONAL = ("diffusers", "transformers", "tqdm", "accelerate")
 EMBEDDED_FILES = (
     "model_index.json",
     "captions.json",

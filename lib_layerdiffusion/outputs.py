@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,9 @@ from .export import ora, psd
 from .layers import Bytes, Layer, LayerStack, Size, composite
 from .modes import Mode, Role
 from .options import OUTPUTS
+from .refusal import Refusal
+
+logger = logging.getLogger(__name__)
 
 WRITERS: Mapping[str, Callable[[LayerStack, str | os.PathLike[str]], None]] = {"psd": psd.write, "ora": ora.write}
 
@@ -54,3 +59,24 @@ def make_previews(stack: LayerStack, transparent: Bytes | None, outputs: Sequenc
         yield "alpha", np.repeat(transparent[..., 3:], 3, axis=2)
     if len(stack.layers) > 1 and "recomposite" in outputs:
         yield "recomposite", composite(stack)[..., :3]
+
+
+def write_files(stack: LayerStack, outputs: Collection[str], path: Path) -> list[str]:
+    """Write the files among the outputs as `path` with their own endings; a sentence for each that failed.
+
+    None keeps the others from being written, since the images that they hold are made already.
+    """
+    failed: list[str] = []
+    for name, write in WRITERS.items():
+        if name not in outputs:
+            continue
+        target = path.with_suffix(f".{name}")
+        try:
+            write(stack, target)
+        except Refusal as refusal:
+            failed.append(str(refusal))
+        except Exception as error:  # what a writer doesn't foresee is told like the rest
+            logger.exception("%s can't be written", target)
+            text = " ".join(str(error).split())[:200]
+            failed.append(f"{target.name} can't be written ({type(error).__name__}: {text}): please report it.")
+    return failed

@@ -27,7 +27,6 @@ OPTIONAL_PACKAGES = {
     "accelerate",
     "tomli",
     "pydantic",
-    "psd_tools",
     "huggingface_hub",
     "gradio",
     "uvicorn",

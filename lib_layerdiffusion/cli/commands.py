@@ -21,7 +21,7 @@ from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, read_captions
-from lib_layerdiffusion.export import png, psd
+from lib_layerdiffusion.export import png
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.pipelines import load_pipeline
@@ -172,8 +172,6 @@ def _check_outputs(options: LayerOptions) -> None:
             f"Layer mode {options.mode!r} makes none of the outputs {', '.join(options.outputs)}: choose among "
             f"{', '.join(there)} with --outputs."
         )
-    if "psd" in options.outputs:
-        psd.find_psd_tools()
 
 
 def _given(options: LayerOptions) -> dict[Role, Pixels]:

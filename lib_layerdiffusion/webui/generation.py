@@ -304,10 +304,12 @@ class Generation:
             if self.failure is None and self.sets:
                 script = _find_script(self.p)
                 is_cell = script is not None and _file_of(script) in GRID_SCRIPTS
-                results.deliver(self.sets, self.options, processed, with_previews=not is_cell)
+                failed = results.deliver(self.sets, self.options, processed, with_previews=not is_cell)
                 if getattr(self.p, "is_api", False) and script is None:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
-                self.report("ok")
+                for sentence in failed:
+                    self._comment(sentence)
+                self.report(" ".join(failed) or "ok")
         except Exception as error:  # the images are made and saved, so they are not thrown away
             self._comment(f"LayerDiffusion made the layers, but not all previews and files: {error}")
             logger.warning("Previews and files failed", exc_info=not isinstance(error, Refusal))

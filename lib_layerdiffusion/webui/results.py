@@ -20,7 +20,7 @@ from ..infotext import mark_preview
 from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
 from ..modes import Role
 from ..options import LayerOptions
-from ..outputs import WRITERS, arrange, make_previews, name_layer
+from ..outputs import WRITERS, arrange, make_previews, name_layer, write_files
 from ..planning import SIZE_STEP, Plan
 from ..refusal import Refusal
 
@@ -131,24 +131,31 @@ def on_grey(rgba: Pixels) -> Pixels:
     return composite([Layer("start", rgba, "foreground")], (128, 128, 128))[..., :3]
 
 
-def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True) -> None:
-    """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers."""
+def deliver(
+    sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True
+) -> list[str]:
+    """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers.
+
+    Returns a sentence for each file that couldn't be written.
+    """
     _attach_again(sets, processed)
     texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
     previews: list[tuple[Image.Image, str]] = []
+    failed: list[str] = []
     for each in sets:
         first = next(iter(each.images.values()))
         text = texts.get(id(first), processed.info)
         stack = each.stack(text)
         for name, preview in make_previews(stack, each.transparent, options.outputs if with_previews else ()):
             previews.append((Image.fromarray(preview), mark_preview(text, name)))
-        _write_files(stack, options.outputs, first)
+        failed += _write_files(stack, options.outputs, first)
     _leave_out(sets, options.outputs, processed)
     missing = len(processed.images) - len(processed.infotexts)
     processed.infotexts += [processed.info] * max(0, missing) + [text for _, text in previews]
     for image, text in previews:
         image.info["parameters"] = text
         processed.images.append(image)
+    return list(dict.fromkeys(failed))
 
 
 def put_on_background(image: Any, background: str) -> Any:
@@ -181,14 +188,15 @@ def _attach_again(sets: Sequence[LayerSet], processed: Any) -> None:
             processed.images[index] = each.images[role] = attached
 
 
-def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) -> None:
-    """Layered files next to the saved image, under its name."""
+def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) -> list[str]:
+    """Layered files next to the saved image, under its name; a sentence for each that couldn't be written."""
     path = getattr(saved, "already_saved_as", None)
-    for name, write in WRITERS.items():
-        if name in outputs and path:
-            write(stack, Path(path).with_suffix(f".{name}"))
-        elif name in outputs:
-            logger.warning("No .%s file was written, since the images of this generation aren't saved.", name)
+    if path:
+        return write_files(stack, outputs, Path(path))
+    names = " or ".join(name.upper() for name in WRITERS if name in outputs)
+    if not names:
+        return []
+    return [f"No {names} was written, since these images aren't saved: switch saving on (API: save_images)."]
 
 
 def _leave_out(sets: Sequence[LayerSet], outputs: Sequence[str], processed: Any) -> None:

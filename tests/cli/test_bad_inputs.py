@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,12 +249,6 @@ def test_output_folder_is_read_only(run: Any, tmp_path: Path, monkeypatch: pytes
     out = tmp_path / "out"
     monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
     check_refused(run.generate("a cat", "--out", out), str(out), out)
-
-
-def test_psd_tools_is_missed_before_anything_is_made(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psd_tools", None)
-    out = tmp_path / "out"
-    check_refused(run.generate("a cat", "--outputs", "rgba", "psd", "--out", out), "psd-tools", out)
 
 
 def test_disk_is_full(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

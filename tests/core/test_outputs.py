@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lib_layerdiffusion import outputs
 from lib_layerdiffusion.layers import composite
 from lib_layerdiffusion.modes import any_row
 from lib_layerdiffusion.options import OUTPUTS
 from lib_layerdiffusion.outputs import arrange, list_outputs, make_previews
+from lib_layerdiffusion.refusal import Refusal
 
 SIZE = (7, 5)
 
@@ -23,7 +25,7 @@ FOREGROUND, BACKGROUND, BLEND = draw(0), draw(1, opaque=True), draw(2, opaque=Tr
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "outputs"),
+    ("mode", "given", "expected"),
     [
         ("foreground", [], {"rgba", "checker", "alpha", "psd", "ora"}),
         ("foreground", ["background"], {"rgba", "checker", "alpha", "recomposite", "psd", "ora"}),
@@ -32,10 +34,10 @@ FOREGROUND, BACKGROUND, BLEND = draw(0), draw(1, opaque=True), draw(2, opaque=Tr
         ("foreground_to_blend", ["foreground"], {"blend", "psd", "ora"}),
     ],
 )
-def test_a_mode_makes_its_layers_and_what_can_be_made_of_them(mode, given, outputs):
+def test_a_mode_makes_its_layers_and_what_can_be_made_of_them(mode, given, expected):
     listed = list_outputs(any_row(mode), given)
-    assert set(listed) == outputs
-    assert list(listed) == [output for output in OUTPUTS if output in outputs]
+    assert set(listed) == expected
+    assert list(listed) == [output for output in OUTPUTS if output in expected]
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,20 @@ def test_previews_of_what_was_not_made_or_asked_for_are_left_out():
     assert [name for name, _ in make_previews(foreground, FOREGROUND, OUTPUTS)] == ["checker", "alpha"]
     assert [*make_previews(foreground, FOREGROUND, ("rgba", "psd"))] == []
     assert [*make_previews(arrange({"blend": BLEND}, {}, SIZE), None, OUTPUTS)] == []
+
+
+def test_a_file_that_fails_is_told_and_the_others_are_written(monkeypatch, tmp_path):
+    def fail(_stack, _path):
+        raise ZeroDivisionError("no such luck")
+
+    def refuse(_stack, path):
+        raise Refusal(f"Can't write {path}.")
+
+    stack = arrange({"foreground": FOREGROUND}, {}, SIZE)
+    monkeypatch.setattr(outputs, "WRITERS", {"psd": fail, "tiff": refuse, "ora": outputs.WRITERS["ora"], "kra": fail})
+    told = outputs.write_files(stack, ("rgba", "psd", "ora", "tiff"), tmp_path / "1.2.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["1.2.ora"]
+    assert told == [
+        "1.2.psd can't be written (ZeroDivisionError: no such luck): please report it.",
+        f"Can't write {tmp_path / '1.2.tiff'}.",
+    ]

@@ -41,7 +41,6 @@ CLASSES = (
 )
 INNER = {  # public for the package's own modules
     "check_size",
-    "find_psd_tools",
     "lacks_memory",
     "list_choices",
     "open_image",
@@ -79,7 +78,6 @@ def blocks(document: Path = DOCUMENT) -> list[tuple[int, str]]:
 
 
 def test_the_examples_run_in_one_session(folder: Path) -> None:
-    pytest.importorskip("psd_tools")
     names: dict[str, Any] = {"__name__": "__main__"}
     for above, text in blocks():
         quick = re.sub(r"\b(steps|num_inference_steps)=20\b", rf"\1={STEPS}", text)

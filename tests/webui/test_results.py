@@ -163,6 +163,13 @@ def test_files_lie_next_to_the_saved_image(tmp_path: Any) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["00001-5.ora"]
 
 
+def test_files_that_have_no_place_are_told() -> None:
+    one = make_set()
+    (told,) = results.deliver([one], LayerOptions(outputs=("rgba", "ora", "psd")), answer([one]))
+    assert told == "No PSD or ORA was written, since these images aren't saved: switch saving on (API: save_images)."
+    assert results.deliver([one], LayerOptions(), answer([one])) == []
+
+
 def test_the_given_background_lies_below_a_generated_foreground() -> None:
     chosen = make_plan("background_to_foreground", background_image=Image.new("RGB", SIZE))
     background = draw_layer(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_layerdiffusion import outputs
 from lib_layerdiffusion.modes import MODE_NAMES
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.webui import status
 from tests.webui.jobs import decode_image, encode_image
@@ -58,6 +61,24 @@ def test_page_values_make_a_transparent_image(webui, name, tmp_path):
     assert saved.tobytes() == processed.images[0].tobytes()
     params = webui.module("infotext_utils").parse_generation_parameters(saved.info["parameters"])
     assert params["layerdiffusion_mode"] == "foreground"
+
+
+@pytest.mark.parametrize("name", ["Forge", "A1111"])
+def test_a_file_that_fails_is_told_on_the_page_and_in_the_answer(webui, name, tmp_path, monkeypatch, caplog):
+    def fail(_stack, _path):
+        raise Refusal("The disk is full: free some space.")
+
+    webui.act_like(name)
+    monkeypatch.setattr(outputs, "WRITERS", outputs.WRITERS | {"psd": fail})
+    settings = SETTINGS | {"do_not_save_samples": False, "outpath_samples": str(tmp_path)}
+    processed = webui.txt2img({"outputs": ["rgba", "checker", "psd", "ora"], "views": 1}, **settings)
+    assert [image.mode for image in processed.images] == ["RGBA", "RGB"]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} >= {".png", ".ora"}
+    sentence = "The disk is full: free some space."
+    assert sentence in processed.comments
+    assert json.loads(processed.js())["extra_generation_params"]["layerdiffusion_notes"] == [sentence]
+    assert sentence in caplog.text
+    assert webui.extension.last_run.outcome == sentence
 
 
 def test_an_api_client_gets_a_transparent_image_and_a_plain_one_is_as_before(webui):
