@@ -4,13 +4,16 @@ import logging
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent
+FOLDER, NAME = Path(__file__).resolve().parent.parent, "lib_layerdiffusion"
 
-# Another LayerDiffusion extension may have put a package of the same name there; each keeps what it imported already.
-for name in [name for name in sys.modules if name.partition(".")[0] == "lib_layerdiffusion"]:
-    if not str(getattr(sys.modules[name], "__file__", None) or FOLDER).startswith(str(FOLDER)):
-        logging.getLogger("layerdiffusion").warning("%s belongs to another extension and is replaced", name)
+# Another LayerDiffusion extension may have put a package of this name there. A folder without an __init__.py shares the
+# name (see ours); anything else is dropped, and keeps what it imported already.
+other = sys.modules.get(NAME)
+if other is not None and not str(getattr(other, "__file__", None)).startswith(str(FOLDER)):
+    logging.getLogger("layerdiffusion").warning("Another extension has a package %s, too: %s", NAME, [*other.__path__])
+    for name in [name for name in sys.modules if name.startswith(f"{NAME}.") and getattr(other, "__file__", None)]:
         del sys.modules[name]
+    del sys.modules[NAME]
 sys.path.insert(0, str(FOLDER))
 
 from lib_layerdiffusion.webui.extension import Extension  # noqa: E402
