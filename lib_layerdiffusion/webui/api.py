@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -53,18 +51,20 @@ logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
+HOST_ROUTE = "/sdapi/v1/txt2img"  # of every WebUI with an API
+LOGIN_CHECK = "/login_check"  # gradio's, which its page is guarded by
+PASSWORD_FLAGS = ("api_auth", "auth", "auth_file", "gradio_auth", "gradio_auth_path")
+
 
 def add_routes(demo: Any, app: Any, extension: Extension) -> None:
-    """Add the routes to the WebUI's app if its API is switched on, behind the API's password if there is one."""
+    """Add the routes to the WebUI's app if its API is switched on, behind whatever password that has."""
     from modules import call_queue, shared
 
-    flags = shared.cmd_opts
-    if not (getattr(flags, "api", True) or getattr(flags, "nowebui", False)):
+    guards = find_guards(app, shared.cmd_opts)
+    if guards is None:
         return
     routes = Routes(extension, call_queue.queue_lock)
-    allowed = read_credentials(getattr(flags, "api_auth", None) or "")
-    settings: dict[str, Any] = {"response_model": None, "tags": ["LayerDiffusion"]}
-    settings["dependencies"] = [Depends(make_guard(allowed))] if allowed else []
+    settings: dict[str, Any] = {"response_model": None, "tags": ["LayerDiffusion"], "dependencies": guards}
     for name in ("version", "modes", "schema", "weights", "doctor"):
         app.add_api_route(f"{PREFIX}/{name}", getattr(routes, name), methods=["GET"], **settings)
     for name, keys in KEYS.items():
@@ -74,24 +74,24 @@ def add_routes(demo: Any, app: Any, extension: Extension) -> None:
         )
 
 
-def read_credentials(text: str) -> list[tuple[bytes, bytes]]:
-    """Users and passwords of "user:password,user2:password2"."""
-    pairs = (pair.partition(":") for pair in text.split(",") if pair)
-    return [(user.encode(), password.encode()) for user, _, password in pairs]
+def find_guards(app: Any, flags: Any) -> list[Any] | None:
+    """What guards the WebUI's own API, as FastAPI's dependencies, or else its page; None where nothing may be added.
 
-
-def make_guard(allowed: Sequence[tuple[bytes, bytes]]) -> Callable[..., None]:
-    """A dependency that lets only those users pass; the time it takes reveals nothing about names and passwords."""
-
-    def guard(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:  # noqa: B008 - FastAPI's form
-        name, password = credentials.username.encode(), credentials.password.encode()
-        matches = [
-            secrets.compare_digest(name, user) & secrets.compare_digest(password, right) for user, right in allowed
-        ]
-        if not any(matches):
-            raise HTTPException(401, "Incorrect username or password", headers={"WWW-Authenticate": "Basic"})
-
-    return guard
+    That is so without an API, and where a password is asked for but can't be found in the app.
+    """
+    routes = {getattr(route, "path", ""): route for route in app.routes}
+    own = routes.get(HOST_ROUTE)
+    if own is None:
+        return None
+    if own.dependencies:
+        return [*own.dependencies]
+    if not any(getattr(flags, flag, None) for flag in PASSWORD_FLAGS) and not getattr(app, "auth", None):
+        return []
+    page = routes.get(LOGIN_CHECK)
+    if page is None or getattr(flags, "api_auth", None):
+        logger.error("This WebUI has a password that guards its API in an unknown way, so %s isn't served.", PREFIX)
+        return None
+    return [Depends(page.endpoint)]
 
 
 class Routes:

@@ -73,6 +73,22 @@ def no_model() -> Any:
     raise Refusal("No checkpoint is loaded: choose one.")
 
 
+def add_own_api(app: Any, flags: Any, password: str | None = None) -> None:
+    """The WebUI's own API, with the password that its flag `--api-auth` (or `password`) gives it."""
+    from fastapi import Depends, HTTPException
+    from fastapi.security import HTTPBasic, HTTPBasicCredentials
+
+    pairs = [pair.partition(":")[::2] for pair in (password or flags.api_auth or "").split(",") if pair]
+
+    def auth(credentials: HTTPBasicCredentials = Depends(HTTPBasic())):  # noqa: B008 - FastAPI's form
+        if (credentials.username, credentials.password) not in pairs:
+            raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+
+    if flags.api or getattr(flags, "nowebui", False):
+        guards = [Depends(auth)] if pairs else []
+        app.add_api_route("/sdapi/v1/txt2img", lambda: None, methods=["POST"], dependencies=guards)
+
+
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
     """Make a client of an app with the routes; its `lock` is the WebUI's."""
@@ -80,7 +96,12 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
     pytest.importorskip("httpx")
     from fastapi.testclient import TestClient
 
-    def make(host: Callable[[], Any] = no_model, store: WeightStore | None = None, **flags: Any) -> Any:
+    def make(
+        host: Callable[[], Any] = no_model,
+        store: WeightStore | None = None,
+        add: Callable[[Any, Any], None] = add_own_api,
+        **flags: Any,
+    ) -> Any:
         lock = CountingLock()
         modules, queue, shared = (ModuleType(f"modules{rest}") for rest in ("", ".call_queue", ".shared"))
         queue.queue_lock, shared.cmd_opts = lock, SimpleNamespace(**{"api": True, "api_auth": None} | flags)
@@ -90,6 +111,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]
         from lib_layerdiffusion.webui import api
 
         app = fastapi.FastAPI()
+        add(app, shared.cmd_opts)
         api.add_routes(None, app, Extension(store or WeightStore([tmp_path], offline=True), host))
         client = TestClient(app, raise_server_exceptions=False)
         client.lock = lock
@@ -246,6 +268,70 @@ def test_headers_without_a_password(start):
     client = start(api_auth="user:pass")
     for header in ("Basic", "Basic !!!", "Basic " + base64.b64encode("ä:ö".encode()).decode(), "Bearer user:pass"):
         assert client.get(f"{PREFIX}/version", headers={"Authorization": header}).status_code == 401
+
+
+def all_statuses(client: Any, **sent: Any) -> set[int]:
+    answers = [client.get(f"{PREFIX}/{name}", **sent) for name in GETS]
+    answers += [client.post(f"{PREFIX}/{name}", json={}, **sent) for name in POSTS]
+    return {answer.status_code for answer in answers}
+
+
+@pytest.mark.parametrize("flags", [{"auth": "me:secret"}, {"auth_file": "/users.txt"}, {}])
+def test_a_password_by_whatever_flag_that_guards_the_webui_s_api_guards_the_routes(start, flags):
+    """SD.Next reads others than AUTOMATIC1111, and an unknown WebUI has flags of its own."""
+    client = start(add=lambda app, given: add_own_api(app, given, "me:secret"), **flags)
+    assert all_statuses(client) == {401}
+    assert all_statuses(client, auth=("me", "wrong")) == {401}
+    assert all_statuses(client, auth=("me", "secret")) == {200, 422}
+
+
+@pytest.mark.parametrize("flags", [{"gradio_auth": "me:secret"}, {"gradio_auth_path": "/users.txt"}, {}])
+def test_the_page_s_password_guards_the_routes_where_the_api_has_none(start, flags):
+    from fastapi import HTTPException, Request
+
+    def add(app: Any, given: Any) -> None:
+        def login_check(request: Request) -> None:
+            if request.cookies.get("access-token") != "known":
+                raise HTTPException(401, "Not authenticated")
+
+        login_check.__annotations__ = {"request": Request, "return": None}
+        add_own_api(app, given)
+        app.auth = {"me": "secret"}
+        app.add_api_route("/login_check", login_check)
+
+    client = start(add=add, **flags)
+    assert all_statuses(client) == {401}
+    assert all_statuses(client, cookies={"access-token": "known"}) == {200, 422}
+
+
+@pytest.mark.parametrize("flag", ["api_auth", "auth", "auth_file", "gradio_auth", "gradio_auth_path"])
+def test_where_a_password_can_not_be_found_nothing_is_served(start, flag, caplog):
+    client = start(add=lambda app, _: add_own_api(app, SimpleNamespace(api=True, api_auth=None)), **{flag: "me:secret"})
+    assert all_statuses(client, auth=("me", "secret")) == {404}
+    assert "isn't served" in caplog.text
+
+
+def test_gradio_s_own_login_is_found():
+    """The real app of the installed gradio, whose page asks for a password."""
+    gradio = pytest.importorskip("gradio")
+    from fastapi.testclient import TestClient
+    from gradio.routes import App
+
+    from lib_layerdiffusion.webui import api
+
+    with gradio.Blocks() as page:
+        gradio.Markdown("page")
+    page.auth, page.auth_message = (lambda user, password: password == "secret"), None
+    page.validate_queue_settings()
+    app = App.create_app(page)
+    flags = SimpleNamespace(api=True, api_auth=None)
+    add_own_api(app, flags)
+    (guard,) = api.find_guards(app, flags)
+    app.add_api_route("/guarded", lambda: "in", dependencies=[guard])
+    client = TestClient(app)
+    assert client.get("/guarded").status_code == 401
+    assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
+    assert client.get("/guarded").json() == "in"
 
 
 def test_without_the_webui_s_api_there_are_no_routes(start):
