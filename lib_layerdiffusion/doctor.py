@@ -7,9 +7,10 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from lib_layerdiffusion.version import __version__
 from lib_layerdiffusion.weights import WeightStore
@@ -150,10 +151,15 @@ def _diagnose(path: Path) -> str:
     return ""
 
 
-def examine_weights(store: WeightStore) -> Iterator[Finding]:
-    """Where layer files are looked for, and the state of each."""
+def examine_weights(store: WeightStore, unfit: Mapping[str, str] = MappingProxyType({})) -> Iterator[Finding]:
+    """Where layer files are looked for, and the state of each.
+
+    `unfit`: the files that can't be used with the loaded checkpoint, and why, in place of how to get them.
+    """
     folders = ", ".join(str(folder) for folder in store.folders)
     yield Finding("ok", f"layer weights are looked for in {folders}{', and never downloaded' if store.offline else ''}")
     states = {"found": "ok", "missing": "absent", "damaged": "broken"}
     for row in store.check():
-        yield Finding(states[row.state], f"{row.name}: {row.state} ({describe_bytes(row.size)})", row.cure)
+        yield Finding(
+            states[row.state], f"{row.name}: {row.state} ({describe_bytes(row.size)})", unfit.get(row.name, row.cure)
+        )

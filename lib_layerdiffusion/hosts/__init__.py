@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..host import Host
 from ..refusal import Refusal
+from ..weights import WeightStore
 
 SUPPORTED = "AUTOMATIC1111, Forge, Forge Neo, reForge and Forge Classic"
 HOOK = "process_before_every_sampling"
@@ -26,10 +27,10 @@ TELLING = (
 class DetectedHost(Host, Protocol):
     """What `detect` gives: a Host whose user chooses the checkpoint, which may be one that can't do every mode."""
 
-    def why_not(self, mode: str) -> str:
+    def why_not(self, mode: str, store: WeightStore) -> str:
         """Why the loaded checkpoint can't do a mode of its family, known before any download, in one sentence, or "".
 
-        `mode`: a name in `modes.MODES`.
+        `mode`: a name in `modes.MODES`. `store`: where its file is looked for.
         """
         ...
 

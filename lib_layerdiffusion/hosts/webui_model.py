@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from lib_layerdiffusion.modes import Family
+from lib_layerdiffusion.modes import FAMILIES, MODES, Family, Mode
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.weights import WeightStore
 
 LAST_TIMESTEP = 999
 
@@ -22,12 +23,26 @@ class WebUIHost:
         self.vae = vae
         first_conv: Any = unet.get_submodule("input_blocks.0.0")
         self.unet_channels = int(first_conv.weight.shape[1])
+        self._width = int(first_conv.weight.shape[0])
 
     def parameter_name(self, ldm_name: str) -> str | None:
         return ldm_name
 
-    def why_not(self, mode: str) -> str:
-        return ""
+    def why_not(self, mode: str, store: WeightStore) -> str:
+        """Why the mode's file can't fit: it is made for a UNet of another width, as the embedded model's is."""
+        rows = [row for row in MODES if row.family == self.family]
+        refused = next((row for row in rows if row.name == mode and not self._fits(row, store)), None)
+        if refused is None:
+            return ""
+        others = [row.name for row in rows if self._fits(row, store)]
+        choice = f", or choose {' or '.join(others)}" if others else ""
+        return (
+            f"The file {refused.file} is made for a UNet of {store.unet_width(refused.file)} channels, and this "
+            f"checkpoint's has {self._width}: load an ordinary {FAMILIES[refused.family]} checkpoint{choice}."
+        )
+
+    def _fits(self, mode: Mode, store: WeightStore) -> bool:
+        return store.unet_width(mode.file) in (None, self._width)
 
     def percent_to_timestep(self, fraction: float) -> float:
         return (1.0 - fraction) * LAST_TIMESTEP

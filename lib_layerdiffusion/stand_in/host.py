@@ -7,6 +7,7 @@ from typing import Any
 from lib_layerdiffusion.embedded import EMBEDDED
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.weights import WeightStore
 
 
 class StandInHost(DiffusersHost):
@@ -19,7 +20,7 @@ class StandInHost(DiffusersHost):
         self.name = "the stand-in WebUI"
         self.is_embedded = model.sd_checkpoint_info.name_for_extra == EMBEDDED
 
-    def why_not(self, mode: str) -> str:
+    def why_not(self, mode: str, _store: WeightStore) -> str:
         """Why the loaded model can't do a mode: the published files don't fit the embedded model."""
         if not self.is_embedded or mode == "foreground":
             return ""

@@ -146,16 +146,22 @@ class Routes:
 
     def _list_modes(self) -> dict[str, Any]:
         host = find_host(self.extension)
-        family = None if host is None else host.family
+        family, store = None if host is None else host.family, self.extension.store()
         rows = [
-            asdict(mode) | {"offered": host is not None and mode.family == family and not host.why_not(mode.name)}
+            asdict(mode)
+            | {"offered": host is not None and mode.family == family and not host.why_not(mode.name, store)}
             for mode in MODES
         ]
         return {"family": family, "modes": rows}
 
     def _list_weights(self) -> dict[str, Any]:
         store = self.extension.store()
-        rows = [asdict(row) | {"path": row.path and str(row.path)} for row in store.check()]
+        host = find_host(self.extension)
+        unfit = {} if host is None else doctor.find_unfit(host, store)
+        rows = [
+            asdict(row) | {"path": row.path and str(row.path), "cure": unfit.get(row.name, row.cure)}
+            for row in store.check()
+        ]
         return {"folders": [str(folder) for folder in store.folders], "files": rows}
 
     def _decode(self, body: Body) -> dict[str, str]:

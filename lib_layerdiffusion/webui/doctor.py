@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 
 from ..doctor import Finding, examine_installation, examine_machine, examine_weights, find_version
 from ..host import Reserving
-from ..hosts import find_capabilities, find_webui_version
+from ..hosts import DetectedHost, find_capabilities, find_webui_version
 from ..modes import FAMILIES, MODES
 from ..refusal import Refusal
+from ..weights import WeightStore
 from .extension import Extension
+from .status import find_host
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ def report(extension: Extension) -> str:
         _examine_webui,
         lambda: _examine_checkpoint(extension),
         examine_machine,
-        lambda: examine_weights(extension.store()),
+        lambda: _examine_weights(extension),
         lambda: _examine_last_run(extension),
     )
     return "\n".join(str(finding) for section in sections for finding in _attempt(section))
@@ -55,8 +57,20 @@ def _examine_checkpoint(extension: Extension) -> Iterator[Finding]:
     )
     family = FAMILIES.get(host.family, host.family)
     yield Finding("ok", f"checkpoint: {family}, {host.unet_channels} input channels, {', '.join(parts)}")
-    names = [mode.name for mode in MODES if mode.family == host.family and not host.why_not(mode.name)]
+    store = extension.store()
+    names = [mode.name for mode in MODES if mode.family == host.family and not host.why_not(mode.name, store)]
     yield Finding("ok" if names else "broken", f"layer modes: {', '.join(names) or 'none for this checkpoint'}")
+
+
+def find_unfit(host: DetectedHost, store: WeightStore) -> dict[str, str]:
+    """The files of modes that the loaded checkpoint can't do, and why not."""
+    files = {mode.file: mode.name for mode in MODES if mode.family == host.family}
+    return {file: reason for file, name in files.items() if (reason := host.why_not(name, store))}
+
+
+def _examine_weights(extension: Extension) -> Iterator[Finding]:
+    store, host = extension.store(), find_host(extension)
+    yield from examine_weights(store, {} if host is None else find_unfit(host, store))
 
 
 def _examine_last_run(extension: Extension) -> Iterator[Finding]:

@@ -168,7 +168,7 @@ class Generation:
         p = self.p
         host = self.extension.host_of(p.sd_model)
         self.session = Session(host, self.extension.store(p.sd_model))
-        if reason := host.why_not(self.mode.name):
+        if reason := host.why_not(self.mode.name, self.session.store):
             raise Refusal(reason)
         self._refuse_merging()
         if (p.width, p.height) != self.sampled:  # the WebUI or another extension wants another size

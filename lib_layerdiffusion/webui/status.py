@@ -64,7 +64,7 @@ def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterato
         others = " or ".join(FAMILIES[mode.family] for mode in rows)
         label = rows[0].label
         rows = [mode for mode in rows if mode.family == host.family]
-        if (reason := host.why_not(name)) or not rows:
+        if (reason := host.why_not(name, extension.store())) or not rows:
             rows = []
             yield "bad", MODE, reason or f"{label} needs an {others} checkpoint."
     for mode in rows:

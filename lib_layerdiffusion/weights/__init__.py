@@ -25,6 +25,7 @@ from lib_layerdiffusion.weights.header import (
     describe_bytes,
     find_integers,
     find_stray,
+    find_width,
     read_header,
     recognise,
 )
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 HUB = "https://huggingface.co"
 REPOSITORY = "LayerDiffusion/layerdiffusion-v1"
 SUFFIX = ".safetensors"
+UNET_WIDTH = 320  # channels of the first level of the UNets that all published files are made for
 Identity: TypeAlias = "tuple[int, int]"  # size and time of change, by which a replaced file is told
 
 
@@ -154,6 +156,17 @@ class WeightStore:
         entry = _look_up(name)
         there = [path for folder in self.folders if (path := folder / entry.file_name).is_file()]
         return next((path for path in there if self._diagnose(path, entry) is None), there[0] if there else None)
+
+    def unet_width(self, name: str) -> int | None:
+        """Channels of the first level of the UNet that a file is made for; None if it is damaged or doesn't tell.
+
+        A file that isn't in the folders is the published one.
+        """
+        path = self.find(name)
+        try:
+            return UNET_WIDTH if path is None else find_width(self._read_header(path))
+        except UnreadableFileError:
+            return None
 
     def fetch(self, name: str, progress: Progress | None = None) -> Path:
         """Path of a published file, checked, after downloading it if it is nowhere; `progress(bytes done, in all)`."""

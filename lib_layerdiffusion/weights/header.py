@@ -150,6 +150,11 @@ def recognise(header: Header) -> Contents:
     return Contents("other", note=_name_foreign(shapes))
 
 
+def find_width(header: Header) -> int | None:
+    """Channels of the UNet's first level that an attention-sharing file is made for; None for other files."""
+    return _side(header.shapes, "hookers.layers.0.to_q_lora.0.down.weight", 1)
+
+
 def find_stray(header: Header, kind: Kind) -> str | None:
     """A key that no file of this kind has, None if all are known."""
     pattern = _KEYS[kind]

@@ -16,7 +16,9 @@ from lib_layerdiffusion.hosts import detect, find_capabilities, find_webui_versi
 from lib_layerdiffusion.hosts.a1111 import A1111Host
 from lib_layerdiffusion.hosts.forge import ForgeHost
 from lib_layerdiffusion.hosts.ldm_patched import LdmPatchedHost
+from lib_layerdiffusion.modes import MODES
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.weights import WeightStore
 
 SCALE = 0.18215
 
@@ -67,22 +69,22 @@ class Patcher:
         self.extra_preserved_memory_during_sampling += size
 
 
-def make_unet(channels: int = 4) -> nn.Module:
+def make_unet(channels: int = 4, width: int = 320) -> nn.Module:
     unet = nn.Module()
-    unet.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(channels, 8, 3))])
+    unet.input_blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(channels, width, 3))])
     return unet
 
 
-def forge_model(channels: int = 4) -> Any:
-    objects = SimpleNamespace(unet=Patcher(make_unet(channels)), vae=PatchedVae())
+def forge_model(channels: int = 4, width: int = 320) -> Any:
+    objects = SimpleNamespace(unet=Patcher(make_unet(channels, width)), vae=PatchedVae())
     return SimpleNamespace(forge_objects=objects, is_sd1=True, is_sdxl=False)
 
 
-def a1111_model(channels: int = 4) -> Any:
+def a1111_model(channels: int = 4, width: int = 320) -> Any:
     vae = Vae()
     return SimpleNamespace(
         first_stage_model=vae,
-        model=SimpleNamespace(diffusion_model=make_unet(channels)),
+        model=SimpleNamespace(diffusion_model=make_unet(channels, width)),
         scale_factor=SCALE,
         is_sd1=True,
         is_sdxl=False,
@@ -136,7 +138,40 @@ def test_what_a_loaded_model_tells(kind):
     assert host.scaling_factor == pytest.approx(SCALE)
     assert host.percent_to_timestep(0.0) > host.percent_to_timestep(1.0) == 0
     assert host.parameter_name("input_blocks.0.0.weight") == "input_blocks.0.0.weight"
-    assert host.why_not("together") == ""
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_published_files_fit_the_published_width(kind, family, tmp_path):
+    model, store = HOSTS[kind](), WeightStore([tmp_path])
+    model.is_sd1, model.is_sdxl = family == "sd15", family == "sdxl"
+    assert {kind(model).why_not(mode.name, store) for mode in MODES} == {""}
+
+
+def test_a_file_that_can_not_fit_is_told_before_any_download(kind, embedded_model, tmp_path):
+    """The embedded model's UNet is narrower, and of its files only that of the foreground mode is there."""
+    own = WeightStore([embedded_model / "layer_model"])
+    width = own.unet_width("layer_sd15_transparent_attn")
+    narrow, ordinary = kind(HOSTS[kind](width=width)), kind(HOSTS[kind]())
+    assert width != 320
+    assert narrow.why_not("foreground", own) == ""
+    for mode, file in (
+        ("together", "joint"),
+        ("foreground_to_background", "fg2bg"),
+        ("background_to_foreground", "bg2fg"),
+    ):
+        assert narrow.why_not(mode, own) == (
+            f"The file layer_sd15_{file} is made for a UNet of 320 channels, and this checkpoint's has {width}: "
+            "load an ordinary SD1.5 checkpoint, or choose foreground."
+        )
+        assert ordinary.why_not(mode, own) == ""
+    nothing = WeightStore([tmp_path], tmp_path)
+    assert narrow.why_not("foreground", nothing).endswith(f"has {width}: load an ordinary SD1.5 checkpoint.")
+    wrong = ordinary.why_not("foreground", own)
+    assert f"made for a UNet of {width} channels, and this checkpoint's has 320" in wrong
+
+    damaged = tmp_path / "layer_sd15_joint.safetensors"
+    damaged.write_bytes(b"not weights")
+    assert narrow.why_not("together", nothing) == "", "the damage is told when the file is checked"
 
 
 def test_encoding_gives_the_mean_and_draws_no_random_numbers(kind):

@@ -153,7 +153,7 @@ class FakeExtension:
         self.asked.append("host")
         if isinstance(self.family, Exception):
             raise self.family
-        return SimpleNamespace(family=self.family, name="Forge", why_not=lambda mode: "")
+        return SimpleNamespace(family=self.family, name="Forge", why_not=lambda mode, store: "")
 
 
 NO_MODEL = Refusal("No checkpoint is loaded: choose one.")

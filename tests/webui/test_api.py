@@ -203,7 +203,7 @@ def test_schema_is_that_of_the_options(client):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", None])
 def test_modes_of_the_loaded_family_are_marked(start, family):
-    client = start(lambda: SimpleNamespace(family=family, why_not=lambda mode: "")) if family else start()
+    client = start(lambda: SimpleNamespace(family=family, why_not=lambda mode, store: "")) if family else start()
     body = client.get(f"{PREFIX}/modes").json()
     assert body["family"] == family
     assert [(row["name"], row["family"]) for row in body["modes"]] == [(mode.name, mode.family) for mode in MODES]

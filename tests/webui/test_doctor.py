@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 
 from lib_layerdiffusion import __version__
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.webui import doctor
+from lib_layerdiffusion.webui import doctor, status
 from tests.webui.panel_host import make_extension
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,20 @@ def test_versions_host_checkpoint_and_files_are_named(webui):
     assert "ok      layer_sd15_transparent_attn: found" in text
     assert "absent  layer_xl_fg2ble: missing" in text
     assert "pip install diffusers" not in text
+
+
+def test_a_file_that_can_not_fit_is_not_advised(webui):
+    """The stand-in's embedded model, as in a WebUI with its checkpoint; also in /modes, /weights and the status."""
+    reason = webui.post("txt2img", {"mode": "together"}).json()["detail"]
+    lines = lines_of(webui.extension)
+    assert f"absent  layer_sd15_joint: missing (554 MB) -> {reason}" in lines
+    rows = {row["name"]: row for row in webui.request("GET", "/layerdiffusion/v1/weights").json()["files"]}
+    assert rows["layer_sd15_joint"]["cure"] == reason
+    modes = webui.request("GET", "/layerdiffusion/v1/modes").json()["modes"]
+    assert [mode["name"] for mode in modes if mode["offered"]] == ["foreground"]
+    shown = html.unescape(status.describe(webui.extension, "together"))
+    assert reason in shown
+    assert "554 MB" not in shown
 
 
 def test_the_last_run_is_told_with_plan_and_outcome(webui):
