@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from fastapi import Depends, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,6 +34,8 @@ from . import doctor, results
 from .api_requests import (
     KEYS,
     MAX_PIXELS,
+    MAX_PIXELS_TOGETHER,
+    MAX_REQUESTS,
     PREFIX,
     Body,
     need,
@@ -95,11 +98,18 @@ def find_guards(app: Any, flags: Any) -> list[Any] | None:
 
 
 class Routes:
-    """The endpoints. What uses the model waits for the WebUI's queue; the rest doesn't."""
+    """The endpoints. What uses the model waits for the WebUI's queue; the rest doesn't.
+
+    Requests with a body are worked on one at a time, of each of those two kinds, which bounds their memory. The others
+    wait without a thread, since the server has few, and needs one to interrupt what they wait for.
+    """
 
     def __init__(self, extension: Extension, queue_lock: Any) -> None:
         self.extension = extension
         self.queue_lock = queue_lock
+        self._model_worker = ThreadPoolExecutor(1, "layerdiffusion-model")
+        self._image_worker = ThreadPoolExecutor(1, "layerdiffusion-images")
+        self._present = 0  # requests with a body, being read, waiting or in work
 
     def version(self) -> JSONResponse:
         """Tell the version of the extension and of these routes."""
@@ -123,26 +133,36 @@ class Routes:
 
     async def decode(self, request: Request) -> JSONResponse:
         """Make the transparent image that a latent holds."""
-        return await self._serve(request, "decode", self._decode)
+        return await self._serve(request, "decode", self._decode, self._model_worker)
 
     async def encode(self, request: Request) -> JSONResponse:
         """Make the latent of a transparent image."""
-        return await self._serve(request, "encode", self._encode)
+        return await self._serve(request, "encode", self._encode, self._model_worker)
 
     async def composite(self, request: Request) -> JSONResponse:
         """Put layers over each other and over a background."""
-        return await self._serve(request, "composite", compose)
+        return await self._serve(request, "composite", compose, self._image_worker)
 
     async def export(self, request: Request) -> JSONResponse:
         """Write layers as one file."""
-        return await self._serve(request, "export", export)
+        return await self._serve(request, "export", export, self._image_worker)
 
-    async def _serve(self, request: Request, name: str, work: Callable[[Body], Any]) -> JSONResponse:
+    async def _serve(
+        self, request: Request, name: str, work: Callable[[Body], Any], worker: ThreadPoolExecutor
+    ) -> JSONResponse:
+        if self._present >= MAX_REQUESTS:
+            async for _ in request.stream():  # or the client wouldn't see the answer
+                pass
+            return _refuse(Refusal(f"{MAX_REQUESTS} requests are waiting already: send this one later."), status=503)
+        self._present += 1
         try:
             content = await read_content(request)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(worker, answer, lambda: work(parse_body(content, name)))
         except Refusal as refusal:
             return _refuse(refusal)
-        return await run_in_threadpool(answer, lambda: work(parse_body(content, name)))
+        finally:
+            self._present -= 1
 
     def _list_modes(self) -> dict[str, Any]:
         host = find_host(self.extension)
@@ -251,6 +271,12 @@ def export(body: Body) -> dict[str, str]:
     if not isinstance(wanted, str) or wanted.lower() not in WRITERS:
         raise Refusal(f"format can't be {show(wanted)}: {list_choices(str(wanted)[:60], WRITERS)}.")
     stack = _stack(read_layers(body, "export"))
+    count, (width, height) = len(stack.layers), stack.size
+    if wanted.lower() == "zip" and count * width * height > MAX_PIXELS_TOGETHER:
+        raise Refusal(
+            f"A zip holds each layer on the whole canvas, and {count} of {width}x{height} have more than the "
+            f"{MAX_PIXELS_TOGETHER} pixels that are allowed: take ora or psd, or use smaller images or offsets."
+        )
     buffer = io.BytesIO()
     WRITERS[wanted.lower()](stack, buffer)
     return {"file": base64.b64encode(buffer.getvalue()).decode(), "name": f"layers.{wanted.lower()}"}

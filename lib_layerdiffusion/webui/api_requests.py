@@ -26,6 +26,7 @@ MAX_BODY = 2**27  # bytes
 MAX_PIXELS = 2**24  # of an image or a canvas: 4096 x 4096
 MAX_PIXELS_TOGETHER = 2**26  # of all images of a request
 MAX_LAYERS = 64
+MAX_REQUESTS = 64  # that are read, wait or are worked on at a time
 MAX_OFFSET = 2**15
 MAX_NAME = 100  # characters of a layer's name
 MAX_COLOUR = 40  # characters of a colour; a longer text is an image

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import zipfile
 import zlib
@@ -220,9 +221,9 @@ def test_weights_say_what_is_missing_and_where_it_comes_from(loaded, embedded_mo
     found = rows["layer_sd15_transparent_attn"]
     assert (found["state"], found["cure"]) == ("found", "")
     assert Path(found["path"]).parent == embedded_model / "layer_model"
-    assert rows["layer_sd15_joint"]["state"] == "missing"
-    assert rows["layer_sd15_joint"]["path"] is None
-    assert "layer_sd15_joint.safetensors" in rows["layer_sd15_joint"]["cure"]
+    missing = rows["layer_xl_fg2ble"]
+    assert (missing["state"], missing["path"]) == ("missing", None)
+    assert "layer_xl_fg2ble.safetensors" in missing["cure"]
 
 
 def test_the_doctor_answers_in_plain_text(client):
@@ -588,6 +589,88 @@ def test_odd_names_make_readable_files(client, format, name):
         from xml.etree import ElementTree
 
         ElementTree.fromstring(zipfile.ZipFile(file).read("stack.xml"))
+
+
+def test_a_zip_of_many_whole_canvases_is_refused_before_it_is_written(client, monkeypatch):
+    from lib_layerdiffusion.webui import api
+
+    written = []
+    for format in ("zip", "ora"):
+        monkeypatch.setitem(api.WRITERS, format, lambda stack, file: written.append(len(stack.layers)))
+    rows = [{"image": code(picture(8, 8)), "offset": [4088, 4088]}] * 5
+    sentence = refusal(client, "export", {"layers": rows, "format": "zip"})
+    assert "5 of 4096x4096 have more than the 67108864 pixels that are allowed: take ora or psd" in sentence
+    assert written == []
+    for format, count in (("zip", 4), ("ora", 5)):
+        assert post(client, "export", {"layers": rows[:count], "format": format}).status_code == 200
+    assert written == [4, 5]
+
+
+class Many(list):
+    """Threads that send a request so many times at once, and the `answers` that came so far."""
+
+    def __init__(self, client, name, body, count):
+        self.answers = []
+        send = lambda: self.answers.append(post(client, name, body))  # noqa: E731
+        super().__init__(threading.Thread(target=send) for _ in range(count))
+        for thread in self:
+            thread.start()
+
+    def join(self):
+        for thread in self:
+            thread.join(60)
+        return self.answers
+
+
+def wait_for(reached):
+    until = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["composite", "export"])
+def test_images_are_put_together_one_request_at_a_time(client, monkeypatch, name):
+    from lib_layerdiffusion.webui import api
+
+    working, most, free = [], [], threading.Event()
+
+    def watch(stack, *_):
+        working.append(None)
+        most.append(len(working))
+        free.wait(30)
+        working.pop()
+        return np.zeros((1, 1, 4), np.uint8)
+
+    monkeypatch.setattr(api, "composite", watch)
+    monkeypatch.setitem(api.WRITERS, "ora", watch)
+    body = {"layers": [{"image": code(picture())}]} | ({} if name == "composite" else {"format": "ora"})
+    many = Many(client, name, body, 4)
+    wait_for(lambda: working)
+    time.sleep(0.5)
+    free.set()
+    assert [answer.status_code for answer in many.join()] == [200] * 4
+    assert most == [1] * 4
+
+
+def test_requests_that_wait_for_the_queue_hold_no_thread_of_the_server(loaded, monkeypatch):
+    """However many there are, and those beyond the limit are told to come later."""
+    from lib_layerdiffusion.webui import api
+
+    monkeypatch.setattr(api, "MAX_REQUESTS", 6)
+    body = {"image": code(picture(64, 64))}
+
+    with loaded.lock:
+        many = Many(loaded, "encode", body, 8)
+        wait_for(lambda: len(many.answers) == 2)
+        names = [thread.name for thread in threading.enumerate()]
+        during = [sum(part in name for name in names) for part in ("layerdiffusion-model", "AnyIO worker")]
+    answers = many.join()
+    assert during == [1, 0]
+    assert sorted(answer.status_code for answer in answers) == [200] * 6 + [503] * 2
+    (told,) = {answer.json()["detail"] for answer in answers if answer.status_code == 503}
+    assert told == "6 requests are waiting already: send this one later."
+    assert post(loaded, "encode", body).status_code == 200
 
 
 @pytest.mark.parametrize("change", [{"format": "gif"}, {"format": 3}, {"format": None}, {"format": ["psd"]}])
