@@ -58,7 +58,7 @@ def side_path(
     with ExitStack() as stack:
         for module, compute, _ in hooks:
             handle = module.register_forward_hook(_make_hook(compute, live, active))
-            stack.callback(handle.remove)
+            stack.callback(_complete, handle.remove)
         yield live
 
 
@@ -293,7 +293,7 @@ def shared_attention(
         live.rows = None if batch is None else len(batch)
 
     with ExitStack() as stack:
-        stack.callback(unet.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
+        stack.callback(_complete, unet.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
         for name, unit in units.items():
             stack.enter_context(_stand_in(modules[name], unit, live))
         yield live
@@ -326,10 +326,8 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
             weight=live.weight,
         )
 
-    module.forward = forward
-    try:
-        yield
-    finally:
+    def undo() -> None:
+        nonlocal current
         current = False  # another extension that wrapped `forward` meanwhile then passes through to what was before
         if module.__dict__.get("forward") is forward:
             if own is None:
@@ -337,6 +335,12 @@ def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention
             else:
                 module.forward = own
         unit.release()
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        _complete(undo)
 
 
 def _read_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -366,7 +370,7 @@ def posterior(vae: nn.Module, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        handle.remove()
+        _complete(handle.remove)
 
 
 def fix_moments(moments: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -400,7 +404,16 @@ def timestep_window(unet: nn.Module, start: float, stop: float) -> Iterator[Time
     try:
         yield window
     finally:
-        handle.remove()
+        _complete(handle.remove)
+
+
+def _complete(undo: Callable[[], None]) -> None:
+    """Undo something; when Ctrl-C lands in that, once more before it ends the program. `undo` may be called twice."""
+    try:
+        undo()
+    except KeyboardInterrupt:
+        undo()
+        raise
 
 
 def _refuse_compiled(unet: nn.Module) -> None:

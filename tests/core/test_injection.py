@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -139,6 +140,45 @@ def test_exception_leaves_nothing_behind(unet: nn.Module) -> None:
     with pytest.raises(RuntimeError, match="sampler"), side_path(unet, patches, 1.0), shared_attention(unet, units):
         raise RuntimeError("sampler")
     assert_untouched(unet, before)
+
+
+def interrupt_undoing(place: int) -> Any:
+    """A trace function that raises KeyboardInterrupt, once, at that line of what is undone."""
+    left = [place]
+
+    def trace_lines(frame: Any, event: str, _given: Any) -> Any:
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace_lines
+
+    return lambda frame, _event, _given: trace_lines if frame.f_code.co_name in ("undo", "remove", "release") else None
+
+
+def test_ctrl_c_in_the_undoing_leaves_nothing_behind(unet: nn.Module) -> None:
+    """At each line of it: the rest is undone, too, and the interrupt arrives."""
+    before, name = snapshot(unet), "mid_block.attentions.0.transformer_blocks.0.attn1"
+    patch = DiffPatch(torch.zeros_like(unet.get_parameter("conv_out.weight")))
+    units = {name: AttentionSharingUnit(unet.get_submodule(name), 1, rank=2)}
+    interrupted = 0
+    for place in range(1, 200):
+        try:
+            with (
+                side_path(unet, {"conv_out.weight": patch}, STRENGTH),
+                shared_attention(unet, units),
+                timestep_window(unet, 9, 0),
+            ):
+                sys.settrace(interrupt_undoing(place))
+        except KeyboardInterrupt:
+            interrupted += 1
+        else:
+            break
+        finally:
+            sys.settrace(None)
+        assert_untouched(unet, before)
+    assert interrupted > 10
 
 
 def test_other_hooks_compose(unet: nn.Module) -> None:
