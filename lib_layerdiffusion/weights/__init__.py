@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal, list_choices
@@ -37,6 +37,15 @@ REPOSITORY = "LayerDiffusion/layerdiffusion-v1"
 SUFFIX = ".safetensors"
 UNET_WIDTH = 320  # channels of the first level of the UNets that all published files are made for
 Identity: TypeAlias = "tuple[int, int]"  # size and time of change, by which a replaced file is told
+
+
+# fmt: off
+_DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+})
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def cache_folder() -> Path:
 
 
 class WeightStore:
-    """Finds weight files in folders, downloads what is missing, checks it, and maps it into memory.
+    """Finds weight files in folders, downloads what is missing, checks it, and reads it into memory.
 
     `folders` are searched in order, then `download_to`, which is also where downloads go (None: nothing is downloaded).
     `offline` (or HF_HUB_OFFLINE=1) forbids downloads; `endpoint` (or HF_ENDPOINT) is a mirror of the hub. Everything
@@ -178,7 +187,7 @@ class WeightStore:
         return path
 
     def load(self, name_or_path: str | Path, progress: Progress | None = None) -> Mapping[str, Tensor]:
-        """The tensors of a published file (by name) or of any file (by path), mapped into memory and cached.
+        """The tensors of a published file (by name) or of any file (by path), read into memory and cached.
 
         The cache goes by path, size and time of change: a replaced file is read anew. The tensors are shared, so
         they must not be written to.
@@ -189,9 +198,11 @@ class WeightStore:
         if cached and cached[0] == identity:
             return cached[1]
         try:
-            state = MappingProxyType(load_file(path))
-        except (SafetensorError, OSError, ValueError) as error:
+            state = MappingProxyType(_read_tensors(path))
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise self._refuse(path, f"has a damaged header ({error})", WEIGHTS.get(path.stem)) from error
+        except UnreadableFileError as problem:
+            raise self._refuse(path, str(problem), WEIGHTS.get(path.stem)) from problem
         self._loaded[path] = (identity, state)
         return state
 
@@ -337,6 +348,25 @@ def _look_up(name: str) -> WeightFile:
     if entry is None:
         raise Refusal(f"There is no published file {name!r}: {list_choices(name, WEIGHTS)}.")
     return entry
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, in memory of their own: a mapped file that is cut off later would end the process."""
+    with safe_open(path, "pt"):  # checks the header
+        pass
+    state: dict[str, Tensor] = {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries: dict[str, Any] = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        for name, entry in entries.items():
+            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+            file.seek(8 + length + entry["data_offsets"][0])
+            content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+            if file.readinto(content) != tensor.nbytes:
+                raise UnreadableFileError("was cut off while it was read")
+            state[name] = tensor
+    return state
 
 
 def _find_damaged_values(path: Path) -> str | None:

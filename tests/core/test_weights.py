@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -868,13 +868,28 @@ def test_the_loaded_mapping_can_not_be_changed(tmp_path):
         WeightStore([tmp_path]).load(NAME)["new"] = torch.zeros(1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
-def test_tensors_are_mapped_not_copied(tmp_path):
-    (tmp_path / FILE).write_bytes(BODY)
-    state = WeightStore([tmp_path]).load(NAME)
-    mapped = Path("/proc/self/maps").read_text()
-    assert state
-    assert str(tmp_path / FILE) in mapped
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
+def test_a_file_that_is_cut_off_while_its_tensors_are_in_use(tmp_path, dtype):
+    """What was read stays; were the file mapped, touching the tensors would end the process."""
+    path = tmp_path / "own.safetensors"
+    state = {"a": torch.randn(300, 7).to(dtype), "b": torch.randn(()).to(dtype), "empty": torch.zeros(0, 3).to(dtype)}
+    save_file(state, path)
+    loaded = WeightStore().load(path)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(path) not in maps.read_text()
+    os.truncate(path, 16)
+    assert loaded.keys() == state.keys()
+    for name, tensor in state.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (dtype, tensor.shape)
+        assert torch.equal(loaded[name].double(), tensor.double())
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "own.safetensors"
+    save_file({"a": torch.randn(300, 7), "b": torch.randn(300, 7)}, path)
+    monkeypatch.setattr(weights, "safe_open", lambda path, _: os.truncate(path, 9000) or nullcontext())
+    with pytest.raises(Refusal, match=r"was cut off while it was read: replace it by an intact copy"):
+        WeightStore().load(path)
 
 
 # -- doctor's rows
