@@ -131,9 +131,7 @@ def on_grey(rgba: Pixels) -> Pixels:
     return composite([Layer("start", rgba, "foreground")], (128, 128, 128))[..., :3]
 
 
-def deliver(
-    sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True
-) -> list[str]:
+def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True) -> list[str]:
     """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers.
 
     Returns a sentence for each file that couldn't be written.
