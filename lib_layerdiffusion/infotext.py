@@ -32,7 +32,7 @@ _REFERENCE = {
 
 # Text that the WebUIs' parser gives back changed: they cut what surrounds it, take a size apart, read what looks like
 # quoted, and lose control characters in some file formats. It is written as a JSON list with one text.
-_CHANGES = re.compile(r'\A\s|\s\Z|\A"|\A\["|\A\d+x\d+\Z|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_CHANGES = re.compile(r'\A\s|\s\Z|\A"|\A\["|\A\d+x\d+\Z|[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]')
 
 
 def describe(options: LayerOptions) -> dict[str, str]:

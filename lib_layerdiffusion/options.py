@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
@@ -209,6 +209,18 @@ def parse(name: str, text: str) -> Any:
     return _check(option, value)
 
 
+def check_text(name: str, value: Any) -> str:
+    """The value itself, if it is a text that every encoder takes; Refusal otherwise."""
+    if not isinstance(value, str):
+        raise Refusal(f"{name} must be text, not {_show(value)}.")
+    if half := re.search("[\ud800-\udfff]", value):
+        raise Refusal(
+            f"{name} has half of a character at position {half.start() + 1} (a lone surrogate, U+{ord(half[0]):04X}), "
+            "which no encoding takes: send the text as UTF-8."
+        )
+    return value
+
+
 def name_resize_mode(text: str) -> str:
     """The name of a resize mode, whether `text` is that or what WebUIs call it, in any case; Refusal otherwise.
 
@@ -260,14 +272,12 @@ def _check(option: Field[Any], value: Any) -> Any:
         case "image":
             return _check_image(option, value)
         case _:
-            if isinstance(value, str):
-                return value
-            raise _wrong(option, value, "text")
+            return check_text(option.name, value)
 
 
 def _check_number(option: Field[Any], value: Any) -> float:
     low, high = option.metadata["minimum"], option.metadata["maximum"]
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise _wrong(option, value, f"a number from {low:g} to {high:g}")
     return float(value)
 
@@ -294,10 +304,14 @@ def _check_choice(option: Field[Any], value: Any) -> Any:
             option.name, lambda text: text.strip().casefold()
         )
         value = name(value)
-    for choice in choices:
-        if not isinstance(value, bool) and value == choice:
-            return choice
-    raise Refusal(f"{option.name} can't be {_show(value)}: {list_choices(value, choices)}.")
+    if isinstance(value, str | Real) and not isinstance(value, bool) and value in choices:
+        return choices[choices.index(value)]
+    if isinstance(value, str) and not isinstance(choices[0], str):
+        raise Refusal(
+            f"{option.name} can't be the text {_show(value)}: send one of the numbers {', '.join(map(str, choices))}."
+        )
+    asked = value if isinstance(value, str) else ""
+    raise Refusal(f"{option.name} can't be {_show(value)}: {list_choices(asked, choices)}.")
 
 
 def _wrong(option: Field[Any], value: Any, allowed: str) -> Refusal:
@@ -306,7 +320,10 @@ def _wrong(option: Field[Any], value: Any, allowed: str) -> Refusal:
 
 def _show(value: Any) -> str:
     """A value as a refusal names it: short."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in thousands of lists
+        return f"a value that is too long to show (of the kind {type(value).__name__})"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

