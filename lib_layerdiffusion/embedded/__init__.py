@@ -15,7 +15,7 @@ GUIDANCE = 3.0  # what its pictures look best with
 def model_path(model: str) -> Path:
     """The folder or file that `--model` names, "embedded" among them; Refusal when it can't be a model."""
     if model != EMBEDDED:
-        return pipelines.check_path(Path(model).expanduser())
+        return pipelines.check_path(Path(model))
     if not (EMBEDDED_FOLDER / "model_index.json").is_file():
         raise Refusal(
             f"The embedded model is missing from {EMBEDDED_FOLDER}; install the package again, or name a model with "

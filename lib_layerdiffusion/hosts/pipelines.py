@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lib_layerdiffusion.hosts.samplers import adapt_to_keys
 from lib_layerdiffusion.refusal import Refusal
 
 GUIDANCE = 7.0  # what ordinary checkpoints look best with
@@ -17,6 +18,23 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 def check_path(path: Path) -> Path:
     """The path itself, if it may be a model; Refusal otherwise."""
+    with reading_path(path):
+        return _check_path(path)
+
+
+@contextlib.contextmanager
+def reading_path(path: Path | str) -> Iterator[None]:
+    """Turn what the system says to an impossible path (too long, no permission, NUL in it) into a Refusal."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~name that is nobody's
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
+        shown = repr(str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}...")
+        raise Refusal(f"The path {shown} can't be used ({reason}): check its name and permissions.") from error
+
+
+def _check_path(path: Path) -> Path:
+    path = path.expanduser()
     if not path.exists():
         raise Refusal(
             f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file."
@@ -53,7 +71,7 @@ def load_pipeline(path: Path, *, device: str = "auto", offline: bool = False) ->
     """Load the whole text-to-image pipeline, in float16 on a GPU and float32 on the CPU."""
     import torch
 
-    check_path(path)
+    path = check_path(path)
     place = pick_device(device)
     dtype = torch.float32 if place == "cpu" else torch.float16
     pipe = (_from_file if path.is_file() else _from_folder)(path, dtype, offline).to(place)
@@ -77,9 +95,13 @@ def _from_file(path: Path, dtype: Any, offline: bool) -> Any:
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         with safe_open(path, framework="pt") as file:
-            is_sdxl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())  # noqa: SIM118 not a dict
+            keys, about = {*file.keys()}, file.metadata() or {}
+        is_sdxl = any(key.startswith("conditioner.embedders.1.") for key in keys)
         kind = StableDiffusionXLPipeline if is_sdxl else StableDiffusionPipeline
-        return kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=offline)
+        pipe = kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=offline)
+        is_v = "v_pred" in keys or about.get("modelspec.prediction_type") == "v"
+        pipe.scheduler = adapt_to_keys(pipe.scheduler, is_v, "ztsnr" in keys)  # which diffusers doesn't read
+        return pipe
 
 
 @contextlib.contextmanager
