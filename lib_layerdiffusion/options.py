@@ -304,7 +304,7 @@ def _check_choice(option: Field[Any], value: Any) -> Any:
             option.name, lambda text: text.strip().casefold()
         )
         value = name(value)
-    if isinstance(value, str | Real) and not isinstance(value, bool) and value in choices:
+    if not isinstance(value, bool) and isinstance(value, str | Real) and value in choices:
         return choices[choices.index(value)]
     if isinstance(value, str) and not isinstance(choices[0], str):
         raise Refusal(

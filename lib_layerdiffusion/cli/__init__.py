@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
+from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
 from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
@@ -54,6 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _dispatch(words)
     except Refusal as refusal:
         return _say(str(refusal), EXIT_REFUSED)
+    except OSError as error:
+        if error.filename is None or isinstance(error, ConnectionError):
+            return _fault(error, debug)
+        name = str(error.filename)[:200]
+        return _say(f"{name!r} can't be used ({error.strerror}); check its name and permissions.", EXIT_REFUSED)
     except KeyboardInterrupt:
         return _say("Interrupted; every file that was written is whole.", EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -253,12 +259,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="one image or set of layers for each")
+    text = "one image or set of layers for each; @FILE and - (stdin) have one on each line"
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=text)
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
     parser.add_argument(
         "--batch", type=_integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
     )
     _add_sampling(parser)
+    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's own)")
+    text = f"schedule type: one of {', '.join(SCHEDULES)}; it may also stand at the sampler's end (DPM++ 2M Karras)"
+    parser.add_argument("--scheduler", metavar="TYPE", help=text)
     for side in ("--width", "--height"):
         parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
     _add_out(parser, "outputs")

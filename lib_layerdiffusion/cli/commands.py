@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,29 @@ from tqdm import tqdm
 from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
-from lib_layerdiffusion.embedded.gallery import contact_sheet, read_captions
+from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
 from lib_layerdiffusion.export import png
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
-from lib_layerdiffusion.hosts.pipelines import load_pipeline
+from lib_layerdiffusion.hosts.pipelines import load_pipeline, reading_path
+from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.infotext import mark_preview
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.modes import ROLES, Role, any_row
-from lib_layerdiffusion.options import FIELDS, LayerOptions
+from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, count_sets
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
+logger = logging.getLogger(__name__)
+
 Pixels = NDArray[np.uint8]
 
+PROMPTS_LIMIT = 2**20  # bytes of a file of prompts
 DEMO_BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
 EMBEDDED_CHECKPOINT = "layerdiffusion-embedded"
 
@@ -58,9 +64,9 @@ def demo(arguments: argparse.Namespace) -> int:
                 with _progress(f"{first + 1} to {first + len(prompts)} of {len(captions)}") as progress:
                     stacks = ld.batch(prompts, [seed] * len(prompts), progress=progress, **settings)
                 for prompt, stack in zip(prompts, stacks, strict=True):
-                    _write(stack, out.path / f"{seed}-{slug(prompt)}.png")
+                    _renew(stack, out.path / f"{seed}-{slug(prompt)}.png")
                     pictures.append((prompt, put_over(stack, "checker")))
-        _write(contact_sheet(pictures), out.path / "contact-sheet.png")
+        _renew(contact_sheet(pictures), out.path / "contact-sheet.png")
     seconds = time.monotonic() - began
     print(f"{len(pictures)} pictures in {seconds:.0f} s; look at {out.path / 'contact-sheet.png'}", file=sys.stderr)
     return 0
@@ -68,6 +74,9 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make the layers of each prompt and seed, and write them as soon as they are there."""
+    prompts = _read_prompts(arguments.prompts)
+    check_text("The negative prompt", arguments.negative)
+    read_names(arguments.sampler, arguments.scheduler)  # a wrong name is refused before anything is loaded
     options = _read_options(arguments)
     sets = count_sets(any_row(options.mode), options, arguments.batch)
     _check_outputs(options)
@@ -78,9 +87,13 @@ def generate(arguments: argparse.Namespace) -> int:
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
         pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
+        if arguments.sampler or arguments.scheduler:
+            pipe.scheduler = make_scheduler(pipe.scheduler, arguments.sampler, arguments.scheduler)
+        if arguments.model == EMBEDDED:
+            _warn_of_unknown_words([*prompts, *(options.prompt(role) for role in ROLES)])
         every_layer: dict[str, Any] = {"outputs": LayerOptions.outputs, "batch_counts": LayerOptions.batch_counts}
         with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **every_layer}) as ld:
-            for prompt in arguments.prompts:
+            for prompt in prompts:
                 with _progress(prompt) as progress:
                     stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings)
                 for seed, stack in zip(seeds, stacks, strict=True):
@@ -95,9 +108,7 @@ def encode(arguments: argparse.Namespace) -> int:
         for path, rgba in images:
             latent = ld.to_latent(_enlarge(rgba))
             height, width = rgba.shape[:2]
-            target = out.new_path(slug(path.stem), ".safetensors")
-            LatentFile(latent, width, height).save(target)
-            print(target)
+            print(out.write(slug(path.stem), ".safetensors", LatentFile(latent, width, height).save))
     return 0
 
 
@@ -107,7 +118,7 @@ def decode(arguments: argparse.Namespace) -> int:
     with _codec(arguments, views=arguments.views) as (ld, out):
         for path, file in latents:
             rgba = ld.from_latent(file.latent)
-            _write(rgba[: file.height, : file.width], out.new_path(slug(path.stem), ".png"))
+            _write(out, slug(path.stem), rgba[: file.height, : file.width])
     return 0
 
 
@@ -118,13 +129,15 @@ def composite(arguments: argparse.Namespace) -> int:
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
         raise Refusal(f"Layers must have one size, but {named}; resize them first.")
-    if Path(arguments.over).suffix or Path(arguments.over).is_file():
+    with reading_path(arguments.over):
+        is_image = bool(Path(arguments.over).suffix) or Path(arguments.over).is_file()
+    if is_image:
         behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1])
         flat = put_over([Layer(arguments.over, behind, "background"), *layers])
     else:
         flat = put_over(layers, arguments.over)
     with OutputFolder(arguments.out) as out:
-        _write(flat, out.new_path(slug("-".join(path.stem for path in arguments.layers)) + "-composite", ".png"))
+        _write(out, slug("-".join(path.stem for path in arguments.layers)) + "-composite", flat)
     return 0
 
 
@@ -164,6 +177,46 @@ def _read_options(arguments: argparse.Namespace) -> LayerOptions:
     return LayerOptions.from_dict({**values, "outputs": tuple(outputs)})
 
 
+def _read_prompts(words: Sequence[str]) -> list[str]:
+    """The prompts: each word is one, "@FILE" has one on each line of a text file, and "-" on each line of stdin."""
+    prompts: list[str] = []
+    for word in words:
+        if word == "-":
+            prompts += _read_lines("Standard input", sys.stdin.buffer.read(PROMPTS_LIMIT + 1))
+        elif word.startswith("@"):
+            prompts += _read_lines(word[1:], _read_file(Path(word[1:])))
+        else:
+            prompts.append(word)
+    for prompt in prompts:
+        check_text("The prompt", prompt)
+    return prompts
+
+
+def _read_file(path: Path) -> bytes:
+    with reading_path(path):
+        if not path.is_file():
+            raise Refusal(f"There is no file {path} of prompts: name a text file after @, or write the prompt itself.")
+        with path.open("rb") as file:
+            return file.read(PROMPTS_LIMIT + 1)
+
+
+def _read_lines(name: str, content: bytes) -> list[str]:
+    if len(content) > PROMPTS_LIMIT:
+        raise Refusal(f"{name} has more than the {PROMPTS_LIMIT} bytes of prompts that are read: split it up.")
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise Refusal(f"{name} isn't a text in UTF-8: save it as one, with a prompt on each line.") from None
+    if not any(lines):
+        raise Refusal(f"{name} has no prompts: write one on each line.")
+    return [line for line in lines if line]
+
+
+def _warn_of_unknown_words(prompts: Sequence[str]) -> None:
+    if unknown := find_unknown_words(prompts, captions := read_captions(EMBEDDED_FOLDER)):
+        logger.warning("%s", tell_unknown_words(unknown, captions))
+
+
 def _check_outputs(options: LayerOptions) -> None:
     """Refuse outputs of which nothing would come, before anything is loaded."""
     there = list_outputs(any_row(options.mode), _given(options))
@@ -182,9 +235,11 @@ def _given(options: LayerOptions) -> dict[Role, Pixels]:
 def _store(arguments: argparse.Namespace) -> WeightStore:
     """Search --weights, then the model's own folder, then the cache, where downloads go."""
     model = model_path(arguments.model)
-    if arguments.weights and not arguments.weights.is_dir():
-        raise Refusal(f"There is no folder {arguments.weights}; --weights takes the folder of the layer weight files.")
-    folders = [folder for folder in (arguments.weights, model / "layer_model") if folder and folder.is_dir()]
+    given: Path | None = arguments.weights
+    with reading_path(given or model):
+        if given and not given.is_dir():
+            raise Refusal(f"There is no folder {given}; --weights takes the folder of the layer weight files.")
+        folders = [folder for folder in (given, model / "layer_model") if folder and folder.is_dir()]
     return WeightStore(folders, download_to=cache_folder(), offline=arguments.offline)
 
 
@@ -221,22 +276,25 @@ def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: Lay
     for layer in stack.layers:
         if name_layer(layer.role) in options.outputs:
             name = stem if layer.role == "foreground" or len(stack.layers) == 1 else f"{stem}-{layer.role}"
-            _write(replace(stack, layers=(layer,)), out.new_path(name, ".png"))
+            _write(out, name, replace(stack, layers=(layer,)))
     made: dict[Role, Pixels] = {layer.role: layer.image for layer in stack.layers}
     given: dict[Role, Pixels] = {
         role: fit(image, stack.size, options.resize_mode) for role, image in _given(options).items()
     }
     arranged = arrange(made, given, stack.size, stack.infotext)
     for name, preview in make_previews(arranged, made.get("foreground"), options.outputs):
-        _write(preview, out.new_path(f"{stem}-{name}", ".png"), mark_preview(stack.infotext, name))
+        _write(out, f"{stem}-{name}", preview, mark_preview(stack.infotext, name))
     for name, write in WRITERS.items():
         if name in options.outputs:
-            path = out.new_path(stem, f".{name}")
-            write(arranged, path)
-            print(path, flush=True)
+            print(out.write(stem, f".{name}", partial(write, arranged)), flush=True)
 
 
-def _write(image: LayerStack | Pixels, path: Path, infotext: str | None = None) -> None:
-    """Write a PNG and tell its path on stdout."""
-    png.write(image, path, infotext)
+def _write(out: OutputFolder, stem: str, image: LayerStack | Pixels, infotext: str | None = None) -> None:
+    """Write a PNG under a new name and tell its path on stdout."""
+    print(out.write(stem, ".png", lambda path: png.write(image, path, infotext)), flush=True)
+
+
+def _renew(image: LayerStack | Pixels, path: Path) -> None:
+    """Write a PNG, over an earlier one of this name, and tell its path on stdout."""
+    png.write(image, path)
     print(path, flush=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lib_layerdiffusion.refusal import Refusal
@@ -24,7 +26,7 @@ class OutputFolder:
             self._made = missing
             with tempfile.NamedTemporaryFile(prefix=".", suffix=".part", dir=self.path):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: NUL in the name
             self._remove_empty()
             raise self._refuse(error) from error
         return self
@@ -32,14 +34,28 @@ class OutputFolder:
     def __exit__(self, *error: object) -> None:
         self._remove_empty()
 
-    def new_path(self, stem: str, suffix: str) -> Path:
-        """Find a name that no file has: `<stem><suffix>`, else `<stem>-2<suffix>` and so on."""
-        path = self.path / f"{stem}{suffix}"
-        number = 1
-        while path.exists():
-            number += 1
-            path = self.path / f"{stem}-{number}{suffix}"
-        return path
+    def write(self, stem: str, suffix: str, write: Callable[[Path], None]) -> Path:
+        """Let `write` make a file, and give it a name that no file has: `<stem><suffix>`, else `<stem>-2<suffix>` ...
+
+        Also when several commands write to the folder at once, no file replaces another, and each appears whole.
+        """
+        made = self.path / f".{secrets.token_hex(8)}{suffix}"
+        try:
+            write(made)
+            number = 1
+            while True:
+                path = self.path / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
+                try:
+                    _name(made, path)
+                except FileExistsError:
+                    number += 1
+                else:
+                    return path
+        except OSError as error:
+            raise self._refuse(error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                made.unlink(missing_ok=True)
 
     def _remove_empty(self) -> None:
         """Remove the folders that were made and are empty."""
@@ -47,7 +63,11 @@ class OutputFolder:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def _refuse(self, error: OSError) -> Refusal:
+    def _refuse(self, error: OSError | ValueError) -> Refusal:
+        if not isinstance(error, OSError):
+            return Refusal(f"{str(self.path)[:200]!r} can't be a folder ({error}): choose another name with --out.")
+        if error.errno == errno.ENAMETOOLONG:
+            return Refusal(f"The name {str(self.path)[:200]}... is too long: choose a shorter one with --out.")
         if error.errno == errno.ENOSPC:
             cure = "free some space or choose another folder with --out"
         elif isinstance(error, (NotADirectoryError, FileExistsError)):
@@ -55,3 +75,14 @@ class OutputFolder:
         else:
             cure = "choose a folder that you may write to with --out"
         return Refusal(f"Can't write to the folder {self.path}: {error.strerror or error}; {cure}.")
+
+
+def _name(made: Path, path: Path) -> None:
+    """Give a file its name; FileExistsError when another has it, also one that came a moment ago."""
+    try:
+        path.hardlink_to(made)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name, then fill it
+        path.touch(exist_ok=False)
+        made.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lib_layerdiffusion.hosts.prompts import parse_weights
 from lib_layerdiffusion.refusal import Refusal
 
 Pixels = NDArray[np.uint8]
@@ -28,6 +30,26 @@ def read_captions(model: Path) -> list[str]:
         return [str(row["caption"]) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{path} is missing or damaged; install the package again.") from error
+
+
+def find_unknown_words(prompts: Sequence[str], captions: Sequence[str]) -> list[str]:
+    """The words of some prompts that none of a model's captions has, once each; of weights only the words count."""
+    known = {word for caption in captions for word in _list_words(caption)}
+    words = [word for prompt in prompts for text, _ in parse_weights(prompt) for word in _list_words(text)]
+    return [word for word in dict.fromkeys(words) if word not in known]
+
+
+def tell_unknown_words(unknown: Sequence[str], captions: Sequence[str]) -> str:
+    """What to tell somebody who asked the embedded model for them."""
+    named = ", ".join(repr(word[:30]) for word in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+    return (
+        f"The embedded model doesn't know {named} and may draw anything for that: it knows {', '.join(captions)}; "
+        "for other pictures choose another model."
+    )
+
+
+def _list_words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", text.casefold())
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> Pixels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion import infotext
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
-from lib_layerdiffusion.hosts.pipelines import GUIDANCE
-from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.hosts.pipelines import GUIDANCE, reading_path
+from lib_layerdiffusion.hosts.prompts import encode_prompts, needs_encoding
+from lib_layerdiffusion.hosts.samplers import describe
+from lib_layerdiffusion.image_file import has_transparency, read_image
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
 from lib_layerdiffusion.modes import ROLES, Family, Mode, Role, find_mode
-from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.options import LayerOptions, check_text
 from lib_layerdiffusion.outputs import name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
@@ -39,6 +42,7 @@ OWN_SETTINGS = {
     "output_type": "ld.decode for latents of your own",
     "return_dict": "the layers that are returned",
 }
+EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 CURE = "load a Stable Diffusion 1.5 or SDXL checkpoint"
 CROSS = "CrossAttnDownBlock2D"
 PAINTING_ORDER: tuple[Role, ...] = ("blend", "background", "foreground")  # of the layers of a stack
@@ -182,30 +186,31 @@ class LayerDiffusion:
         width, height: pixels, the checkpoint's own size by default. seeds: 0, 1, ... by default; what a set shows
         depends on its prompt and seed, not on its place in the batch. cfg: guidance, 1 is none.
         progress(done, total): called after every step and every decoding pass; cancels when it returns False or raises.
-        settings: go to the pipeline as they are (`image=` and so on). Image to image from an RGBA `image` (uint8 array,
-        Pillow image or path) starts from its transparency, too.
+        Prompts are read as WebUIs do: (word:1.3), [word], BREAK, any length.
+        settings: go to the pipeline as they are (`image=` and so on), `prompt_embeds` instead of what the prompts say.
+        Image to image starts from the transparency of an RGBA `image`, too: a Pillow image, a path, an array [H, W, 4]
+        or [B, H, W, 4] of uint8 or of 0..1, or a list of them with one for each prompt.
         """
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
         _check_request(prompts, seeds, negative_prompt, cfg)
         self._check_settings(settings)
-        start = self._take_start(settings)
-        width, height = self._size(width, height, start, settings)
+        starts = self._take_starts(settings, len(prompts))
+        width, height = self._size(width, height, starts, settings)
         frames = len(self.mode.frames)
-        transparent = start is not None
+        transparent = bool(starts)
         facts = Facts(self.host.family, width, height, len(prompts), steps=steps, transparent_input=transparent)
         plan = make_plan(self.options, facts)
         self.session.open(plan, {role: self._read(self.options.image(role), plan.size) for role in plan.mode.inputs})
-        if start is not None:
-            latent = self._encode(self._read(start, plan.size)) * self.host.scaling_factor
-            settings["image"] = latent.repeat(plan.images, 1, 1, 1)
+        if starts:
+            latents = torch.cat([self._encode(self._read(start, plan.size)) for start in starts])
+            settings["image"] = latents.repeat(plan.images // len(starts), 1, 1, 1) * self.host.scaling_factor
+        settings |= self._read_prompts(prompts, negative_prompt, plan, settings)
         if "width" in self._parameters:
             settings |= {"width": plan.width, "height": plan.height}
         views = plan.views if plan.mode.decoder else 0
         follow = _follow(progress, views, settings.pop("callback_on_step_end", None))
         with self.session.sampling():
             latents: Tensor = self.host.pipe(
-                prompt=[_join(extra, prompt) for prompt in prompts for extra in plan.prompts],
-                negative_prompt=[negative_prompt] * plan.images,
                 num_inference_steps=steps,
                 guidance_scale=cfg,
                 generator=[torch.Generator("cpu").manual_seed(seed + n) for seed in seeds for n in range(frames)],
@@ -219,7 +224,7 @@ class LayerDiffusion:
         for images, prompt, seed in zip(sets, prompts, seeds, strict=True):
             written = {
                 "Steps": steps,
-                "Sampler": type(self.host.pipe.scheduler).__name__.removesuffix("Scheduler"),
+                **describe(self.host.pipe.scheduler),
                 "CFG scale": f"{cfg:g}",
                 "Seed": seed,
                 "Size": "{}x{}".format(*plan.size),
@@ -275,25 +280,91 @@ class LayerDiffusion:
             if name not in self._parameters:
                 raise Refusal(f"{self.host.name} takes no {name!r}: {list_choices(name, sorted(self._parameters))}.")
 
-    def _take_start(self, settings: dict[str, Any]) -> Image | None:
-        """Take the RGBA image that image to image starts from out of `settings`, if there is one."""
-        image = settings.get("image")
-        if "strength" not in self._parameters or "mask_image" in self._parameters or not _has_alpha(image):
-            return None
+    def _read_prompts(
+        self, prompts: Sequence[str], negative_prompt: str, plan: Plan, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What the pipeline is given for the prompts: the texts, or embeddings where it would read those wrongly."""
+        pipe = self.host.pipe
+        given = {name: settings.pop(name) for name in EMBEDDINGS if settings.get(name) is not None}
+        if given:
+            return self._complete(given, len(prompts), negative_prompt, plan)
+        texts = [_join(extra, prompt) for prompt in prompts for extra in plan.prompts]
+        if not needs_encoding(pipe, [*texts, negative_prompt]):
+            return {"prompt": texts, "negative_prompt": [negative_prompt] * plan.images}
+        for name in ("prompt_2", "negative_prompt_2"):
+            if settings.get(name) is not None:
+                raise Refusal(
+                    f"{name} can't be used with weights in brackets or a prompt of more than one window of the text "
+                    f"encoder: leave it out, or use short prompts without brackets."
+                )
+        encoded = encode_prompts(pipe, [*texts, negative_prompt], clip_skip=settings.get("clip_skip"))
+        rows = [*range(len(texts))], [len(texts)] * len(texts)
+        made = {name: encoded.states[row] for name, row in zip(EMBEDDINGS[:2], rows, strict=True)}
+        if encoded.pooled is not None:
+            made |= {name: encoded.pooled[row] for name, row in zip(EMBEDDINGS[2:], rows, strict=True)}
+        return made
+
+    def _complete(self, given: dict[str, Any], sets: int, negative_prompt: str, plan: Plan) -> dict[str, Any]:
+        """The caller's embeddings with one row for each image, and those of the negative prompt if they are missing."""
+        pipe, needed = self.host.pipe, EMBEDDINGS if self.host.family == "sdxl" else EMBEDDINGS[:2]
+        if any(plan.prompts):
+            raise Refusal("An additional prompt can't be put before prompt_embeds: encode it with the prompt instead.")
+        missing = [name for name in needed[::2] if name not in given]
+        if missing:
+            raise Refusal(f"{', '.join(given)} can't be used without {' and '.join(missing)}: give that, too.")
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or value.ndim != (2 if "pooled" in name else 3):
+                raise Refusal(f"{name} must be a tensor {'[B, C]' if 'pooled' in name else '[B, tokens, C]'}.")
+            if len(value) not in (sets, plan.images):
+                raise Refusal(f"{name} has {len(value)} rows for {sets} prompts: give one row for each.")
+        states = given["prompt_embeds"]
+        windows, rest = divmod(states.shape[1], getattr(pipe.tokenizer, "model_max_length", 77))
+        if any(name not in given for name in needed[1::2]):
+            encoded = None if rest else encode_prompts(pipe, [negative_prompt], windows)
+            if encoded is None or encoded.states.shape[1] != states.shape[1]:
+                raise Refusal("The negative prompt has another length than prompt_embeds: give negative_prompt_embeds.")
+            made = zip(needed[1::2], (encoded.states, encoded.pooled), strict=False)
+            given |= {name: tensor.repeat_interleave(len(states), dim=0) for name, tensor in made if tensor is not None}
+        return {name: value.repeat_interleave(plan.images // len(value), dim=0) for name, value in given.items()}
+
+    def _take_starts(self, settings: dict[str, Any], sets: int) -> list[Image]:
+        """Take the RGBA images that image to image starts from out of `settings`; none if none has transparency.
+
+        Paths and arrays of bytes without transparency are left there as what pipelines take.
+        """
+        if "strength" not in self._parameters or settings.get("image") is None:
+            return []
+        images = [*_flatten(settings["image"])]
+        if not any(map(_has_alpha, images)):
+            if any(map(_is_bytes, images)):
+                settings["image"] = [
+                    PIL.Image.fromarray(read_image(each)[..., :3]) if _is_bytes(each) else each for each in images
+                ]
+            return []
+        if "mask_image" in self._parameters:
+            raise Refusal(
+                f"{self.host.name} can't start from a transparent image, which it would read as a latent: use an "
+                "image-to-image pipeline, or put the image over a background with layers.composite first."
+            )
         if len(self.mode.frames) > 1 or self.mode.encoder is None:
             raise Refusal(
                 f"Layer mode {self.mode.name!r} can't start from a transparent image: "
                 "use mode 'foreground', or an image without alpha."
             )
-        return read_image(settings.pop("image"))
+        if len(images) not in (1, sets):
+            raise Refusal(
+                f"There are {len(images)} images to start from and {sets} prompts: give one, or one for each."
+            )
+        del settings["image"]
+        return [read_image(_to_bytes(image)) for image in images]
 
     def _size(
-        self, width: int | None, height: int | None, start: Image | None, settings: Mapping[str, Any]
+        self, width: int | None, height: int | None, starts: Sequence[Image], settings: Mapping[str, Any]
     ) -> tuple[int, int]:
         """Size to generate: as asked for, else that of the image to start from, else the checkpoint's own."""
         own = (self.host.native_size,) * 2
-        if start is not None:
-            own = (start.shape[1], start.shape[0])
+        if starts:
+            own = (starts[0].shape[1], starts[0].shape[0])
         elif "strength" in self._parameters and settings.get("image") is not None:
             own = _measure(settings["image"], self.host.size_unit) or own
         return (own[0] if width is None else width), (own[1] if height is None else height)
@@ -323,9 +394,11 @@ def _open_store(pipe: Any, weights: WeightStore | Path | str | None) -> WeightSt
     if isinstance(weights, WeightStore):
         return weights
     if weights is not None:
-        if not Path(weights).expanduser().is_dir():
-            raise Refusal(f"There is no folder {weights}: name the one that holds the layer files.")
-        return WeightStore([weights])
+        with reading_path(weights):
+            folder = Path(weights).expanduser()
+            if not folder.is_dir():
+                raise Refusal(f"There is no folder {weights}: name the one that holds the layer files.")
+            return WeightStore([folder])
     inside = Path(pipe.config.get("_name_or_path") or "") / "layer_model"
     return WeightStore([inside] if inside.is_dir() else [], download_to=cache_folder())
 
@@ -376,8 +449,9 @@ def _check_options(options: LayerOptions, mode: Mode) -> None:
 def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg: Any) -> None:
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise Refusal("The prompts must be a list of one or more texts; give a single one to ld(prompt).")
-    if not isinstance(negative_prompt, str):
-        raise Refusal(f"The negative prompt must be a text, not {type(negative_prompt).__name__}.")
+    for prompt in prompts:
+        check_text("The prompt", prompt)
+    check_text("The negative prompt", negative_prompt)
     if len(seeds) != len(prompts):
         raise Refusal(f"There are {len(prompts)} prompts and {len(seeds)} seeds; give one seed for each prompt.")
     for seed in seeds:
@@ -387,14 +461,42 @@ def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg
         raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 is no guidance, {GUIDANCE:g} is usual.")
 
 
-def _has_alpha(image: Any) -> bool:
+def _flatten(image: Any) -> Iterator[Any]:
+    """The single images in what is given as `image`; files are read, without alpha where they are opaque."""
     match image:
-        case PIL.Image.Image():
-            return image.has_transparency_data if hasattr(image, "has_transparency_data") else "A" in image.getbands()
-        case np.ndarray():
-            return image.ndim == 3 and image.shape[2] == 4
+        case list() | tuple():
+            for each in image:
+                yield from _flatten(each)
+        case np.ndarray() if image.ndim == 4:
+            yield from image
+        case str() | os.PathLike():
+            rgba = read_image(image)
+            yield rgba if (rgba[..., 3] < 255).any() else rgba[..., :3]
         case _:
-            return False
+            yield image
+
+
+def _has_alpha(image: Any) -> bool:
+    if isinstance(image, PIL.Image.Image):
+        return has_transparency(image)
+    return isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 4
+
+
+def _is_bytes(image: Any) -> bool:
+    """Whether it is an array of bytes, which pipelines would take for one of 0..1."""
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8
+
+
+def _to_bytes(image: Any) -> Any:
+    """A Pillow image as it is, and an array of 0..1 in bytes."""
+    if not isinstance(image, np.ndarray | PIL.Image.Image):
+        kind = type(image).__name__
+        raise Refusal(f"A {kind} can't be among images with transparency: give Pillow images, arrays or paths only.")
+    if isinstance(image, PIL.Image.Image) or image.dtype.kind != "f":
+        return image
+    if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise Refusal("An image array of floats must be in 0..1: scale it, or give bytes (uint8).")
+    return np.rint(image * 255).astype(np.uint8)
 
 
 def _measure(image: Any, unit: int) -> tuple[int, int] | None:

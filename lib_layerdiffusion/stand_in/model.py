@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
+from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
+from lib_layerdiffusion.hosts.prompts import encode_prompts
+
 TIME_IDS = 6  # numbers for sizes and crop that an SDXL UNet gets together with the pooled text
 
 
@@ -71,34 +75,23 @@ class LoadedModel:
 
         Long prompts take several windows of the text encoder; all get as many as the longest needs.
         """
-        pipe = self.pipe
-        if not self.is_sdxl:
-            windows = encode_windows(pipe.tokenizer, pipe.text_encoder, texts)
-            return torch.cat([output.last_hidden_state for output in windows], dim=1).float()
-        both = [
-            encode_windows(pipe.tokenizer, pipe.text_encoder, texts),
-            encode_windows(pipe.tokenizer_2, pipe.text_encoder_2, texts),
-        ]
-        states = [torch.cat([output.hidden_states[-2] for output in windows], dim=1) for windows in both]
+        if not getattr(texts, "is_negative_prompt", False):
+            self._note_unknown_words(texts)
+        encoded = encode_prompts(self.pipe, texts)
+        if encoded.pooled is None:
+            return encoded.states.float()
         width, height = getattr(texts, "width", None) or 1024, getattr(texts, "height", None) or 1024
         sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(texts), TIME_IDS)
-        shortest = min(state.shape[1] for state in states)
         return {
-            "crossattn": torch.cat([state[:, :shortest] for state in states], dim=-1).float(),
-            "vector": torch.cat([both[1][0].text_embeds.float(), sizes.float()], dim=1),
+            "crossattn": encoded.states.float(),
+            "vector": torch.cat([encoded.pooled.float(), sizes.float()], dim=1),
         }
 
-
-def encode_windows(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> list[Any]:
-    """The text encoder's outputs for each window of the prompts' tokens, all prompts at once."""
-    length: int = tokenizer.model_max_length
-    inside = length - 2  # without the tokens for begin and end
-    tokens = [tokenizer(text, add_special_tokens=False, verbose=False).input_ids for text in texts]
-    count = max([1, *(-(-len(each) // inside) for each in tokens)])
-    windows: list[Any] = []
-    for first in range(0, count * inside, inside):
-        rows = [each[first : first + inside] for each in tokens]
-        rows = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in rows]
-        padded = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows]
-        windows.append(encoder(torch.tensor(padded, device=encoder.device), output_hidden_states=True))
-    return windows
+    def _note_unknown_words(self, texts: Sequence[str]) -> None:
+        """Say which words of the prompts the embedded model doesn't know: below the pictures and in their infotexts."""
+        if self.sd_checkpoint_info.filename != EMBEDDED:
+            return
+        unknown = find_unknown_words(texts, captions := read_captions(EMBEDDED_FOLDER))
+        if unknown:
+            self.comments.append(tell_unknown_words(unknown, captions))
+            self.extra_generation_params["Unknown words"] = ", ".join(unknown)

@@ -27,7 +27,22 @@ ARGUMENTS: list[tuple[str, list[str], str]] = [
     ("no command", [], "COMMAND"),
     ("unknown command", ["paint"], "paint"),
     ("no prompt", ["generate"], "PROMPT"),
-    ("unknown option", [*GENERATE, "--sampler", "x"], "--sampler"),
+    ("unknown option", [*GENERATE, "--tiles", "x"], "--tiles"),
+    ("unknown sampler", [*GENERATE, "--sampler", "Eular"], "did you mean 'Euler'"),
+    ("unknown schedule type", [*GENERATE, "--scheduler", "x"], "schedule type 'x'"),
+    ("file of prompts missing", ["generate", "@TMP/nowhere.txt"], "nowhere.txt"),
+    ("file of prompts is binary", ["generate", "@PICTURES/rgba.png"], "UTF-8"),
+    ("half a character in a prompt", ["generate", "caf\udce9"], "The prompt has half of a character at position 4"),
+    ("half a character in the negative", [*GENERATE, "--negative", "\udce9"], "half of a character"),
+    ("weight in a prompt too large", [*GENERATE[:1], "(a:9999)", *GENERATE[2:]], "9999"),
+    ("model's name too long", [*GENERATE, "--model", "m" * 300], "too long"),
+    ("model with NUL", [*GENERATE, "--model", "a\0b"], "no model at"),
+    ("model of nobody", [*GENERATE, "--model", "~nobody-there/x"], "nobody-there"),
+    ("weights' name too long", [*GENERATE, "--weights", "w" * 300], "too long"),
+    ("given image's name too long", [*GENERATE, "--foreground", "f" * 300], "too long"),
+    ("background's name too long", ["composite", "PICTURES/rgba.png", "--over", "o" * 300], "too long"),
+    ("output folder's name too long", ["composite", "PICTURES/rgba.png", "--out", "o" * 300], "too long"),
+    ("output folder with NUL", ["composite", "PICTURES/rgba.png", "--out", "a\0b"], "null"),
     ("unknown mode", [*GENERATE, "--mode", "foregroundd"], "foregroundd"),
     ("mode of the other family", [*GENERATE, "--mode", "foreground_conv"], "SDXL"),
     ("batch 0", [*GENERATE, "--batch", "0"], "--batch"),
@@ -121,7 +136,7 @@ def check_refused(outcome: Any, names: str, out: Path) -> None:
 def test_bad_arguments(words: list[str], names: str, run: Any, pictures: Path, bad_files: Path) -> None:
     stand_ins = {"MODEL": run.model, "PICTURES": pictures, "TMP": bad_files}
     for name, path in stand_ins.items():
-        words = [word.replace(name, str(path), 1) if word.startswith(name) else word for word in words]
+        words = [word.replace(name, str(path), 1) if word.lstrip("@").startswith(name) else word for word in words]
     out = bad_files / "out"
     if words and words[0] in ("encode", "decode"):
         words = [*words, "--model", str(run.model), "--offline"]

@@ -16,6 +16,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
 )
@@ -24,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from lib_layerdiffusion import infotext, layer_diffusion
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.hosts.prompts import encode_prompts
 from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
@@ -333,6 +335,66 @@ def test_image_to_image_starts_from_transparency(kind: Any, layer_files: Path, r
     assert not np.array_equal(results[0].layers[0].image, results[1].layers[0].image)
     assert np.abs(pair[0].layers[0].image.astype(int) - results[0].layers[0].image).max() <= 2
     assert plain.size == (64, 96)
+
+
+def test_a_transparent_start_may_be_a_list_an_array_or_a_path(sd15: Any, layer_files: Path, tmp_path: Path) -> None:
+    pipe = StableDiffusionImg2ImgPipeline(**sd15.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    rgba = rgba_image(64, 64)
+    opaque = np.dstack([rgba[..., :3], np.full((64, 64), 255, np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    Image.fromarray(opaque[..., :3]).save(tmp_path / "b.png")
+    settings: dict[str, Any] = {"strength": 0.5, "steps": 2}
+    with layer_diffusion(pipe, weights=layer_files, views=1) as ld:
+
+        def make(image: Any) -> np.ndarray[Any, Any]:
+            stack = ld("a cat", image=image, **settings)
+            assert stack.size == (64, 64)
+            return stack.layers[0].image
+
+        single, plain = make(rgba), make(Image.fromarray(opaque[..., :3]))
+        for image in ([Image.fromarray(rgba)], rgba[None] / np.float32(255), rgba / 255, [str(tmp_path / "a.png")]):
+            assert np.abs(make(image).astype(int) - single).max() <= 1
+        for image in (tmp_path / "b.png", opaque[..., :3], [opaque[..., :3]]):
+            assert np.array_equal(make(image), plain)
+        pair = ld.batch(["a cat", "a cat"], [0, 0], image=[rgba, opaque], **settings)
+        assert np.abs(pair[0].layers[0].image.astype(int) - single).max() <= 1
+        assert not np.array_equal(pair[1].layers[0].image, pair[0].layers[0].image)
+        for image, sentence in (
+            ([rgba, rgba, rgba], "3 images to start from and 1 prompts"),
+            (rgba * 1.0, "must be in 0..1"),
+            ([rgba, torch.zeros(1, 3, 64, 64)], "A Tensor can't be among"),
+        ):
+            with pytest.raises(Refusal, match=sentence):
+                make(image)
+
+
+def test_a_transparent_picture_in_an_inpainting_pipeline_is_refused(sd15: Any, layer_files: Path) -> None:
+    pipe = StableDiffusionInpaintPipeline(**sd15.components, requires_safety_checker=False)
+    with layer_diffusion(pipe, weights=layer_files) as ld:
+        for image in (rgba_image(64, 64), [Image.fromarray(rgba_image(64, 64))]):
+            with pytest.raises(Refusal, match="StableDiffusionInpaintPipeline can't start from a transparent image"):
+                ld("a cat", image=image, mask_image=Image.new("L", (64, 64)), steps=2)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_prompts_of_any_length_weights_and_embeddings(
+    family: str, layer_files: Path, request: pytest.FixtureRequest
+) -> None:
+    pipe = request.getfixturevalue(family)
+    steps = {"steps": 1}
+    with layer_diffusion(pipe, weights=layer_files, views=1) as ld:
+        plain, long, other, weighed = (
+            last_latents(ld, prompt, seeds=[1], **steps) for prompt in ("ab", "a" * 80, "a" * 79 + "b", "a(b:1.5)")
+        )
+        assert not torch.equal(long, other)
+        assert not torch.equal(plain, weighed)
+        made = encode_prompts(pipe, ["ab"])
+        given = {"prompt_embeds": made.states} | ({} if made.pooled is None else {"pooled_prompt_embeds": made.pooled})
+        torch.testing.assert_close(last_latents(ld, "unread", seeds=[1], **steps, **given), plain)
+        for wrong in ({"prompt_embeds": made.states[:, :5]}, {"negative_prompt_embeds": made.states}):
+            with pytest.raises(Refusal, match="give"):
+                ld("ab", **{**FAST, **given, "prompt_embeds": None, **wrong})
 
 
 def test_several_layers_from_a_transparent_start_are_refused(sd15: Any, layer_files: Path) -> None:
