@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..host import Host
 from ..refusal import Refusal
-from ..weights import WeightStore
+
+if TYPE_CHECKING:  # it needs torch, which the command line's `--help` is to do without
+    from ..weights import WeightStore
 
 SUPPORTED = "AUTOMATIC1111, Forge, Forge Neo, reForge and Forge Classic"
 HOOK = "process_before_every_sampling"

@@ -351,12 +351,13 @@ class LayerDiffusion:
                 f"Layer mode {self.mode.name!r} can't start from a transparent image: "
                 "use mode 'foreground', or an image without alpha."
             )
+        pixels = [_to_bytes(image) for image in images]
         if len(images) not in (1, sets):
             raise Refusal(
                 f"There are {len(images)} images to start from and {sets} prompts: give one, or one for each."
             )
         del settings["image"]
-        return [read_image(_to_bytes(image)) for image in images]
+        return [read_image(image) for image in pixels]
 
     def _size(
         self, width: int | None, height: int | None, starts: Sequence[Image], settings: Mapping[str, Any]

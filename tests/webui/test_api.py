@@ -234,7 +234,8 @@ def test_the_doctor_answers_in_plain_text(client):
 
 def test_every_route_is_described(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert sorted(paths) == sorted(f"{PREFIX}/{name}" for name in (*GETS, *POSTS))
+    own = [path for path in paths if path.startswith(PREFIX)]
+    assert sorted(own) == sorted(f"{PREFIX}/{name}" for name in (*GETS, *POSTS))
     schema = paths[f"{PREFIX}/decode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert list(schema["properties"]) == ["latent", "image", "views"]
 
@@ -653,6 +654,12 @@ def test_images_are_put_together_one_request_at_a_time(client, monkeypatch, name
     assert most == [1] * 4
 
 
+def count_threads() -> dict[str, int]:
+    """Threads of this process by what their name has: those of the routes' own work, and the server's."""
+    names = [thread.name for thread in threading.enumerate()]
+    return {part: sum(part in name for name in names) for part in ("layerdiffusion-model", "AnyIO worker")}
+
+
 def test_requests_that_wait_for_the_queue_hold_no_thread_of_the_server(loaded, monkeypatch):
     """However many there are, and those beyond the limit are told to come later."""
     from lib_layerdiffusion.webui import api
@@ -661,12 +668,13 @@ def test_requests_that_wait_for_the_queue_hold_no_thread_of_the_server(loaded, m
     body = {"image": code(picture(64, 64))}
 
     with loaded.lock:
+        before = count_threads()
         many = Many(loaded, "encode", body, 8)
         wait_for(lambda: len(many.answers) == 2)
-        names = [thread.name for thread in threading.enumerate()]
-        during = [sum(part in name for name in names) for part in ("layerdiffusion-model", "AnyIO worker")]
+        during = count_threads()
     answers = many.join()
-    assert during == [1, 0]
+    assert during["layerdiffusion-model"] - before["layerdiffusion-model"] <= 1
+    assert during["AnyIO worker"] <= before["AnyIO worker"]
     assert sorted(answer.status_code for answer in answers) == [200] * 6 + [503] * 2
     (told,) = {answer.json()["detail"] for answer in answers if answer.status_code == 503}
     assert told == "6 requests are waiting already: send this one later."
