@@ -272,3 +272,17 @@ def test_narrower_decoder_of_an_earlier_training_is_widened(
     first = wider.decoder.conv_in.weight
     assert first.shape[0] == 16
     assert torch.allclose(first[::2], raw.decoder.conv_in.weight, rtol=0.5, atol=0.05)
+
+
+def test_likeness_is_to_the_frozen_decoders_picture_on_grey(
+    raw: LatentTransparency, batch: TransparentBatch, vae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY_TRANSPARENCY, picture_weight=2.0, gradient_weight=0.0, laplacian_weight=0.0)
+    seeing = LatentTransparency(config, AutoencoderKL.from_pretrained(vae_folder))
+    picture = torch.rand(2, 3, 64, 64)
+    for alpha, colour, wanted in ((1.0, picture, 0.0), (1.0, picture + 0.1, 0.2), (0.5, picture * 2 - 0.5, 0.0)):
+        output = torch.cat([torch.full((2, 1, 64, 64), alpha), colour], dim=1)
+        monkeypatch.setattr(seeing, "read", lambda latent, view, output=output: (picture, output))
+        monkeypatch.setattr(seeing, "coarse_loss", lambda alpha, view: torch.zeros(()))
+        assert terms(seeing, batch)["likeness"].item() == pytest.approx(wanted, abs=1e-5)
+    assert terms(raw, batch)["likeness"] == 0
