@@ -58,6 +58,7 @@ RECIPE: tuple[Training, ...] = (
         backgrounds=True,
     ),
     _transparency("transparency_sharp", "autoencoder_sharp", "transparency_last"),
+    _transparency("transparency_corners", "autoencoder_sharp", "transparency_sharp"),
     Training("base", "base", {"autoencoder": _model("autoencoder")}),
     Training(
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
@@ -74,7 +75,7 @@ PARTS = {  # folder of the pipeline -> run that made it
 }
 LAYER_FILES = {
     "layer_sd15_transparent_attn": "foreground",
-    DECODER: "transparency_sharp",
+    DECODER: "transparency_corners",
     ENCODER: "transparency",
 }
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..refusal import Refusal
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import gradient_loss, laplacian_loss, read_autoencoder
@@ -68,6 +69,7 @@ class TransparencyConfig:
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
     gradient_weight: float = 0.5  # of the first differences of alpha and of the composite
     laplacian_weight: float = 0.0  # of their Laplacians
+    corner_weight: float = 0.0  # of alpha's error in the four corner pixels, into which the padding of zeros leaks
     picture_weight: float = 0.0  # likeness, on grey, to the frozen decoder's picture: sharp where that is, if not true
     alpha_margin: float = 0.0  # pixels that are to be 0 or 1 aim so far beyond, so that clipping makes them exact
     identity_weight: float = 1.0
@@ -89,6 +91,7 @@ class TransparencyConfig:
     start_decoder: Path | None = None  # the decoder that reads the latent starts anew. A narrower decoder is widened
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
+    only: str | None = None  # train the parameters alone whose names begin so, such as "decoder.conv_out"
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: Share = 0.998
     log_every: Count = 100
@@ -174,6 +177,7 @@ class LatentTransparency(nn.Module):
         wanted = aim(alpha, batch.alpha, self.config.alpha_margin)
         reconstruction = (
             (alpha - wanted).abs().mean()
+            + self.config.corner_weight * (alpha - wanted)[..., [0, 0, -1, -1], [0, -1, 0, -1]].abs().mean()
             + self.config.alpha_square_weight * (alpha - wanted).pow(2).mean()
             + (composite - target).abs().mean()
             + ((colour - batch.padded).abs() * (0.1 + batch.alpha)).mean()
@@ -240,6 +244,16 @@ def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:
     return torch.where(high, alpha.detach().clamp(min=1 + margin), aimed)
 
 
+def choose_parameters(raw: nn.Module, only: str | None) -> list[nn.Parameter]:
+    """The parameters to train; the others get no gradient."""
+    for name, parameter in raw.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name.startswith(only or ""))
+    chosen = [parameter for parameter in raw.parameters() if parameter.requires_grad]
+    if not chosen:
+        raise Refusal(f"No parameter that can be trained has a name that begins with {only!r}; try decoder.conv_out.")
+    return chosen
+
+
 def draw_batch(
     sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator
 ) -> TransparentBatch:
@@ -279,9 +293,10 @@ def train(config: TransparencyConfig, out: Path) -> None:
     raw.start_from(config.start_encoder, config.start_decoder)
     raw.to(accelerator.device)
     raw_judge = PatchDiscriminator(4)
+    trained = choose_parameters(raw, config.only)
     average = Average(raw, config.ema)
     steps = sum(config.size_steps)
-    optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     judge_optimizer = torch.optim.AdamW(raw_judge.parameters(), 4e-4, betas=(0.5, 0.9), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(100, steps))
     model, judge, optimizer, judge_optimizer, schedule = accelerator.prepare(

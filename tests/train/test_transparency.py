@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train import transparency
 from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites, step_rng
 from lib_layerdiffusion.train.harmlessness import adjust
@@ -286,3 +287,38 @@ def test_likeness_is_to_the_frozen_decoders_picture_on_grey(
         monkeypatch.setattr(seeing, "coarse_loss", lambda alpha, view: torch.zeros(()))
         assert terms(seeing, batch)["likeness"].item() == pytest.approx(wanted, abs=1e-5)
     assert terms(raw, batch)["likeness"] == 0
+
+
+def test_corner_weight_is_on_the_four_corner_pixels(
+    raw: LatentTransparency, batch: TransparentBatch, vae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(TINY_TRANSPARENCY, corner_weight=0.5)
+    heavy = LatentTransparency(config, AutoencoderKL.from_pretrained(vae_folder))
+    exact = torch.cat([batch.alpha, batch.padded], dim=1)
+    for place, wanted in (((0, 0), 0.25 * 0.5), ((-1, -1), 0.25 * 0.5), ((0, 1), 0.0)):
+        output = exact.clone()
+        output[:, 0, place[0], place[1]] += 1
+        for model in (raw, heavy):
+            monkeypatch.setattr(model, "read", lambda latent, view, output=output: (batch.grey, output))
+            monkeypatch.setattr(model, "coarse_loss", lambda alpha, view: torch.zeros(()))
+        difference = terms(heavy, batch)["reconstruction"] - terms(raw, batch)["reconstruction"]
+        assert difference.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_one_layer_can_be_trained_alone(raw: LatentTransparency) -> None:
+    last = transparency.choose_parameters(raw, "decoder.conv_out")
+    assert [parameter.shape for parameter in last] == [
+        raw.decoder.conv_out.weight.shape,
+        raw.decoder.conv_out.bias.shape,
+    ]
+    assert sum(parameter.requires_grad for parameter in raw.parameters()) == 2
+    with pytest.raises(Refusal, match="begins with 'encoder'"):
+        transparency.choose_parameters(raw, "encoder")
+
+
+def test_everything_that_is_not_frozen_is_trained_otherwise(vae_folder: Path) -> None:
+    config = replace(TINY_TRANSPARENCY, decoder_only=True)
+    model = LatentTransparency(config, AutoencoderKL.from_pretrained(vae_folder))
+    names = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(transparency.choose_parameters(model, None)) == sum(p.requires_grad for p in model.parameters())
+    assert names == {"decoder", "coarse_heads"}
