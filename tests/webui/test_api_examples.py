@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -68,3 +71,21 @@ def test_examples_of_a_family_run_in_the_document_s_order(served, language, tmp_
             assert image.size == (64, 64)
             with_alpha = path.stem.startswith(("foreground", "decoded")) or path.stem == "blend"  # of two layers
             assert (image.mode == "RGBA") == with_alpha, path.name
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_a_refused_example_prints_the_sentence_and_writes_no_picture(served, tmp_path):
+    _, url = served
+    example = next(text for mark, text in blocks("bash") if mark == "mode: foreground")
+    environment = os.environ | {"LAYERDIFFUSION_URL": url, "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        ["bash", "-c", example.replace('"mode": "foreground"', '"mode": "nonsense"')],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "There is no layer mode 'nonsense'" in done.stderr
+    assert not list(tmp_path.glob("*.png"))
