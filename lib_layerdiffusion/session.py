@@ -72,7 +72,7 @@ class Session:
         """
         self._injected.close()
         self._plan, self._latents, self._prepared = plan, None, None
-        self._conditions = {role: self._extend(image) for role, image in (conditions or {}).items()}
+        self._conditions = {role: extend(image, plan) for role, image in (conditions or {}).items()}
         self._networks = {file: network for file, network in self._networks.items() if file in plan.files}
         for file in plan.files:
             if file not in self._networks:
@@ -115,7 +115,7 @@ class Session:
         Inside the block the posterior of that one image is mean + std * offset (LayerDiffusion, arXiv 2402.17113,
         section 3.1). Yields what the VAE has to be given: [1, 3, H, W], -1..1, composited on mid-grey.
         """
-        rgba = self._extend(rgba)
+        rgba = extend(rgba, self.plan)
         offset = self._offset(rgba)
         with injection.posterior(self.host.vae, lambda moments: _shift(moments, offset)):
             yield _on_grey(rgba)
@@ -135,7 +135,7 @@ class Session:
         def adjust(moments: Tensor) -> Tensor:
             nonlocal done
             if not offsets:
-                offsets.extend(self._offset(self._extend(image)) for image in images())
+                offsets.extend(self._offset(extend(image, self.plan)) for image in images())
             first, done = done, done + len(moments)
             rows = [
                 _shift(row, offsets[index % len(offsets)]) if index % frames == own else row
@@ -302,11 +302,6 @@ class Session:
         latents = [self.host.encode(_on_grey(self._conditions[role])) for role in self.plan.mode.inputs]
         return torch.cat(latents, dim=1) * self.host.scaling_factor
 
-    def _extend(self, image: Image) -> Image:
-        """Continue the edges of an image of the plan's size to the size that is sampled."""
-        rows, columns = self.plan.height - image.shape[0], self.plan.width - image.shape[1]
-        return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
-
 
 @dataclass(frozen=True)
 class SharedAttention:
@@ -314,6 +309,12 @@ class SharedAttention:
 
     units: Mapping[str, AttentionSharingUnit]
     control: ControlEncoder | None
+
+
+def extend(image: Image, plan: Plan) -> Image:
+    """Continue the edges of an image [H, W, C] to the size that a plan samples, where it is smaller."""
+    rows, columns = max(0, plan.height - image.shape[0]), max(0, plan.width - image.shape[1])
+    return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def _count_bytes(network: SharedAttention | Mapping[str, Patch]) -> int:

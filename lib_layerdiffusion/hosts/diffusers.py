@@ -295,7 +295,7 @@ class LayerDiffusion:
             if settings.get(name) is not None:
                 raise Refusal(
                     f"{name} can't be used with weights in brackets or a prompt of more than one window of the text "
-                    f"encoder: leave it out, or use short prompts without brackets."
+                    "encoder: leave it out, or use short prompts without brackets."
                 )
         encoded = encode_prompts(pipe, [*texts, negative_prompt], clip_skip=settings.get("clip_skip"))
         rows = [*range(len(texts))], [len(texts)] * len(texts)
@@ -459,7 +459,7 @@ def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST_SEED:
             raise Refusal(f"A seed must be a whole number from 0 to {LARGEST_SEED}, not {seed!r}.")
     if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not math.isfinite(cfg) or cfg < 0:
-        raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 is no guidance, {GUIDANCE:g} is usual.")
+        raise Refusal(f"cfg must be a number of 0 or more, not {cfg!r}; 1 turns guidance off, {GUIDANCE:g} is usual.")
 
 
 def _flatten(image: Any) -> Iterator[Any]:

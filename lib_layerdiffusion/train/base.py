@@ -264,7 +264,7 @@ def build_networks(config: BaseConfig, tokenizer: CLIPTokenizer) -> tuple[UNet2D
         unet = UNet2DConditionModel.from_pretrained(config.start, subfolder="unet", local_files_only=True)
         text_encoder = CLIPTextModel.from_pretrained(config.start, subfolder="text_encoder", local_files_only=True)
     except (OSError, ValueError) as error:
-        raise Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.") from error
+        raise _refuse_start(config) from error
     return unet.float(), text_encoder.float()
 
 
@@ -277,7 +277,11 @@ def prepare_tokenizer(config: BaseConfig, sprites: list[Sprite], out: Path, main
     elif (config.start / "tokenizer").is_dir():
         shutil.copytree(config.start / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     else:
-        raise Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.")
+        raise _refuse_start(config)
+
+
+def _refuse_start(config: BaseConfig) -> Refusal:
+    return Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.")
 
 
 def train(config: BaseConfig, out: Path) -> None:

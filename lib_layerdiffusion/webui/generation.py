@@ -27,7 +27,7 @@ from ..options import LayerOptions
 from ..planning import SIZE_STEP, Facts, Plan, round_up
 from ..planning import plan as make_plan
 from ..refusal import Refusal
-from ..session import Session
+from ..session import Session, extend
 from ..views import Cancelled
 from . import job_options, results, xyz
 from .arguments import is_enabled, read_options
@@ -455,16 +455,16 @@ class Generation:
             return
         self.originals = [_fit_as_webui(image, plan.size, p.resize_mode) for image in self.originals]
         if plan.size != (plan.width, plan.height):
-            p.init_images = [Image.fromarray(_extend(image, plan)) for image in self.originals]
+            p.init_images = [Image.fromarray(extend(image, plan)) for image in self.originals]
             mask = fit(read_input_image(p.image_mask, "mask"), plan.size, RESIZE_MODES[p.resize_mode])
-            p.image_mask = Image.fromarray(_extend(mask, plan))
+            p.image_mask = Image.fromarray(extend(mask, plan))
 
     def _start_from_transparency(self, plan: Plan) -> None:
         """Let the WebUI's own encoding of the init images carry their transparency."""
         p, mode = self.p, RESIZE_MODES[self.p.resize_mode]
         only_masked = self._paints_crop()
         if not only_masked:
-            self.starts = [_extend(fit(image, plan.size, mode), plan) for image in self.starts]
+            self.starts = [extend(fit(image, plan.size, mode), plan) for image in self.starts]
         p.init_images = [Image.fromarray(results.on_grey(image)) for image in self.starts]
 
         def encoded_now() -> list[results.Pixels]:
@@ -502,7 +502,7 @@ class Generation:
         if not self._encodes_first_pass():
             return
         own = self._plan(image.shape[1], image.shape[0])
-        p.firstpass_image = Image.fromarray(results.on_grey(_extend(image, own)))
+        p.firstpass_image = Image.fromarray(results.on_grey(extend(image, own)))
 
         def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
             def encode_transparency(*args: Any, **kwargs: Any) -> Any:
@@ -629,12 +629,6 @@ def _wrap(error: Exception) -> Refusal:
 def _spread(value: Any, frames: int) -> Any:
     """Each entry of a list once for every frame; anything else as it is."""
     return [each for each in value for _ in range(frames)] if isinstance(value, list) else value
-
-
-def _extend(image: results.Pixels, plan: Plan) -> results.Pixels:
-    """Continue the edges of an image of the plan's size to the size that is sampled, where it is smaller."""
-    rows, columns = max(0, plan.height - image.shape[0]), max(0, plan.width - image.shape[1])
-    return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def _fit_as_webui(image: results.Pixels, size: tuple[int, int], resize_mode: int) -> results.Pixels:
