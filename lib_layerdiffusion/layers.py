@@ -35,7 +35,7 @@ class Layer:
     blend: str = "normal"
 
     def __post_init__(self) -> None:
-        _check_rgba(self.image, f"Layer {self.name!r}")
+        check_rgba(self.image, f"Layer {self.name!r}")
         if self.role not in ROLES:
             raise Refusal(f"Layer {self.name!r} has no role {self.role!r}: {list_choices(self.role, ROLES)}.")
         if self.blend != "normal":
@@ -75,7 +75,7 @@ def pad_rgb(image: Bytes) -> Floats:
     A pyramid of premultiplied colour, each level 1/1.2 of the last, whose top is one colour that is spread down under
     the visible pixels of every level ("padded RGB": LayerDiffusion, arXiv 2402.17113). An empty image gives black.
     """
-    _check_rgba(image, "The image to pad")
+    check_rgba(image, "The image to pad")
     level = premultiply(image)
     levels = [level]
     while min(level.shape[:2]) > 1:
@@ -110,7 +110,7 @@ def fit(image: Image, size: Size, mode: str = "crop") -> Image:
     if transparent:
         fitted[..., 3] = fitted[..., 3].clip(0, 1)
         fitted = unpremultiply(fitted)
-    return _to_bytes(fitted) if image.dtype == np.uint8 else fitted.astype(image.dtype, copy=False)
+    return to_bytes(fitted) if image.dtype == np.uint8 else fitted.astype(image.dtype, copy=False)
 
 
 def checkerboard(size: Size, cell: int = 64) -> Floats:
@@ -153,10 +153,11 @@ def composite(layers: LayerStack | Sequence[Layer], background: Image | str | Se
         if rows.start < rows.stop and columns.start < columns.stop:  # else it lies outside
             visible = layer.image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
             canvas[rows, columns] = put_over(visible, canvas[rows, columns])
-    return _to_bytes(canvas)
+    return to_bytes(canvas)
 
 
-def _check_rgba(image: Image, name: str) -> None:
+def check_rgba(image: Image, name: str) -> None:
+    """Refuse what isn't uint8 [H, W, 4]; `name` says what it is in the sentence."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 4 or not image.size:
         raise Refusal(f"{name} has to be uint8 [H, W, 4], not {image.dtype} {list(image.shape)}: convert it to RGBA.")
 
@@ -169,7 +170,8 @@ def _to_float(image: Image) -> Floats:
     return image.astype(np.float32, copy=False)
 
 
-def _to_bytes(image: Floats) -> Bytes:
+def to_bytes(image: Floats) -> Bytes:
+    """0..1 to 0..255, rounded and clipped."""
     return np.rint(image * 255).clip(0, 255).astype(np.uint8)
 
 
@@ -233,12 +235,8 @@ def _paint_background(background: Image | str | Sequence[int] | None, size: Size
             return _copy_background(background, size)
         case "checker":
             return checkerboard(size, cell=max(1, min(64, min(size) // 8)))
-        case str():
-            colour = _read_colour(background)
         case _:
-            colour = tuple(background)
-    if len(colour) != 3:
-        raise Refusal(f"A background colour has three values, not {len(colour)}: give red, green and blue, 0 to 255.")
+            colour = read_colour(background)
     canvas = np.empty((height, width, 3), np.float32)
     canvas[:] = np.array(colour, np.float32) / 255
     return canvas
@@ -258,13 +256,18 @@ def _copy_background(background: Image, size: Size) -> Floats:
     return _to_float(background).copy()
 
 
-def _read_colour(text: str) -> tuple[int, int, int]:
+def read_colour(colour: str | Sequence[int]) -> tuple[int, ...]:
+    """Red, green and blue, 0..255, of a colour's name, "#rrggbb" or three numbers; Refusal when it is something else."""
+    if not isinstance(colour, str):
+        if len(colour) != 3:
+            raise Refusal(f"A colour has three values, not {len(colour)}: give red, green and blue, 0 to 255.")
+        return tuple(colour)
     from PIL import ImageColor
 
     try:
-        colour: tuple[int, ...] = ImageColor.getrgb(text)
+        values: tuple[int, ...] = ImageColor.getrgb(colour)
     except ValueError:
-        colour = ()
-    if len(colour) != 3:  # or 4, with alpha
-        raise Refusal(f"There is no colour {text!r}: use a name like 'white', or #rrggbb like '#3366cc'.")
-    return colour[0], colour[1], colour[2]
+        values = ()
+    if len(values) != 3:  # or 4, with alpha
+        raise Refusal(f"There is no colour {colour!r}: use a name like 'white', or #rrggbb like '#3366cc'.")
+    return values

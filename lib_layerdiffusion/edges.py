@@ -1,0 +1,119 @@
+"""Edges of a transparent image: a background's colour taken out of them, alpha's levels, and how far they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+
+from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes
+from .refusal import Refusal
+
+NEUTRAL_GREY = "#808080"  # what LayerDiffusion composites a picture on before its VAE sees it
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What is done to the edges, in the order of the fields; as constructed without arguments, nothing.
+
+    A value that isn't allowed is a Refusal at construction.
+    """
+
+    defringe: str | Sequence[int] | None = None  # colour to unmix: "grey", a name, "#rrggbb" or (r, g, b) 0..255
+    black_point: float = 0.0  # alpha, 0..1, up to which a pixel becomes invisible
+    white_point: float = 1.0  # alpha, 0..1, from which a pixel becomes opaque
+    gamma: float = 1.0  # above 1, what is half-transparent becomes more opaque
+    choke: float = 0.0  # pixels by which the shape shrinks; negative: grows
+    feather: float = 0.0  # pixels over which its edge is softened, to both sides
+    threshold: float = 0.0  # above 0: alpha from this on becomes 1 and the rest 0, as in pixel art
+
+    def __post_init__(self) -> None:
+        limits = {"black_point": (0, 1), "white_point": (0, 1), "gamma": (0.1, 10), "choke": (-64, 64)}
+        limits |= {"feather": (0, 64), "threshold": (0, 1)}
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise Refusal(f"{name} must be a number from {low:g} to {high:g}, not {getattr(self, name)!r}.")
+        if self.black_point >= self.white_point:
+            raise Refusal(
+                f"The white point ({self.white_point:g}) must be above the black point ({self.black_point:g}): "
+                "raise the one or lower the other."
+            )
+        if self.defringe is not None:
+            self.background()
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is done."""
+        return all(getattr(self, each.name) == each.default for each in fields(self))
+
+    def background(self) -> Floats:
+        """The colour to unmix [3], 0..1; neutral grey where there is none."""
+        chosen = NEUTRAL_GREY if self.defringe in (None, "grey", "gray") else self.defringe
+        return np.array(read_colour(chosen), np.float32) / 255
+
+
+def clean_edges(image: Bytes, edges: Edges) -> Bytes:
+    """Apply `edges` to straight RGBA [H, W, 4] uint8; the very same array when they are off.
+
+    Colour is touched by `defringe` alone, except where alpha was 0: what becomes visible there gets the colour of the
+    visible pixels around it.
+    """
+    check_rgba(image, "The image whose edges are to be cleaned")
+    if edges.off:
+        return image
+    colour, alpha = image[..., :3], image[..., 3].astype(np.float32) / 255
+    if edges.defringe is not None:
+        colour = unmix(image, edges.background())[..., :3]
+    alpha = _set_levels(alpha, edges)
+    alpha = _choke(alpha, edges.choke)
+    if edges.feather:
+        alpha = cv2.GaussianBlur(alpha, (0, 0), edges.feather / 2, borderType=cv2.BORDER_REPLICATE)
+    if edges.threshold:
+        alpha = (alpha >= np.float32(edges.threshold)).astype(np.float32)
+    cleaned = np.dstack([colour, to_bytes(alpha)])
+    new = (image[..., 3] == 0) & (cleaned[..., 3] > 0)
+    if new.any():
+        known = np.dstack([colour, image[..., 3]])
+        cleaned[new, :3] = to_bytes(pad_rgb(known))[new]
+    return cleaned
+
+
+def unmix(image: Bytes, background: Floats) -> Bytes:
+    """Take a background's colour [3], 0..1, out of the half-transparent pixels of an image that was cut from it.
+
+    Such an image [H, W, 4] uint8 has the colour c = a * f + (1 - a) * b, of which f is wanted: f = (c - (1 - a) * b) / a,
+    clipped to what a colour can be. Invisible pixels get the colour around them, so that no scaling brings b back.
+    """
+    alpha = image[..., 3:].astype(np.float32) / 255
+    mixed = image[..., :3].astype(np.float32) / 255
+    colour = np.divide(mixed - (1 - alpha) * background, alpha, out=np.zeros_like(mixed), where=alpha > 0)
+    pure = np.dstack([to_bytes(colour), image[..., 3]])
+    hidden = image[..., 3] == 0
+    if hidden.any():
+        pure[hidden, :3] = to_bytes(pad_rgb(pure))[hidden]
+    return pure
+
+
+def _set_levels(alpha: Floats, edges: Edges) -> Floats:
+    black, white = np.float32(edges.black_point), np.float32(edges.white_point)
+    if (black, white) != (0, 1):
+        alpha = ((alpha - black) / (white - black)).clip(0, 1)
+    return alpha if edges.gamma == 1 else alpha ** np.float32(1 / edges.gamma)
+
+
+def _choke(alpha: Floats, pixels: float) -> Floats:
+    """Erode alpha by a disc of so many pixels, or dilate it; between whole numbers, the mean of both by their distance.
+
+    What the border of the image cuts stays whole there.
+    """
+    change = cv2.erode if pixels > 0 else cv2.dilate
+    whole, part = divmod(abs(pixels), 1)
+
+    def by(radius: int) -> Floats:
+        disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        return np.asarray(change(alpha, disc), np.float32) if radius else alpha
+
+    near = by(int(whole))
+    return near + np.float32(part) * (by(int(whole) + 1) - near) if part else near
