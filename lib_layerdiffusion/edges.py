@@ -83,8 +83,9 @@ def clean_edges(image: Bytes, edges: Edges) -> Bytes:
 def unmix(image: Bytes, background: Floats) -> Bytes:
     """Take a background's colour [3], 0..1, out of the half-transparent pixels of an image that was cut from it.
 
-    Such an image [H, W, 4] uint8 has the colour c = a * f + (1 - a) * b, of which f is wanted: f = (c - (1 - a) * b) / a,
-    clipped to what a colour can be. Invisible pixels get the colour around them, so that no scaling brings b back.
+    Such an image [H, W, 4] uint8 has the colour c = a * f + (1 - a) * b, of which f is wanted:
+    f = (c - (1 - a) * b) / a, clipped to what a colour can be. Invisible pixels get the colour around them, so that no
+    scaling brings b back.
     """
     alpha = image[..., 3:].astype(np.float32) / 255
     mixed = image[..., :3].astype(np.float32) / 255

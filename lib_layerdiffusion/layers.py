@@ -257,7 +257,7 @@ def _copy_background(background: Image, size: Size) -> Floats:
 
 
 def read_colour(colour: str | Sequence[int]) -> tuple[int, ...]:
-    """Red, green and blue, 0..255, of a colour's name, "#rrggbb" or three numbers; Refusal when it is something else."""
+    """Red, green and blue, 0..255, of a colour's name, "#rrggbb" or three numbers; Refusal otherwise."""
     if not isinstance(colour, str):
         if len(colour) != 3:
             raise Refusal(f"A colour has three values, not {len(colour)}: give red, green and blue, 0 to 255.")

@@ -30,6 +30,7 @@ OPTIONAL_PACKAGES = {
     "pydantic",
     "huggingface_hub",
     "gradio",
+    "spandrel",
     "uvicorn",
 }
 
@@ -151,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_encode(command("encode", "Turn images into latents that carry their transparency."))
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
+    _add_upscale(command("upscale", "Enlarge transparent images without a fringe at their edges."))
     _add_export(command("export-checkpoint", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
     _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, and how to fix it."))
     for name, text in (
@@ -300,6 +302,17 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
         default="checker",
         help="'checker' (default), a colour like white or #3366cc, or an image, which is cropped to fit",
     )
+    _add_out(parser, "outputs")
+
+
+def _add_upscale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--by", type=_real(0.05, 16), metavar="FACTOR", help="scale of both sides (default: 2)")
+    parser.add_argument("--width", type=_integer(1, 2**15), help="in pixels; alone, the height follows")
+    parser.add_argument("--height", type=_integer(1, 2**15), help="in pixels; alone, the width follows")
+    text = "file of an upscaling model such as ESRGAN or SwinIR (default: Lanczos interpolation)"
+    parser.add_argument("--upscaler", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     _add_out(parser, "outputs")
 
 

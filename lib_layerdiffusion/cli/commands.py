@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
@@ -26,9 +27,9 @@ from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_word
 from lib_layerdiffusion.export import png
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
-from lib_layerdiffusion.hosts.pipelines import load_pipeline, reading_path
+from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, reading_path
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
-from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.image_file import MAX_PIXELS, read_image
 from lib_layerdiffusion.infotext import mark_preview
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, fit
@@ -38,6 +39,7 @@ from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, count_sets
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.upscaling import load_upscaler
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
 logger = logging.getLogger(__name__)
@@ -139,6 +141,35 @@ def composite(arguments: argparse.Namespace) -> int:
     with OutputFolder(arguments.out) as out:
         _write(out, slug("-".join(path.stem for path in arguments.layers)) + "-composite", flat)
     return 0
+
+
+def upscale(arguments: argparse.Namespace) -> int:
+    """Write each image in its larger size."""
+    if arguments.by is not None and (arguments.width or arguments.height):
+        raise Refusal("The size is given twice: choose --by, or --width and --height.")
+    images = [(path, read_image(path)) for path in arguments.images]
+    sizes = [_choose_size(path, image.shape[1::-1], arguments) for path, image in images]
+    with OutputFolder(arguments.out) as out:
+        enlarge = load_upscaler(arguments.upscaler, pick_device(arguments.device)) if arguments.upscaler else None
+        for (path, image), size in zip(images, sizes, strict=True):
+            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
+    return 0
+
+
+def _choose_size(path: Path, size: tuple[int, int], arguments: argparse.Namespace) -> tuple[int, int]:
+    """The width and height that an image of this size is brought to; Refusal when they are too large."""
+    by = arguments.by or 2
+    if arguments.width or arguments.height:
+        by = min(
+            wanted / side for wanted, side in zip((arguments.width, arguments.height), size, strict=True) if wanted
+        )
+    width, height = (max(1, round(side * by)) for side in size)
+    width, height = arguments.width or width, arguments.height or height
+    if width * height > MAX_PIXELS:
+        raise Refusal(
+            f"{path} would have {width}x{height} pixels, more than the {MAX_PIXELS} allowed: choose a smaller size."
+        )
+    return width, height
 
 
 def export_checkpoint(arguments: argparse.Namespace) -> int:

@@ -75,7 +75,8 @@ class TestDefringe:
         cleaned = unmix(disc, np.array([0, 0, 1], np.float32))
 
         hidden = disc[..., 3] == 0
-        assert cleaned[hidden][:, 0].min() > 200 and cleaned[hidden][:, 2].max() < 30
+        assert cleaned[hidden][:, 0].min() > 200
+        assert cleaned[hidden][:, 2].max() < 30
 
     def test_grey_is_the_colour_that_transparency_is_trained_on(self) -> None:
         assert Edges(defringe="grey").background() == pytest.approx(np.full(3, 128 / 255), abs=1e-6)
