@@ -30,6 +30,7 @@ OPTIONAL_PACKAGES = {
     "pydantic",
     "huggingface_hub",
     "gradio",
+    "rectpack",
     "spandrel",
     "uvicorn",
 }
@@ -153,6 +154,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
     _add_upscale(command("upscale", "Enlarge transparent images without a fringe at their edges."))
+    _add_atlas(command("atlas", "Put images on one sheet for a game engine, with JSON that says where each lies."))
+    _add_animate(command("animate", "Make an animation with transparency of images, one after the other."))
     _add_export(command("export-checkpoint", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
     _add_doctor(command("doctor", "Say what is installed, found, missing or damaged, and how to fix it."))
     for name, text in (
@@ -313,6 +316,33 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     text = "file of an upscaling model such as ESRGAN or SwinIR (default: Lanczos interpolation)"
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help=text)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    _add_out(parser, "outputs")
+
+
+def _add_atlas(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of PNGs")
+    parser.add_argument("--name", default="atlas", help="of the two files (default: atlas)")
+    parser.add_argument("--form", choices=("hash", "array"), default="hash", help="of TexturePacker's JSON")
+    parser.add_argument("--no-trim", dest="trim", action="store_false", help="keep invisible borders")
+    text = "bring all to the largest width and height, each in the middle"
+    parser.add_argument("--common-canvas", action="store_true", help=text)
+    parser.add_argument("--padding", type=_integer(0, 64), default=2, help="empty pixels between images (default: 2)")
+    text = "pixels by which the outermost ones are repeated, for opaque tiles (default: 0)"
+    parser.add_argument("--extrude", type=_integer(0, 64), default=0, help=text)
+    text = "0 to 1 from the left top corner (default: 0.5 0.5)"
+    parser.add_argument("--pivot", type=_real(0, 1), nargs=2, metavar=("X", "Y"), default=(0.5, 0.5), help=text)
+    parser.add_argument("--power-of-two", action="store_true", help="sides of 256, 512, 1024 ... pixels")
+    text = "of a sheet, in pixels; what doesn't fit goes to further sheets (default: 4096)"
+    parser.add_argument("--max-side", type=_integer(16, 16384), default=4096, help=text)
+    _add_out(parser, "outputs")
+
+
+def _add_animate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="of one size, in their order, or folders")
+    parser.add_argument("--name", default="animation", help="of the file (default: animation)")
+    parser.add_argument("--format", choices=("png", "webp"), default="png", help="APNG (default) or lossless WebP")
+    parser.add_argument("--fps", type=_real(0.1, 100), default=12, help="images in a second (default: 12)")
+    parser.add_argument("--loops", type=_integer(0, 65535), default=0, help="how often it runs; 0 (default): for ever")
     _add_out(parser, "outputs")
 
 

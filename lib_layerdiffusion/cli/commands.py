@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -24,7 +24,9 @@ from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
-from lib_layerdiffusion.export import png
+from lib_layerdiffusion.export import animation, png
+from lib_layerdiffusion.export.atlas import AtlasOptions
+from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, reading_path
@@ -154,6 +156,48 @@ def upscale(arguments: argparse.Namespace) -> int:
         for (path, image), size in zip(images, sizes, strict=True):
             _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
     return 0
+
+
+def atlas(arguments: argparse.Namespace) -> int:
+    """Write sheets of all images with their JSON; renews earlier ones of this name."""
+    names = [field.name for field in fields(AtlasOptions)]
+    options = AtlasOptions(**{name: value for name, value in vars(arguments).items() if name in names})
+    paths = _find_images(arguments.images)
+    pictures = {path.name: read_image(path) for path in paths}
+    if len(pictures) < len(paths):
+        twice = next(path.name for path in paths if sum(path.name == other.name for other in paths) > 1)
+        raise Refusal(f"Two images are called {twice}, and an atlas finds them by their names: rename one.")
+    with OutputFolder(arguments.out) as out:
+        path = out.path / slug(arguments.name)
+        sheets = write_atlas(pictures, path, options)
+        for number in range(len(sheets)):
+            name = path.name if len(sheets) == 1 else f"{path.name}-{number}"
+            print(path.with_name(f"{name}.png"), path.with_name(f"{name}.json"), sep="\n")
+    return 0
+
+
+def animate(arguments: argparse.Namespace) -> int:
+    """Write all images as one animation."""
+    frames = [read_image(path) for path in _find_images(arguments.images)]
+    write = partial(animation.write, frames, fps=arguments.fps, loops=arguments.loops)
+    with OutputFolder(arguments.out) as out:
+        print(out.write(slug(arguments.name), f".{arguments.format}", write))
+    return 0
+
+
+def _find_images(places: Sequence[Path]) -> list[Path]:
+    """The images themselves, and in place of each folder the PNGs in it by their names."""
+    paths: list[Path] = []
+    for place in places:
+        with reading_path(place):
+            if place.is_dir():
+                found = sorted(file for file in place.iterdir() if file.suffix.lower() == ".png")
+                if not found:
+                    raise Refusal(f"There are no PNGs in the folder {place}: name one that has some.")
+                paths += found
+            else:
+                paths.append(place)
+    return paths
 
 
 def _choose_size(path: Path, size: tuple[int, int], arguments: argparse.Namespace) -> tuple[int, int]:

@@ -1,0 +1,254 @@
+"""Texture atlases for game engines: named pictures on one sheet, and JSON in the forms that TexturePacker writes.
+
+The forms are its "JSON (Hash)" and "JSON (Array)", which Phaser, PixiJS and others read. Packing is by the package
+rectpack, imported when an atlas is made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from ..layers import Bytes, Size, check_rgba
+from ..refusal import Refusal
+from ..upscaling import continue_colour
+from ..version import __version__
+from . import png, whole_file
+
+Form = Literal["hash", "array"]
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """How pictures are put on a sheet. A value that isn't allowed is a Refusal at construction."""
+
+    trim: bool = True  # cut off invisible borders; the JSON says where they were
+    common_canvas: bool = False  # first bring all to the largest width and height, each in the middle
+    padding: int = 2  # empty pixels between two pictures
+    extrude: int = 0  # pixels by which each picture's outermost ones are repeated, for opaque tiles
+    pivot: tuple[float, float] = (0.5, 0.5)  # 0..1 of the whole picture, from its left top corner
+    power_of_two: bool = False  # sides of the sheet
+    max_side: int = 4096  # of the sheet; what doesn't fit goes to further sheets
+    form: Form = "hash"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("padding", 0, 64), ("extrude", 0, 64), ("max_side", 16, 16384)):
+            if not low <= getattr(self, name) <= high:
+                raise Refusal(f"{name} must be a whole number from {low} to {high}, not {getattr(self, name)!r}.")
+        if len(self.pivot) != 2 or not all(0 <= value <= 1 for value in self.pivot):
+            raise Refusal(f"pivot must be two numbers from 0 to 1, not {self.pivot!r}.")
+        if self.form not in ("hash", "array"):
+            raise Refusal(f"There is no form {self.form!r} of an atlas: choose hash or array.")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture on a sheet: what is shown of it [h, w, 4], where that lies in the picture, and where on the sheet."""
+
+    name: str
+    image: Bytes
+    offset: tuple[int, int]  # x, y of the shown part in the whole picture
+    source: Size  # width, height of the whole picture
+    place: tuple[int, int] = (0, 0)  # x, y on the sheet
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """One image [H, W, 4] uint8 with its frames."""
+
+    image: Bytes
+    frames: tuple[Frame, ...]
+
+    @property
+    def occupancy(self) -> float:
+        """Share of the sheet that frames cover, 0..1."""
+        return sum(frame.image.shape[0] * frame.image.shape[1] for frame in self.frames) / self.image[..., 0].size
+
+
+def make_sheets(pictures: Mapping[str, Bytes], options: AtlasOptions | None = None) -> list[Sheet]:
+    """Put straight RGBA pictures [H, W, 4] uint8 by name on as few sheets as hold them, none turned.
+
+    A frame's pixels are the picture's own, byte for byte. Between the frames alpha is 0, and the colour is that of the
+    nearest frame, so that no filter brings another in. Refusal when a picture is larger than a sheet may be.
+    """
+    options = options or AtlasOptions()
+    if not pictures:
+        raise Refusal("There is no picture for an atlas: give one or more.")
+    for name, picture in pictures.items():
+        check_rgba(picture, f"The picture {name!r}")
+    if options.common_canvas:
+        pictures = _share_canvas(pictures)
+    frames = [_cut(name, picture, options.trim) for name, picture in pictures.items()]
+    return [_draw(size, placed, options) for size, placed in _pack(frames, options)]
+
+
+def describe(sheet: Sheet, image_name: str, options: AtlasOptions | None = None) -> dict[str, Any]:
+    """The JSON of a sheet, as an object that `json.dump` takes."""
+    options = options or AtlasOptions()
+    height, width = sheet.image.shape[:2]
+    frames = [(frame.name, _describe(frame, options)) for frame in sheet.frames]
+    meta = {
+        "app": "https://arxiv.org/abs/2402.17113 (sd-webui-layerdiffusion)",
+        "version": __version__,
+        "image": image_name,
+        "format": "RGBA8888",
+        "size": {"w": width, "h": height},
+        "scale": "1",
+    }
+    if options.form == "array":
+        return {"frames": [{"filename": name, **about} for name, about in frames], "meta": meta}
+    return {"frames": dict(frames), "meta": meta}
+
+
+def write(pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | None = None) -> list[Sheet]:
+    """Write `<path>.png` and `<path>.json`, or `<path>-0.png` and so on where one sheet doesn't hold all.
+
+    Each file appears whole or not at all. Refusal when one can't be written.
+    """
+    options = options or AtlasOptions()
+    sheets = make_sheets(pictures, options)
+    for number, sheet in enumerate(sheets):
+        name = path.name if len(sheets) == 1 else f"{path.name}-{number}"
+        png.write(sheet.image, path.with_name(f"{name}.png"))
+        with whole_file(path.with_name(f"{name}.json")) as file:
+            file.write(json.dumps(describe(sheet, f"{name}.png", options), ensure_ascii=False, indent=1).encode())
+    return sheets
+
+
+def _share_canvas(pictures: Mapping[str, Bytes]) -> dict[str, Bytes]:
+    height, width = (max(picture.shape[axis] for picture in pictures.values()) for axis in (0, 1))
+    canvases: dict[str, Bytes] = {}
+    for name, picture in pictures.items():
+        top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+        canvases[name] = np.zeros((height, width, 4), np.uint8)
+        canvases[name][top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return canvases
+
+
+def _cut(name: str, picture: Bytes, trim: bool) -> Frame:
+    """Cut the invisible borders off; of a picture without anything visible one pixel is left."""
+    height, width = picture.shape[:2]
+    x, y, shown_width, shown_height = 0, 0, width, height
+    if trim:
+        x, y, shown_width, shown_height = cv2.boundingRect(picture[..., 3])
+        shown_width, shown_height = max(1, shown_width), max(1, shown_height)
+    return Frame(name, picture[y : y + shown_height, x : x + shown_width], (x, y), (width, height))
+
+
+def _pack(frames: list[Frame], options: AtlasOptions) -> list[tuple[Size, list[Frame]]]:
+    """Places for all frames on sheets as small as they are found."""
+    around = options.padding + 2 * options.extrude
+    boxes = [(frame.image.shape[1] + around, frame.image.shape[0] + around) for frame in frames]
+    # the padding lies on one side of each box, and once more at the sheet's left and top
+    limit = _largest(options) - options.padding
+    for frame, box in zip(frames, boxes, strict=True):
+        if max(box) > limit:
+            raise Refusal(
+                f"The picture {frame.name!r} doesn't fit on a sheet of {options.max_side}x{options.max_side} pixels: "
+                "allow a larger one, or make it smaller."
+            )
+    sheets: list[tuple[Size, list[Frame]]] = []
+    left = list(range(len(frames)))
+    while left:
+        size, places = _fill([boxes[index] for index in left], limit, options)
+        inset = options.padding + options.extrude
+        placed = [
+            Frame(f.name, f.image, f.offset, f.source, (x + inset, y + inset))
+            for f, (x, y) in ((frames[left[number]], place) for number, place in sorted(places.items()))
+        ]
+        sheets.append((size, placed))
+        left = [index for number, index in enumerate(left) if number not in places]
+    return sheets
+
+
+def _fill(boxes: list[Size], limit: int, options: AtlasOptions) -> tuple[Size, dict[int, tuple[int, int]]]:
+    """The smallest sheet that holds all boxes, or the largest with what it holds: its size, and places by number."""
+    best: tuple[Size, dict[int, tuple[int, int]]] | None = None
+    for bin_size in _list_sizes(boxes, limit, options):
+        places = _place(boxes, bin_size)
+        if len(places) < len(boxes):
+            continue
+        size = _measure(boxes, places, options)
+        if best is None or size[0] * size[1] < best[0][0] * best[0][1]:
+            best = size, places
+    if best is None:
+        places = _place(boxes, (limit, limit))
+        best = _measure(boxes, places, options), places
+    return best
+
+
+def _list_sizes(boxes: list[Size], limit: int, options: AtlasOptions) -> list[Size]:
+    """Inner sizes of sheets to try: about square ones from the boxes' total area on."""
+    area = sum(width * height for width, height in boxes)
+    least = max(max(box) for box in boxes)
+    if options.power_of_two:
+        sides = [2**power - options.padding for power in range(4, 15)]
+        sizes = [(a, b) for a in sides for b in (a, (a + options.padding) // 2 - options.padding)]
+    else:
+        square = math.sqrt(area)
+        sizes = [(max(least, math.ceil(square * factor)), limit) for factor in np.linspace(1.0, 1.3, 13)]
+    return [(w, h) for w, h in sizes if least <= w <= limit and 0 < h <= limit and w * h >= area]
+
+
+def _place(boxes: list[Size], bin_size: Size) -> dict[int, tuple[int, int]]:
+    """Left top corners by the boxes' number, of those that find a place."""
+    import rectpack
+
+    packer = rectpack.newPacker(rotation=False, pack_algo=rectpack.SkylineBlWm, sort_algo=rectpack.SORT_LSIDE)
+    packer.add_bin(*bin_size)
+    for number, box in enumerate(boxes):
+        packer.add_rect(*box, rid=number)
+    packer.pack()
+    return {number: (x, y) for _, x, y, _, _, number in packer.rect_list()}
+
+
+def _measure(boxes: list[Size], places: Mapping[int, tuple[int, int]], options: AtlasOptions) -> Size:
+    """The sheet's size around what was placed."""
+    width, height = (
+        options.padding + max(places[number][axis] + boxes[number][axis] for number in places) for axis in (0, 1)
+    )
+    if options.power_of_two:
+        return 1 << (width - 1).bit_length(), 1 << (height - 1).bit_length()
+    return width, height
+
+
+def _largest(options: AtlasOptions) -> int:
+    """The largest side that a sheet may have."""
+    return 1 << (options.max_side.bit_length() - 1) if options.power_of_two else options.max_side
+
+
+def _draw(size: Size, frames: list[Frame], options: AtlasOptions) -> Sheet:
+    sheet = np.zeros((size[1], size[0], 4), np.uint8)
+    for frame in frames:
+        x, y = frame.place
+        bleed = options.padding // 2  # invisible pixels around each frame that have its colour
+        reach = options.extrude + bleed
+        around = np.pad(frame.image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+        outside = np.ones(around.shape[:2], bool)
+        outside[bleed : len(outside) - bleed, bleed : outside.shape[1] - bleed] = False
+        around[outside, 3] = 0
+        invisible = around[..., 3] == 0
+        around[invisible, :3] = continue_colour(around)[invisible]
+        around[reach : reach + frame.image.shape[0], reach : reach + frame.image.shape[1]] = frame.image
+        sheet[y - reach : y - reach + around.shape[0], x - reach : x - reach + around.shape[1]] = around
+    return Sheet(sheet, tuple(frames))
+
+
+def _describe(frame: Frame, options: AtlasOptions) -> dict[str, Any]:
+    height, width = frame.image.shape[:2]
+    (x, y), (left, top) = frame.place, frame.offset
+    return {
+        "frame": {"x": x, "y": y, "w": width, "h": height},
+        "rotated": False,
+        "trimmed": (width, height) != frame.source,
+        "spriteSourceSize": {"x": left, "y": top, "w": width, "h": height},
+        "sourceSize": {"w": frame.source[0], "h": frame.source[1]},
+        "pivot": {"x": options.pivot[0], "y": options.pivot[1]},
+    }
