@@ -94,7 +94,7 @@ def _pack_pipeline(out: Path, runs: Path, earlier: Path | None) -> None:
         made = f"{name}.safetensors"
         if _is_finished(runs / run):
             write_half(runs / run / "model" / made, out / "layer_model" / made, read_config(runs / run))
-        elif earlier is not None:
+        elif earlier is not None and (earlier / "layer_model" / made).exists():
             shutil.copy(earlier / "layer_model" / made, out / "layer_model")
 
 

@@ -38,6 +38,12 @@ def _transparency(run: str, autoencoder: str, before: str | None = None) -> Trai
     return Training(run, "transparency", inputs)
 
 
+def _layers(mode: str, backgrounds: bool = False) -> Training:
+    """The file of a layer mode on the last base, by the last decoder's encoder."""
+    inputs = {"base": _model("base_scenes"), "encoder": _model("transparency_corners", ENCODER)}
+    return Training(mode, "finetune", inputs, backgrounds)
+
+
 RECIPE: tuple[Training, ...] = (
     Training("autoencoder", "autoencoder"),
     Training("autoencoder_room", "autoencoder", {"start": _model("autoencoder")}),
@@ -63,9 +69,10 @@ RECIPE: tuple[Training, ...] = (
     Training(
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
     ),
-    Training(
-        "foreground", "finetune", {"base": _model("base_scenes"), "encoder": _model("transparency_sharp", ENCODER)}
-    ),
+    _layers("foreground"),
+    _layers("together", backgrounds=True),
+    _layers("foreground_to_background", backgrounds=True),
+    _layers("background_to_foreground", backgrounds=True),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
@@ -75,6 +82,9 @@ PARTS = {  # folder of the pipeline -> run that made it
 }
 LAYER_FILES = {
     "layer_sd15_transparent_attn": "foreground",
+    "layer_sd15_joint": "together",
+    "layer_sd15_fg2bg": "foreground_to_background",
+    "layer_sd15_bg2fg": "background_to_foreground",
     DECODER: "transparency_corners",
     ENCODER: "transparency",
 }

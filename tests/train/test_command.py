@@ -64,6 +64,9 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
     assert {run for run, config in calls.items() if getattr(config, "backgrounds", None)} == {
         "autoencoder_sharp",
         "base_scenes",
+        "together",
+        "foreground_to_background",
+        "background_to_foreground",
     }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency_start"].start_decoder is None
