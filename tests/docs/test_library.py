@@ -26,6 +26,7 @@ STEPS = 2  # instead of what the examples say
 WHOLE_MODULES = (
     "lib_layerdiffusion",
     *(f"{export.__name__}.{module.name}" for module in iter_modules(export.__path__)),
+    "lib_layerdiffusion.edges",
     "lib_layerdiffusion.image_file",
     "lib_layerdiffusion.latent_file",
     "lib_layerdiffusion.layers",
@@ -40,10 +41,12 @@ CLASSES = (
     ("lib_layerdiffusion.transparent_vae", "TransparentEncoder"),
 )
 INNER = {  # public for the package's own modules
+    "check_rgba",
     "check_size",
     "lacks_memory",
     "list_choices",
     "open_image",
+    "read_colour",
     "to_bytes",
 }
 
