@@ -265,7 +265,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     text = "one image or set of layers for each; @FILE and - (stdin) have one on each line"
-    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help=text)
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
+    text = (
+        "a table of what to make: .csv, .jsonl, or a text with a prompt on each line (- is stdin). What is finished "
+        "stands in manifest.jsonl of the output folder; given again, the command makes the rest"
+    )
+    parser.add_argument("--prompts", dest="table", metavar="FILE", help=text)
+    text = "of a row's files, from {row}, {seed}, {number}, {prompt}, {mode} and {name} (with --prompts)"
+    parser.add_argument("--name", metavar="TEMPLATE", help=text)
+    text = "processes that share the rows of --prompts, each with a model of its own (default: 1)"
+    parser.add_argument("--workers", type=_integer(1, 64), default=1, help=text)
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
     parser.add_argument(
         "--batch", type=_integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib_layerdiffusion import upscaling
+from lib_layerdiffusion.cli import bulk
 from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
@@ -78,6 +79,10 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Make the layers of each prompt and seed, and write them as soon as they are there."""
+    if arguments.table is not None:
+        return _generate_table(arguments)
+    if not arguments.prompts:
+        raise Refusal("There is no prompt: write one, or name a table of them with --prompts.")
     prompts = _read_prompts(arguments.prompts)
     check_text("The negative prompt", arguments.negative)
     read_names(arguments.sampler, arguments.scheduler)  # a wrong name is refused before anything is loaded
@@ -102,6 +107,37 @@ def generate(arguments: argparse.Namespace) -> int:
                     stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings)
                 for seed, stack in zip(seeds, stacks, strict=True):
                     _write_outputs(out, f"{seed}-{slug(prompt)}", stack, options)
+    return 0
+
+
+def _generate_table(arguments: argparse.Namespace) -> int:
+    """Make what a table asks for and isn't in the output folder yet."""
+    if arguments.prompts:
+        raise Refusal("Prompts are given twice: put them into the table of --prompts, or leave that out.")
+    table: str = arguments.table
+    content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), bulk.TABLE_LIMIT)
+    rows = bulk.read_table("Standard input" if table == "-" else table, content)
+    read_names(arguments.sampler, arguments.scheduler)
+    options = _read_options(arguments)
+    if _given(options):
+        raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
+    settings = _sampling(arguments, arguments.model)
+    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    jobs = bulk.plan_jobs(rows, bulk.read_common(arguments.seed, options, settings), arguments.name or bulk.NAME)
+    store = _store(arguments)
+    model = bulk.Model(
+        model_path(arguments.model),
+        tuple(store.folders),
+        cache_folder(),
+        arguments.offline,
+        arguments.device,
+        arguments.sampler,
+        arguments.scheduler,
+    )
+    if arguments.model == EMBEDDED:
+        _warn_of_unknown_words([*{job.prompt for job in jobs}])
+    with OutputFolder(arguments.out) as out:
+        bulk.run(bulk.Work(jobs, model, out.path, arguments.batch, arguments.workers), report=print)
     return 0
 
 
@@ -267,12 +303,12 @@ def _read_prompts(words: Sequence[str]) -> list[str]:
     return prompts
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, limit: int = PROMPTS_LIMIT) -> bytes:
     with reading_path(path):
         if not path.is_file():
             raise Refusal(f"There is no file {path} of prompts: name a text file after @, or write the prompt itself.")
         with path.open("rb") as file:
-            return file.read(PROMPTS_LIMIT + 1)
+            return file.read(limit + 1)
 
 
 def _read_lines(name: str, content: bytes) -> list[str]:

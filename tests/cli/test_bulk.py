@@ -1,0 +1,226 @@
+"""Tables of prompts: what is made of them, each picture once, also when processes are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+from lib_layerdiffusion.cli import bulk, main
+from lib_layerdiffusion.cli.bulk import Job, plan_jobs, read_common, read_table
+from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.refusal import Refusal
+
+FAST = ["--steps", "1", "--views", "1"]
+COMMON = read_common(
+    None, LayerOptions(), {"negative_prompt": "", "steps": 20, "cfg": 3.0, "width": None, "height": None}
+)
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
+
+
+def check_all(folder: Path, names: list[str]) -> None:
+    """Every set is in the manifest once, every file is whole and as it says, and there are no others."""
+    entries = read_manifest(folder)
+    assert sorted(entry["name"] for entry in entries) == sorted(names)
+    files = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
+    assert {path.name for path in folder.iterdir()} == {*files, "manifest.jsonl"}
+    for name, wanted in files.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted
+        assert read_image(folder / name).shape[2] == 4
+
+
+class TestTables:
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", b'\xef\xbb\xbfprompt,seed,width\n"apple, red",3,64\nstar,,\n'),
+            ("a.jsonl", b'{"prompt": "apple, red", "seed": 3, "width": 64}\n\n{"prompt": "star", "seed": null}\n'),
+            ("Standard input", b'{"prompt": "apple, red", "seed": "3", "width": "64"}\n{"prompt": "star"}'),
+        ],
+    )
+    def test_forms_say_the_same(self, name: str, content: bytes) -> None:
+        jobs = plan_jobs(read_table(name, content), COMMON)
+
+        assert [(job.prompt, job.seed, job.settings["width"]) for job in jobs] == [
+            ("apple, red", 3, 64),
+            ("star", 0, None),
+        ]
+
+    def test_text_has_a_prompt_on_each_line(self) -> None:
+        rows = read_table("a.txt", "red apple\n\n  {grün}  \n".encode())
+        assert rows == [{"prompt": "red apple"}, {"prompt": "{grün}"}]
+
+    def test_row_has_its_own_mode_and_prompts_for_layers(self) -> None:
+        row = {"prompt": "a", "mode": "together", "background_prompt": "sea", "outputs": "rgba+psd", "negative": "blur"}
+        (job,) = plan_jobs([row], COMMON)
+
+        assert job.options["mode"] == "together"
+        assert (job.options["background_prompt"], job.options["outputs"]) == ("sea", ["rgba", "psd"])
+        assert job.settings["negative_prompt"] == "blur"
+
+    def test_number_counts_seeds_up(self) -> None:
+        jobs = plan_jobs([{"prompt": "a", "seed": 2**32 - 1, "number": 2, "name": "My hero"}, {"prompt": "b"}], COMMON)
+
+        assert [(job.name, job.seed) for job in jobs] == [
+            ("my-hero-01", 2**32 - 1),
+            ("my-hero-02", 0),
+            ("00002-0-b", 0),
+        ]
+
+    def test_template(self) -> None:
+        (job,) = plan_jobs([{"prompt": "a cat", "seed": 7}], COMMON, "{mode}_{seed:04d}_{prompt}")
+        assert job.name == "foreground_0007_a-cat"
+
+    @pytest.mark.parametrize(
+        ("rows", "sentence"),
+        [
+            ([{"prompt": "a"}, {"seed": 1}], "Row 2 can't be made: It has no prompt"),
+            ([{"prompt": "a", "sede": 1}], "There is no column 'sede': did you mean 'seed'"),
+            ([{"prompt": "a", "seed": 1.5}], "seed must be a whole number from 0 to"),
+            ([{"prompt": "a", "steps": "1e999"}], "steps must be a whole number from 1 to 1000, not '1e999'"),
+            ([{"prompt": "a", "cfg": True}], "cfg must be a number from 1 to 30"),
+            ([{"prompt": "a", "width": [64]}], "width must be a whole number"),
+            ([{"prompt": "a", "mode": "forground"}], "There is no layer mode 'forground'"),
+            ([{"prompt": 3}], "prompt must be text, not 3"),
+            ([{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}], "files of row 2 would be called 'x'"),
+        ],
+    )
+    def test_rows_that_can_not_be_made_are_named(self, rows: list[dict[str, Any]], sentence: str) -> None:
+        with pytest.raises(Refusal, match=sentence):
+            plan_jobs(rows, COMMON)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "sentence"),
+        [
+            ("a.csv", b"prompt\n", "a.csv has no prompts"),
+            ("a.csv", b"prompt\na,b\n", "more cells than its heading"),
+            ("a.jsonl", b'{"prompt": "a"}\n["b"]\n', "Line 2 of a.jsonl isn't a JSON object"),
+            ("a.jsonl", b"[" * 9999, "Line 1 of a.jsonl isn't a JSON object"),
+            ("a.txt", b"\xff\xfe", "isn't a text in UTF-8"),
+        ],
+    )
+    def test_tables_that_can_not_be_read_are_refused(self, name: str, content: bytes, sentence: str) -> None:
+        with pytest.raises(Refusal, match=sentence):
+            read_table(name, content)
+
+    @pytest.mark.parametrize("template", ["", "../{seed}", "{colour}", "{seed", "{seed:q}", "a/b", "{0}"])
+    def test_templates_that_make_no_name_are_refused(self, template: str) -> None:
+        with pytest.raises(Refusal, match="--name"):
+            plan_jobs([{"prompt": "a"}], COMMON, template)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.csv"
+    words = ("red apple", "star", "frog")
+    path.write_text("prompt,seed\n" + "".join(f"{words[n % 3]},{n}\n" for n in range(12)), "utf-8")
+    return path
+
+
+NAMES = [f"{n + 1:05d}-{n}-{('red-apple', 'star', 'frog')[n % 3]}" for n in range(12)]
+
+
+@pytest.mark.slow
+class TestMaking:
+    def test_pictures_are_those_of_generate(self, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "t.jsonl").write_text('{"prompt": "star", "seed": 4, "name": "s"}\n')
+
+        assert main(["generate", "--prompts", str(tmp_path / "t.jsonl"), *FAST, "--out", str(tmp_path / "a")]) == 0
+        assert main(["generate", "star", "--seed", "4", *FAST, "--out", str(tmp_path / "b")]) == 0
+
+        assert (tmp_path / "a" / "s.png").read_bytes() == (tmp_path / "b" / "4-star.png").read_bytes()
+        assert str(tmp_path / "a" / "s.png") in capsys.readouterr().out.split()
+
+    def test_only_what_is_missing_is_made_again(self, table: Path, tmp_path: Path, capsys: Any) -> None:
+        words = ["generate", "--prompts", str(table), *FAST, "--batch", "5", "--out", str(tmp_path / "out")]
+        assert main(words) == 0
+        check_all(tmp_path / "out", NAMES)
+        first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+        capsys.readouterr()
+
+        (tmp_path / "out" / f"{NAMES[2]}.png").unlink()
+        (tmp_path / "out" / f"{NAMES[5]}.png").write_bytes(b"damaged")
+        content = (tmp_path / "out" / "manifest.jsonl").read_bytes()
+        (tmp_path / "out" / "manifest.jsonl").write_bytes(content[:-40])  # killed while it wrote the last line
+        assert main(words) == 0
+
+        assert {Path(line).stem for line in capsys.readouterr().out.split()} == {NAMES[2], NAMES[5], NAMES[11]}
+        again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+        assert {name for name, when in again.items() if first[name] != when} == {f"{NAMES[n]}.png" for n in (2, 5, 11)}
+
+    def test_other_settings_under_the_same_names_are_refused(self, table: Path, tmp_path: Path, capsys: Any) -> None:
+        words = ["generate", "--prompts", str(table), "--views", "1", "--batch", "12", "--out", str(tmp_path / "out")]
+        assert main([*words, "--steps", "1"]) == 0
+        assert main([*words, "--steps", "2"]) == 2
+        assert "of another prompt, seed or setting" in capsys.readouterr().err
+
+    def test_prompts_and_images_are_not_mixed_with_a_table(self, table: Path, capsys: Any) -> None:
+        assert main(["generate", "star", "--prompts", str(table)]) == 2
+        assert "Prompts are given twice" in capsys.readouterr().err
+        assert main(["generate"]) == 2
+        assert "There is no prompt" in capsys.readouterr().err
+
+    def test_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"star\n")))
+        assert main(["generate", "--prompts", "-", *FAST, "--out", str(tmp_path / "out")]) == 0
+        check_all(tmp_path / "out", ["00001-0-star"])
+
+
+def start(table: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "lib_layerdiffusion", "generate", "--prompts", str(table), *FAST]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "--out", str(out), *words], env=environment, stdout=subprocess.DEVNULL)
+
+
+def wait_for(count: int, out: Path, process: subprocess.Popen[bytes]) -> None:
+    while not (out / "manifest.jsonl").exists() or len(read_manifest(out)) < count:
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes' numbers from /proc")
+class TestKilled:
+    def test_a_worker(self, table: Path, tmp_path: Path) -> None:
+        process = start(table, tmp_path / "out", "--workers", "2")
+        wait_for(2, tmp_path / "out", process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+
+        os.kill(workers[0], signal.SIGKILL)
+
+        assert process.wait() == 0
+        check_all(tmp_path / "out", NAMES)
+
+    def test_the_whole_command(self, table: Path, tmp_path: Path) -> None:
+        process = start(table, tmp_path / "out")
+        wait_for(3, tmp_path / "out", process)
+        process.kill()
+        process.wait()
+
+        assert start(table, tmp_path / "out").wait() == 0
+        check_all(tmp_path / "out", NAMES)
+
+
+def test_jobs_of_equal_settings_are_sampled_together() -> None:
+    rows = [{"prompt": f"p{n}", "seed": n, "steps": 5 if n == 2 else 6} for n in range(6)]
+    groups = list(bulk._group(plan_jobs(rows, COMMON), 3))  # pyright: ignore[reportPrivateUsage]
+
+    assert [[job.seed for job in group] for group in groups] == [[0, 1, 3], [2], [4, 5]]
+    assert isinstance(groups[0][0], Job)
