@@ -1,7 +1,7 @@
 """The three reversible primitives that change a live model: side path, shared attention and posterior.
 
-No weight is touched: all work by hooks or an instance's `forward` on the modules as they are, and leaving the `with`
-block removes them, after an exception too, so the model is then what it was bit for bit.
+No weight is touched: all work by hooks on the modules as they are, and leaving the `with` block removes them, after an
+exception too, so the model is then what it was bit for bit; what other extensions have put into it stays as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib_layerdiffusion.foreign import find_extension, list_attention_patches, name_extensions
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.shared_attention import AttentionSharingUnit, ControlSignal
+from lib_layerdiffusion.shared_attention import PROJECTIONS, AttentionSharingUnit, Call, ControlSignal, split_output
 from lib_layerdiffusion.weights.patches import LoraPatch, Patch, Patches
 
 Active: TypeAlias = "Callable[[], bool] | None"
@@ -262,6 +263,11 @@ class LiveAttention:
     weight: float = 1.0
     active: Active = None
     rows: int | None = None  # of the UNet's current batch
+    options: Mapping[str, Any] | None = None  # Forge's `transformer_options` of the current call
+
+    @property
+    def is_on(self) -> bool:
+        return self.weight != 0 and (self.active is None or self.active())
 
 
 @contextmanager
@@ -272,11 +278,12 @@ def shared_attention(
     weight: float = 1.0,
     active: Active = None,
 ) -> Iterator[LiveAttention]:
-    """Let the units stand in for the attention modules of `unet` whose names they are keyed by.
+    """Let the attention modules of `unet` compute as the units that are keyed by their names.
 
-    Works on modules called as `forward(x, context, ...)` (LDM) and `forward(hidden_states, encoder_hidden_states=...)`
-    (diffusers); the modules' own layers are called, so other hooks on them keep working. The arguments are those of
-    `AttentionSharingUnit.forward`; where `active()` is False the modules compute unchanged.
+    All is done by hooks around the modules and on their projections, whatever computes in between: the host's own
+    attention, or what another extension has put in its place. `control_signal` and `weight` are those of
+    `AttentionSharingUnit.forward`; where `active()` is False the modules compute unchanged. Refusal, when the UNet is
+    called, where something computes attention in a way that the unit can't be added to.
     """
     _refuse_compiled(unet)
     modules = dict(unet.named_modules())
@@ -288,70 +295,181 @@ def shared_attention(
         )
     live = LiveAttention(len(units), control_signal, weight, active)
 
-    def count_rows(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
         live.rows = None if batch is None else len(batch)
+        live.options = kwargs.get("transformer_options")
+        if batch is not None and isinstance(live.control_signal, Mapping):
+            _check_size(batch, live.control_signal)
 
     with ExitStack() as stack:
-        stack.callback(_complete, unet.register_forward_pre_hook(count_rows, with_kwargs=True).remove)
+        stack.callback(_complete, unet.register_forward_pre_hook(look, with_kwargs=True).remove)
         for name, unit in units.items():
-            stack.enter_context(_stand_in(modules[name], unit, live))
+            stack.enter_context(_HookedAttention(modules[name], unit, live).hooks(unet.get_submodule(_parent(name))))
         yield live
 
 
-@contextmanager
-def _stand_in(module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention) -> Iterator[None]:
-    own = module.__dict__.get("forward")
-    before: Callable[..., Tensor] = module.forward
-    unit.attach(module)
-    current = True
+class _HookedAttention:
+    """One attention module with the hooks by which its unit takes part.
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        if not current or (live.active is not None and not live.active()):
-            return before(*args, **kwargs)
-        x, context = _read_inputs(args, kwargs)
-        value = kwargs.get("value")
-        by_place = unit.frames > 1 or unit.control_convs is not None
-        whole = any(given is not None and len(given) != len(x) for given in (context, value))  # while x is cut
-        if live.rows not in (None, len(x)) and (by_place or whole):
-            raise Refusal(
-                "Another extension (such as Hypertile) cuts the image into parts within the UNet, which this layer "
-                "mode can't be used with: switch that off."
-            )
-        return unit(
-            x,
-            context,
-            value=value,
-            control_signal=live.control_signal,
-            weight=live.weight,
+    Usually the module is called: what is given and what comes out are changed by the outer hooks, the projections'
+    results by the inner ones, as often as something calls them in between. Forge's replacements of attention call the
+    projections without the module: then the inner hooks do it all, from `to_q` to `to_out`.
+    """
+
+    def __init__(self, module: nn.Module, unit: AttentionSharingUnit, live: LiveAttention) -> None:
+        unit.attach(module)
+        self.module, self.unit, self.live = module, unit, live
+        self.call: Call | None = None
+        self.inside = False  # the module is being called
+        self.plain = False  # it is being asked for what it computes without the unit
+        self.applied = False
+        self.projected: set[str] = set()
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    @contextmanager
+    def hooks(self, block: nn.Module) -> Iterator[None]:
+        """Have the hooks in place; `block` is the module that calls the attention."""
+        projections = {name: getattr(self.module, name) for name in PROJECTIONS}
+        projections["to_out"] = split_output(projections["to_out"])[0]
+        with ExitStack() as stack:
+            stack.callback(self.unit.release)
+            for handle in (
+                block.register_forward_pre_hook(self.expect),
+                block.register_forward_hook(self.check),
+                self.module.register_forward_pre_hook(self.enter, with_kwargs=True),
+                self.module.register_forward_hook(self.leave, with_kwargs=True),
+                *(layer.register_forward_hook(self.make_projection(name)) for name, layer in projections.items()),
+            ):
+                stack.callback(_complete, handle.remove)
+            yield
+
+    def expect(self, _block: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        self.call, self.inside, self.applied = None, False, not self.live.is_on
+        self.projected.clear()
+
+    def check(self, _block: nn.Module, _inputs: tuple[Any, ...], _output: Any) -> None:
+        if not self.applied and self.live.is_on:
+            raise self.refuse_uncalled()
+
+    def enter(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin: the module is given the hidden state with what the control signal adds."""
+        if self.plain or not self.live.is_on:
+            return None
+        h = next(each for each in (*args, kwargs.get("x"), kwargs.get("hidden_states")) if each is not None)
+        if self.by_place and self.live.rows not in (None, len(h)):
+            raise self.refuse_rows()
+        self.call = call = self.unit.begin(h, self.live.control_signal)
+        self.inside, self.given = True, (args, kwargs)
+        self.projected.clear()
+        if call.added is None:
+            return None
+        source = call.source  # given twice where the host names the context of self-attention, too
+        changed = {name: source if each is h else each for name, each in kwargs.items()}
+        return tuple(source if each is h else each for each in args), changed
+
+    def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Tensor) -> Any:
+        """Finish what the module, or another extension's code for it, has computed."""
+        if self.plain or not self.inside or self.call is None:
+            return None
+        call, self.call, self.inside = self.call, None, False
+        if self.projected != set(PROJECTIONS):
+            raise self.refuse_uncalled()
+        if output.shape != call.h.shape:
+            raise self.refuse_rows()
+        self.applied = True
+        change = call.finish(output)
+        if self.live.weight == 1:
+            return change
+        if find_extension(vars(module).get("forward")):  # it may count its calls
+            raise self.refuse_weight()
+        args, kwargs = self.given
+        self.plain = True
+        try:
+            plain = module.forward(*args, **kwargs)
+        finally:
+            self.plain = False
+        return torch.lerp(plain, change, self.live.weight)
+
+    def make_projection(self, name: str) -> Callable[..., Tensor | None]:
+        def project(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            if self.plain or not self.live.is_on:
+                return None
+            x = inputs[0]
+            if not self.inside and (self.call is None or name == "to_q"):
+                self.call = self.begin_outside(x)
+            call = self.call
+            if call is None:
+                return None
+            self.check_parts(len(x), len(call.h) if self.inside else self.live.rows)
+            self.projected.add(name)
+            output = call.project(name, x, output)
+            if self.inside or name != "to_out":
+                return output
+            if self.projected != set(PROJECTIONS):
+                raise self.refuse_uncalled()
+            self.call, self.applied = None, True
+            self.projected.clear()
+            return call.finish(output)
+
+        return project
+
+    def begin_outside(self, x: Tensor) -> Call:
+        """Begin with a projection, where something attends without calling the module."""
+        if self.live.weight != 1:
+            raise self.refuse_weight()
+        if self.unit.control_convs is not None:
+            raise self.refuse_uncalled()
+        return self.unit.begin(x)
+
+    def check_parts(self, rows: int, of: int | None) -> None:
+        """Refuse rows that aren't all of the batch, or as many whole sets of it as fit a number of times."""
+        if self.unit.frames > 1 and of not in (None, rows) and (of % rows or rows % self.unit.frames):
+            raise self.refuse_rows()
+
+    @property
+    def by_place(self) -> bool:
+        """Whether rows and tokens count by their place in the batch and in the picture."""
+        return self.unit.frames > 1 or self.unit.control_convs is not None
+
+    @property
+    def others(self) -> str:
+        own = vars(self.module).get("forward")
+        found = [own] if find_extension(own) else list_attention_patches(self.live.options)
+        return name_extensions(found)
+
+    def refuse_rows(self) -> Refusal:
+        return Refusal(
+            f"{self.others} cuts the image into parts or changes the number of images within the UNet, which this "
+            "layer mode can't be used with: switch that off, or choose the layer mode 'foreground'."
         )
 
-    def undo() -> None:
-        nonlocal current
-        current = False  # another extension that wrapped `forward` meanwhile then passes through to what was before
-        if module.__dict__.get("forward") is forward:
-            if own is None:
-                del module.__dict__["forward"]
-            else:
-                module.forward = own
-        unit.release()
+    def refuse_uncalled(self) -> Refusal:
+        return Refusal(
+            f"{self.others} computes the UNet's attention by itself, so that this layer mode would have no effect: "
+            "switch that off."
+        )
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        _complete(undo)
+    def refuse_weight(self) -> Refusal:
+        return Refusal(
+            f"{self.others} computes the UNet's attention, which a layer mode can be used with in full only: set the "
+            "weight of the layer mode to 1, or switch the other extension off."
+        )
 
 
-def _read_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Hidden state and context of a call in either layout."""
-    names = (("x", "hidden_states"), ("context", "encoder_hidden_states"))
-    found: list[Any] = [*args[:2], *[None] * (2 - len(args[:2]))]
-    for index, choices in enumerate(names):
-        for name in choices:
-            if found[index] is None:
-                found[index] = kwargs.get(name)
-    return found[0], found[1]
+def _check_size(batch: Tensor, signals: Mapping[int, Tensor]) -> None:
+    """Refuse parts of a picture where the layer mode's image is that of the whole."""
+    largest = signals[max(signals)]
+    if batch.shape[-2:] != largest.shape[-2:]:
+        raise Refusal(
+            f"The UNet is given {list(batch.shape[-2:])} latent pixels and the layer mode's image has "
+            f"{list(largest.shape[-2:])}, as when another extension (such as Tiled Diffusion) samples in tiles: switch "
+            "that off, or choose a layer mode without an image."
+        )
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 @contextmanager

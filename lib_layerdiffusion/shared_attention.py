@@ -71,6 +71,37 @@ class UnitWeights:
     control: ControlWeights | None
 
 
+@dataclass
+class Call:
+    """A call of an attention module to which a unit adds its parts while and after the module computes."""
+
+    unit: AttentionSharingUnit
+    h: Tensor  # [(b f), n, c]
+    weights: UnitWeights
+    added: Tensor | None  # by the control signal
+
+    @property
+    def source(self) -> Tensor:
+        """What the module has to be given for the hidden state, [(b f), n, c]."""
+        return self.h if self.added is None else self.h + self.added
+
+    def project(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        """A projection's `output` for `x` with each frame's low-rank product; the frame runs fastest in the rows."""
+        factors = self.weights.low_rank[name]
+        x = x.to(factors[0].dtype)
+        if self.unit.frames == 1:
+            product = functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x)
+        else:
+            by_frame = x.unflatten(0, (-1, self.unit.frames))
+            product = functools.reduce(lambda x, factor: x @ factor.mT, factors, by_frame).flatten(0, 1)
+        return output + product.to(output.dtype)
+
+    def finish(self, change: Tensor) -> Tensor:
+        """What the module's result becomes: with the control signal and the attention between the frames."""
+        change = change if self.added is None else change + self.added
+        return change + self.unit.attend_between_frames(self.h + change, self.weights)
+
+
 class AttentionSharingUnit(nn.Module):
     """Stands in for one attention module: low-rank projections per frame, then attention between the frames.
 
@@ -154,24 +185,26 @@ class AttentionSharingUnit(nn.Module):
             return own + (shared - self._attend_plain(h, text, value))
         if weight == 0:
             return self._attend_plain(h, context, value)
+        call = self.begin(h, control_signal)
+        source = call.source
+        keys = source if context is None or context is h else context
+        values = keys if value is None or value is h else value
+        if extra_contexts is not None and keys is not source:
+            keys, values = (self._replace_contexts(part, extra_contexts, cond_mark) for part in (keys, values))
+        change = call.finish(self._attend_frames(call, keys, values))
+        if weight == 1:
+            return change
+        return torch.lerp(self._attend_plain(h, context, value), change, weight)
+
+    def begin(self, h: Tensor, control_signal: ControlSignal | None = None) -> Call:
+        """Prepare for a call of the module with `h` [(b f), tokens, c]; see `forward` for the rest."""
         if len(h) % self.frames:
             raise Refusal(
                 f"The UNet is given {len(h)} images and the layer mode makes sets of {self.frames}: "
                 f"choose a batch size that is a multiple of {self.frames}."
             )
         weights = self._prepare(h)
-        added = self._add_control(h, control_signal, weights)
-        source = h if added is None else h + added
-        keys = source if context is None or context is h else context
-        values = keys if value is None or value is h else value
-        if extra_contexts is not None and keys is not source:
-            keys, values = (self._replace_contexts(part, extra_contexts, cond_mark) for part in (keys, values))
-        change = self._attend_frames(source, keys, values, weights)
-        change = change if added is None else change + added
-        change = change + self._attend_between_frames(h + change, weights)
-        if weight == 1:
-            return change
-        return torch.lerp(self._attend_plain(h, context, value), change, weight)
+        return Call(self, h, weights, self._add_control(h, control_signal, weights))
 
     def release(self) -> None:
         """Let go of the copies of parameters and control signals that calls have made in the host's dtype."""
@@ -182,26 +215,20 @@ class AttentionSharingUnit(nn.Module):
         context = h if context is None else context
         value = context if value is None else value
         hidden = attend(attention.to_q(h), attention.to_k(context), attention.to_v(value), attention.heads)
-        linear, rest = _split_output(attention.to_out)
+        linear, rest = split_output(attention.to_out)
         return rest(linear(hidden))
 
-    def _attend_frames(self, h: Tensor, context: Tensor, value: Tensor, weights: UnitWeights) -> Tensor:
+    def _attend_frames(self, call: Call, keys: Tensor, values: Tensor) -> Tensor:
         attention = self.attention
-        low_rank = weights.low_rank
-        q = self._project(attention.to_q, h, low_rank["to_q"])
-        k = self._project(attention.to_k, context, low_rank["to_k"])
-        v = self._project(attention.to_v, value, low_rank["to_v"])
-        linear, rest = _split_output(attention.to_out)
-        return rest(self._project(linear, attend(q, k, v, attention.heads), low_rank["to_out"]))
+        source = call.source
+        q = call.project("to_q", source, attention.to_q(source))
+        k = call.project("to_k", keys, attention.to_k(keys))
+        v = call.project("to_v", values, attention.to_v(values))
+        linear, rest = split_output(attention.to_out)
+        mixed = attend(q, k, v, attention.heads)
+        return rest(call.project("to_out", mixed, linear(mixed)))
 
-    def _project(self, linear: Any, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
-        """Call the host's layer on all rows and add each frame's low-rank product."""
-        if self.frames == 1:
-            return linear(x) + functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x)
-        by_frame = x.unflatten(0, (-1, self.frames))
-        return linear(x) + functools.reduce(lambda x, factor: x @ factor.mT, factors, by_frame).flatten(0, 1)
-
-    def _attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
+    def attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
         """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
         linear = weights.linear
         x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
@@ -378,7 +405,7 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def _split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
+def split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
     """The output projection and what follows it (a dropout)."""
     if isinstance(to_out, nn.Sequential | nn.ModuleList):
         first, *rest = to_out

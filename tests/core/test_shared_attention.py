@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import deepcopy
 
 import pytest
 import torch
@@ -84,7 +85,12 @@ def compute(
         )
         change = project("to_out", host.to_out[0], attend_plainly(q, k, v))
         changes.append(change if added is None else change + added[row])
-    rows = torch.stack(changes)
+    return share(unit, h, torch.stack(changes))
+
+
+def share(unit: AttentionSharingUnit, h: Tensor, rows: Tensor) -> Tensor:
+    """`rows` [(b f), n, c], which the attention gave for h, with what the frames of a set see of each other."""
+    frames = unit.frames
     between = torch.empty_like(rows)
     for first in range(0, len(h), frames):
         for token in range(h.shape[1]):
@@ -472,7 +478,7 @@ def test_image_prompts_add_what_they_add_to_the_host_s_attention(frames: int) ->
 
 
 def test_image_prompts_of_diffusers() -> None:
-    """The same with the real attention and IP-Adapter processor, while the unit stands in for it."""
+    """The real attention and IP-Adapter processor compute: the frames' products change their projections."""
     processors = pytest.importorskip("diffusers.models.attention_processor")
     from lib_layerdiffusion.injection import shared_attention as stand_in
 
@@ -483,12 +489,22 @@ def test_image_prompts_of_diffusers() -> None:
     unet.eval().requires_grad_(False)
     h, text, image = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2), draw(4, 1, 4, WORDS_WIDTH, seed=3)
     plain, without = unet.attn2(h, (text, [image])), unet.attn2(h, (text, [image * 0]))
+    assert (plain - without).abs().max() > 0.05
     unit = make_unit(unet.attn2, 2)
     with stand_in(unet, {"attn2": unit}) as live:
         output = unet.attn2(h, encoder_hidden_states=(text, [image]))
         live.weight = 0
         assert torch.equal(unet.attn2(h, encoder_hidden_states=(text, [image])), plain)
-    assert_close(output, compute(unit, h, text) + plain - without)
+    rows: list[Tensor] = []
+    for row in range(4):
+        frame, merged = row % 2, deepcopy(unet.attn2)
+        for name in ("to_q", "to_k", "to_v", "to_out"):
+            low_rank = unit.get_submodule(f"{name}_lora.{frame}")
+            layer = merged.to_out[0] if name == "to_out" else merged.get_submodule(name)
+            layer.weight += low_rank.up.weight @ low_rank.down.weight
+        one = slice(row, row + 1)
+        rows.append(merged(h[one], (text[one], [image[one]]))[0])
+    assert_close(output, share(unit, h, torch.stack(rows)))
 
 
 def make_file(frames: int, rank: int, control: bool = False) -> tuple[dict[str, Tensor], list[nn.Module]]:

@@ -1,8 +1,9 @@
-"""Layers with a ControlNet unit: Forge's own, or the extension sd-webui-controlnet where that is installed."""
+"""Layers with other extensions that change attention or the UNet's batch, where they are installed in the WebUI."""
 
 from __future__ import annotations
 
 import urllib.error
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,122 @@ from PIL import Image
 from tests.e2e.server import CONTROL, encode
 
 if TYPE_CHECKING:
-    from tests.e2e.server import WebUIServer
+    from tests.e2e.server import Answer, WebUIServer
+
+TILES = {"width": 192, "height": 128, "prompt": "a red apple"}
+REGIONS = {"prompt": "a red apple BREAK a leaf"}
+COUPLE = {"prompt": "a red apple\na leaf"}
+FEEDBACK = Path(__file__).with_name("foreground.png")
+
+
+def divide(ratios: str) -> list[Any]:
+    """Regional Prompter's arguments: columns of these ratios, by attention."""
+    return [True, False, "Matrix", "Columns", "Mask", "Prompt", ratios, "", False, False, False, "Attention"]
+
+
+def tile(method: str, overlap: int) -> list[Any]:
+    """Tiled Diffusion's arguments: tiles of 16 x 16 latent pixels, up to four in a batch."""
+    return [True, method, False, True, 192, 128, 16, 16, overlap, 4]
+
+
+def like(most: float) -> list[Any]:
+    """FABRIC's arguments: the picture is liked, with this weight."""
+    return [[str(FEEDBACK)], [], True, 0.0, 1.0, most, most, 0.5, False, False, 0.5, 2048, -1]
+
+
+def couple(direction: str) -> list[Any]:
+    """forge-couple's arguments: two halves without a background."""
+    return [True, False, "Basic", "", direction, "None", 0.5, [], "off", False, False]
+
+
+# Script, two settings of it that differ in effect, and the request; those of the first column make no sense alone.
+CHANGES: dict[str, tuple[str, list[Any], list[Any], dict[str, Any]]] = {
+    "Regional Prompter": ("Regional Prompter", divide("1,1"), divide("3,1"), REGIONS),
+    "MultiDiffusion": ("Tiled Diffusion", tile("MultiDiffusion", 4), tile("MultiDiffusion", 12), TILES),
+    "Mixture of Diffusers": (
+        "Tiled Diffusion",
+        tile("Mixture of Diffusers", 4),
+        tile("Mixture of Diffusers", 12),
+        TILES,
+    ),
+    "FABRIC": ("FABRIC", like(0.2), like(1.0), {}),
+    "Forge Couple": ("Forge Couple", couple("Horizontal"), couple("Vertical"), COUPLE),
+    "StyleAlign": ("StyleAlign Integrated", [True, 0.5], [True, 1.0], {"batch_size": 2}),
+    "FreeU": ("FreeU Integrated", [True, 1.0, 1.0, 0.9, 0.2], [True, 1.4, 1.4, 0.9, 0.2], {}),
+    "self-attention guidance": ("SelfAttentionGuidance Integrated", [True, 0.2, 2.0, 1.0], [True, 2.0, 2.0, 1.0], {}),
+    "perturbed attention": ("PerturbedAttentionGuidance Integrated", [True, 1.0], [True, 4.0], {}),
+}
+FRAMES = {"foreground": 1, "together": 3, "background_to_foreground": 2}
+CUT = (
+    " cuts the image into parts or changes the number of images within the UNet, which this layer mode can't be used "
+    "with: switch that off, or choose the layer mode 'foreground'."
+)
+REFUSED = {
+    ("Forge Couple", "together"): f"sd-forge-couple{CUT}",
+    ("FABRIC", "together"): f"sd-webui-fabric{CUT}",
+    ("MultiDiffusion", "background_to_foreground"): (
+        "The UNet is given [16, 16] latent pixels and the layer mode's image has [16, 24], as when another extension "
+        "(such as Tiled Diffusion) samples in tiles: switch that off, or choose a layer mode without an image."
+    ),
+}
+RUN = [
+    *((name, mode) for name in CHANGES for mode in ("foreground", "together")),
+    ("MultiDiffusion", "background_to_foreground"),
+]
+
+
+def need_script(webui: WebUIServer, start: str, tab: str = "txt2img") -> str:
+    """The installed script whose title begins so, as the WebUI's API calls it."""
+    found = [title for title in webui.get("/sdapi/v1/scripts")[tab] if title.startswith(start.casefold())]
+    if not found:
+        pytest.skip(f"{start} isn't installed in this WebUI")
+    return found[0]
+
+
+@pytest.mark.seen("{mode}", "with {name}")
+@pytest.mark.parametrize(("name", "mode"), RUN, ids=lambda value: value.replace(" ", "-"))
+def test_what_changes_attention_or_batch(webui: WebUIServer, name: str, mode: str) -> None:
+    """It has its effect with layers, too, or is refused in a sentence; afterwards pictures without it are unchanged."""
+    title, gentle, strong, request = CHANGES[name]
+    title = need_script(webui, title)
+    layers: dict[str, Any] = {"mode": mode}
+    if mode == "background_to_foreground":
+        layers["background_image"] = encode(Image.linear_gradient("L").resize((192, 128)).convert("RGB"))
+
+    def ask(args: list[Any] | None) -> Answer:
+        scripts = {"LayerDiffuse": {"args": [layers]}} | ({} if args is None else {title: {"args": args}})
+        return webui.txt2img(alwayson_scripts=scripts, **request)
+
+    without = ask(None)
+    if sentence := REFUSED.get((name, mode)):
+        answer = ask(gentle)
+        assert (answer.status, answer.body["detail"]) == (422, sentence)
+    else:
+        shown = [np.asarray(image).astype(int) for image in without.images]
+        images = [[np.asarray(image).astype(int) for image in ask(args).images] for args in (gentle, strong)]
+        count = request.get("batch_size", 1) * FRAMES[mode]
+        assert [len(each) for each in (shown, *images)] == [count] * 3
+        assert [each.shape[2] for each in images[0]] == [4, 3, 3][: FRAMES[mode]] * (count // FRAMES[mode])
+        for one, other, plain in zip(*images, shown, strict=True):
+            assert abs(one - plain).max() > 2
+            assert abs(one - other).max() > 2, "its setting has no effect"
+    assert ask(None).encoded == without.encoded
+
+
+@pytest.mark.seen("{mode}", "Ultimate SD Upscale")
+@pytest.mark.parametrize("mode", ["foreground", "together"])
+def test_ultimate_upscale(webui: WebUIServer, mode: str) -> None:
+    """It paints in tiles through masks of its own: the picture stays opaque, is that without layers, and it is said."""
+    title = need_script(webui, "Ultimate SD upscale", "img2img")
+    start = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
+    args = [None, 128, 128, 8, 32, 64, 0.35, 32, 0, True, 0, False, 8, 0, 2, 2048, 2048, 1.5]
+    request = {"script_name": title, "script_args": args, "denoising_strength": 0.4}
+    plain = webui.img2img(start, **request)
+    answer = webui.img2img(start, [{"mode": mode}], **request)
+    assert [(image.mode, image.size) for image in answer.images] == [("RGB", (192, 192))]
+    assert answer.images[0].tobytes() == plain.images[0].tobytes()
+    (note,) = answer.info["extra_generation_params"]["layerdiffusion_notes"]
+    assert note.startswith("The script 'Ultimate SD upscale' paints in tiles")
 
 
 @pytest.fixture(scope="module")

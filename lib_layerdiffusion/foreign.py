@@ -1,0 +1,53 @@
+"""Whose code it is that changes a model, for sentences that name what to switch off."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+FOLDERS = ("extensions", "extensions-builtin")  # of WebUIs
+
+
+def name_extensions(functions: Iterable[Any]) -> str:
+    """The folders of the extensions that these functions come from, as the subject of a sentence."""
+    names = dict.fromkeys(name for each in functions if (name := find_extension(each)))
+    return " and ".join(names) or "Another extension"
+
+
+def find_extension(function: Any) -> str | None:
+    """The folder of the extension that a function comes from; None when it isn't an extension's."""
+    for each in _peel(function):
+        code = getattr(each, "__code__", None) or getattr(type(each).__call__, "__code__", None)
+        *folders, _file = PurePath(getattr(code, "co_filename", "")).parts or ("",)
+        for place, name in itertools.pairwise(folders):
+            if place in FOLDERS:
+                return name
+    return None
+
+
+def list_attention_patches(options: Mapping[str, Any] | None) -> list[Any]:
+    """The functions by which a Forge model's `transformer_options` change attention."""
+    parts = [part for name in ("patches", "patches_replace") for part in (options or {}).get(name, {}).items()]
+    return [function for name, part in parts if "attn" in name for function in _flatten(part)]
+
+
+def _peel(function: Any) -> Iterator[Any]:
+    """A function, and those that it wraps: an extension's own may be inside a library's decorator, or around one."""
+    while function is not None:
+        yield function
+        function = function.func if isinstance(function, functools.partial) else getattr(function, "__wrapped__", None)
+
+
+def _flatten(part: Any) -> Iterator[Any]:
+    match part:
+        case Mapping():
+            for each in part.values():
+                yield from _flatten(each)
+        case Sequence():
+            for each in part:
+                yield from _flatten(each)
+        case _:
+            yield part
