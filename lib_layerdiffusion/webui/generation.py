@@ -192,7 +192,8 @@ class Generation:
     @step
     def set_frame_prompts(self) -> None:
         """Give each frame of a set the set's prompt with its own additional one before it; `process_batch`."""
-        p, plan = self.p, self.plan
+        p = self.p
+        plan = self._plan(*self.plan.size)  # again, for another extension may have put AND into the prompts meanwhile
         frames = len(plan.frames)
         extras = [_strip_networks(extra) for extra in plan.prompts]
         for name, added in (("prompts", extras), ("hr_prompts", extras), ("negative_prompts", None)):
@@ -403,7 +404,9 @@ class Generation:
             batch=p.batch_size // (len(self.mode.frames) if self.options.batch_counts == "sets" else 1),
             steps=p.steps,
             unet_channels=host.unet_channels,
-            combined_prompts=any(re.search(r"\bAND\b", prompt) for prompt in p.all_prompts),
+            combined_prompts=any(
+                re.search(r"\bAND\b", each) for each in (*p.all_prompts, *(getattr(p, "prompts", None) or ()))
+            ),
             transparent_input=bool(self.starts) or self._encodes_first_pass(),
         )
 

@@ -1,8 +1,13 @@
-"""Layers with other extensions that change attention or the UNet's batch, where they are installed in the WebUI."""
+"""Layers with other extensions that change attention or the UNet's batch, where they are installed in the WebUI.
+
+AUTOMATIC1111 runs most of it with the embedded model and made-up layer files of its width, which is many times faster.
+"""
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.server import CONTROL, encode
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
+from tests.e2e.server import CHECKPOINTS, CONTROL, encode, is_forge
 
 if TYPE_CHECKING:
     from tests.e2e.server import Answer, WebUIServer
 
-TILES = {"width": 192, "height": 128, "prompt": "a red apple"}
-REGIONS = {"prompt": "a red apple BREAK a leaf"}
+NARROW = "layerdiffusion-narrow"
+TILES = {"width": 192, "height": 128}
+REGIONS = {"prompt": "a red apple BREAK a leaf", "width": 128, "height": 128}
 COUPLE = {"prompt": "a red apple\na leaf"}
 FEEDBACK = Path(__file__).with_name("foreground.png")
 
@@ -85,19 +92,71 @@ def need_script(webui: WebUIServer, start: str, tab: str = "txt2img") -> str:
     return found[0]
 
 
+def choose(server: WebUIServer, checkpoint: str) -> None:
+    assert server.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{checkpoint}.safetensors"}).status == 200
+
+
+@pytest.fixture(scope="module")
+def narrow(webui_server: WebUIServer) -> Iterator[WebUIServer]:
+    """The WebUI with a narrow checkpoint and a file for each of SD1.5's modes, or as it is if it takes none."""
+    if is_forge(webui_server.folder):
+        yield webui_server
+        return
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    from tests.tiny_models import attention_file
+
+    models = webui_server.folder / "models"
+    layers = models / "layer_model" / NARROW
+    shutil.rmtree(layers, ignore_errors=True)
+    a1111_checkpoint.write(EMBEDDED_FOLDER, models, layers, NARROW)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED_FOLDER / "unet"))
+    for name, frames, control in (("joint", 3, False), ("bg2fg", 2, True)):
+        save_file(attention_file(unet, frames, control), layers / f"layer_sd15_{name}.safetensors")
+    webui_server.look_at_model()  # it answers while its first checkpoint is being loaded, and mixes up two loads
+    assert webui_server.post("/sdapi/v1/refresh-checkpoints").status == 200
+    choose(webui_server, NARROW)
+    yield webui_server
+    choose(webui_server, CHECKPOINTS["sd15"])
+
+
+@pytest.fixture
+def host(narrow: WebUIServer, narrow_before: dict[str, Any]) -> Iterator[WebUIServer]:
+    """That WebUI; after the test its weights, modules and next pictures have to be the same, byte for byte."""
+    yield narrow
+    assert look(narrow) == narrow_before
+
+
+@pytest.fixture(scope="module")
+def narrow_before(narrow: WebUIServer) -> dict[str, Any]:
+    """Its state before the first test."""
+    state = look(narrow)
+    assert state["model"]["hooked"] == []
+    return state
+
+
+def look(server: WebUIServer) -> dict[str, Any]:
+    small = {"width": 64, "height": 64}
+    pictures = {mode: server.txt2img(mode and [{"mode": mode}], **small).encoded for mode in (None, "foreground")}
+    return {"model": server.look_at_model(), "pictures": pictures}
+
+
 @pytest.mark.seen("{mode}", "with {name}")
 @pytest.mark.parametrize(("name", "mode"), RUN, ids=lambda value: value.replace(" ", "-"))
-def test_what_changes_attention_or_batch(webui: WebUIServer, name: str, mode: str) -> None:
+def test_what_changes_attention_or_batch(host: WebUIServer, name: str, mode: str) -> None:
     """It has its effect with layers, too, or is refused in a sentence; afterwards pictures without it are unchanged."""
     title, gentle, strong, request = CHANGES[name]
-    title = need_script(webui, title)
+    title = need_script(host, title)
     layers: dict[str, Any] = {"mode": mode}
     if mode == "background_to_foreground":
         layers["background_image"] = encode(Image.linear_gradient("L").resize((192, 128)).convert("RGB"))
 
     def ask(args: list[Any] | None) -> Answer:
         scripts = {"LayerDiffuse": {"args": [layers]}} | ({} if args is None else {title: {"args": args}})
-        return webui.txt2img(alwayson_scripts=scripts, **request)
+        return host.txt2img(alwayson_scripts=scripts, **{"width": 64, "height": 64} | request)
 
     without = ask(None)
     if sentence := REFUSED.get((name, mode)):
@@ -117,14 +176,14 @@ def test_what_changes_attention_or_batch(webui: WebUIServer, name: str, mode: st
 
 @pytest.mark.seen("{mode}", "Ultimate SD Upscale")
 @pytest.mark.parametrize("mode", ["foreground", "together"])
-def test_ultimate_upscale(webui: WebUIServer, mode: str) -> None:
+def test_ultimate_upscale(host: WebUIServer, mode: str) -> None:
     """It paints in tiles through masks of its own: the picture stays opaque, is that without layers, and it is said."""
-    title = need_script(webui, "Ultimate SD upscale", "img2img")
+    title = need_script(host, "Ultimate SD upscale", "img2img")
     start = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
     args = [None, 128, 128, 8, 32, 64, 0.35, 32, 0, True, 0, False, 8, 0, 2, 2048, 2048, 1.5]
     request = {"script_name": title, "script_args": args, "denoising_strength": 0.4}
-    plain = webui.img2img(start, **request)
-    answer = webui.img2img(start, [{"mode": mode}], **request)
+    plain = host.img2img(start, **request)
+    answer = host.img2img(start, [{"mode": mode}], **request)
     assert [(image.mode, image.size) for image in answer.images] == [("RGB", (192, 192))]
     assert answer.images[0].tobytes() == plain.images[0].tobytes()
     (note,) = answer.info["extra_generation_params"]["layerdiffusion_notes"]
