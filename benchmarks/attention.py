@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def shortest(work: Callable[[], Any]) -> float:
 def measure(size: int) -> dict[str, float]:
     from backend.nn.unet import CrossAttention  # pyright: ignore[reportMissingImports]
 
+    from lib_layerdiffusion.injection import shared_attention
     from lib_layerdiffusion.shared_attention import AttentionSharingUnit
 
     seconds = {"plain": 0.0, "foreground": 0.0}
@@ -41,8 +43,10 @@ def measure(size: int) -> dict[str, float]:
         for width, context in ((None, None), (TEXT, torch.randn(2, WORDS, TEXT))):
             own = CrossAttention(channels, context_dim=width, heads=8, dim_head=channels // 8).eval()
             unit = AttentionSharingUnit(own, frames=1).eval().requires_grad_(False)
-            for name, module in (("plain", own), ("foreground", unit)):
-                seconds[name] += blocks * shortest(lambda module=module, args=(hidden, context): module(*args))
+            unet = torch.nn.ModuleDict({"attention": own})
+            for name, hooks in (("plain", nullcontext()), ("foreground", shared_attention(unet, {"attention": unit}))):
+                with hooks:
+                    seconds[name] += blocks * shortest(lambda own=own, args=(hidden, context): own(*args))
     return seconds
 
 
