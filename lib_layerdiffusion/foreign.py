@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-FOLDERS = ("extensions", "extensions-builtin")  # of WebUIs
+INSTALLED = ("extensions",)  # a WebUI's folder for those that users install
+FOLDERS = (*INSTALLED, "extensions-builtin")
 
 
 def name_extensions(functions: Iterable[Any]) -> str:
@@ -17,13 +18,13 @@ def name_extensions(functions: Iterable[Any]) -> str:
     return " and ".join(names) or "Another extension"
 
 
-def find_extension(function: Any) -> str | None:
-    """The folder of the extension that a function comes from; None when it isn't an extension's."""
+def find_extension(function: Any, folders: Sequence[str] = FOLDERS) -> str | None:
+    """The extension that a function comes from, by its place in one of the folders; None when it isn't one's."""
     for each in _peel(function):
         code = getattr(each, "__code__", None) or getattr(type(each).__call__, "__code__", None)
-        *folders, _file = PurePath(getattr(code, "co_filename", "")).parts or ("",)
-        for place, name in itertools.pairwise(folders):
-            if place in FOLDERS:
+        *parts, _file = PurePath(getattr(code, "co_filename", "")).parts or ("",)
+        for place, name in itertools.pairwise(parts):
+            if place in folders:
                 return name
     return None
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_layerdiffusion.foreign import find_extension, list_attention_patches, name_extensions
+from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import PROJECTIONS, AttentionSharingUnit, Call, ControlSignal, split_output
 from lib_layerdiffusion.weights.patches import LoraPatch, Patch, Patches
@@ -334,14 +334,12 @@ class _HookedAttention:
         projections["to_out"] = split_output(projections["to_out"])[0]
         with ExitStack() as stack:
             stack.callback(self.unit.release)
-            for handle in (
-                block.register_forward_pre_hook(self.expect),
-                block.register_forward_hook(self.check),
-                self.module.register_forward_pre_hook(self.enter, with_kwargs=True),
-                self.module.register_forward_hook(self.leave, with_kwargs=True),
-                *(layer.register_forward_hook(self.make_projection(name)) for name, layer in projections.items()),
-            ):
-                stack.callback(_complete, handle.remove)
+            stack.callback(_complete, block.register_forward_pre_hook(self.expect).remove)
+            stack.callback(_complete, block.register_forward_hook(self.check).remove)
+            stack.callback(_complete, self.module.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
+            stack.callback(_complete, self.module.register_forward_hook(self.leave, with_kwargs=True).remove)
+            for name, layer in projections.items():
+                stack.callback(_complete, layer.register_forward_hook(self.make_projection(name)).remove)
             yield
 
     def expect(self, _block: nn.Module, _inputs: tuple[Any, ...]) -> None:
@@ -372,7 +370,8 @@ class _HookedAttention:
         """Finish what the module, or another extension's code for it, has computed."""
         if self.plain or not self.inside or self.call is None:
             return None
-        call, self.call, self.inside = self.call, None, False
+        call, (args, kwargs) = self.call, self.given
+        self.call, self.inside, self.given = None, False, ((), {})
         if self.projected != set(PROJECTIONS):
             raise self.refuse_uncalled()
         if output.shape != call.h.shape:
@@ -381,9 +380,8 @@ class _HookedAttention:
         change = call.finish(output)
         if self.live.weight == 1:
             return change
-        if find_extension(vars(module).get("forward")):  # it may count its calls
+        if find_extension(vars(module).get("forward"), INSTALLED):  # it may count its calls
             raise self.refuse_weight()
-        args, kwargs = self.given
         self.plain = True
         try:
             plain = module.forward(*args, **kwargs)
@@ -396,12 +394,10 @@ class _HookedAttention:
             if self.plain or not self.live.is_on:
                 return None
             x = inputs[0]
-            if not self.inside and (self.call is None or name == "to_q"):
+            self.check_parts(len(x), len(self.call.h) if self.inside and self.call else self.live.rows)
+            if self.call is None or (name == "to_q" and not self.inside):
                 self.call = self.begin_outside(x)
             call = self.call
-            if call is None:
-                return None
-            self.check_parts(len(x), len(call.h) if self.inside else self.live.rows)
             self.projected.add(name)
             output = call.project(name, x, output)
             if self.inside or name != "to_out":
@@ -434,7 +430,7 @@ class _HookedAttention:
 
     @property
     def others(self) -> str:
-        own = vars(self.module).get("forward")
+        own = self.module.forward
         found = [own] if find_extension(own) else list_attention_patches(self.live.options)
         return name_extensions(found)
 
