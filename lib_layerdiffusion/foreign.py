@@ -13,9 +13,9 @@ FOLDERS = (*INSTALLED, "extensions-builtin")
 
 
 def name_extensions(functions: Iterable[Any]) -> str:
-    """The folders of the extensions that these functions come from, as the subject of a sentence."""
+    """The folders of the extensions that these functions come from, as the subject of a sentence; "" for none."""
     names = dict.fromkeys(name for each in functions if (name := find_extension(each)))
-    return " and ".join(names) or "Another extension"
+    return " and ".join(names)
 
 
 def find_extension(function: Any, folders: Sequence[str] = FOLDERS) -> str | None:

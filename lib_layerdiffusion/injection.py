@@ -23,6 +23,8 @@ from lib_layerdiffusion.weights.patches import LoraPatch, Patch, Patches
 Active: TypeAlias = "Callable[[], bool] | None"
 Compute: TypeAlias = "Callable[[Tensor], Tensor]"
 
+OTHERS = "Another extension"
+HYPERTILE = f"{OTHERS} (such as Hypertile)"
 NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
@@ -436,20 +438,20 @@ class _HookedAttention:
 
     def refuse_rows(self) -> Refusal:
         return Refusal(
-            f"{self.others} cuts the image into parts or changes the number of images within the UNet, which this "
-            "layer mode can't be used with: switch that off, or choose the layer mode 'foreground'."
+            f"{self.others or HYPERTILE} cuts the image into parts or changes the number of images within the UNet, "
+            "which this layer mode can't be used with: switch that off, or choose the layer mode 'foreground'."
         )
 
     def refuse_uncalled(self) -> Refusal:
         return Refusal(
-            f"{self.others} computes the UNet's attention by itself, so that this layer mode would have no effect: "
-            "switch that off."
+            f"{self.others or OTHERS} computes the UNet's attention by itself, so that this layer mode would have no "
+            "effect: switch that off."
         )
 
     def refuse_weight(self) -> Refusal:
         return Refusal(
-            f"{self.others} computes the UNet's attention, which a layer mode can be used with in full only: set the "
-            "weight of the layer mode to 1, or switch the other extension off."
+            f"{self.others or OTHERS} computes the UNet's attention, which a layer mode can be used with in full only: "
+            "set the weight of the layer mode to 1, or switch the other extension off."
         )
 
 
