@@ -49,7 +49,7 @@ def couple(direction: str) -> list[Any]:
     return [True, False, "Basic", "", direction, "None", 0.5, [], "off", False, False]
 
 
-# Script, two settings of it that differ in effect, and the request; those of the first column make no sense alone.
+# Script, two settings of it that differ in effect, and the request.
 CHANGES: dict[str, tuple[str, list[Any], list[Any], dict[str, Any]]] = {
     "Regional Prompter": ("Regional Prompter", divide("1,1"), divide("3,1"), REGIONS),
     "MultiDiffusion": ("Tiled Diffusion", tile("MultiDiffusion", 4), tile("MultiDiffusion", 12), TILES),
