@@ -26,6 +26,9 @@ class Shape(scripts.Script):
     def show(self, is_img2img):
         return scripts.AlwaysVisible
 
+    def ui(self, is_img2img):
+        return []  # None, as without this method, keeps a script off the API's list
+
     def process(self, p, *args):
         from lib_layerdiffusion.enums import Method as imported_late
         p.extra_generation_params["Shape"] = f"{METHOD} {imported_late is Method}"
