@@ -18,7 +18,7 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageCms, ImageOps, UnidentifiedImageError
 
-from .refusal import Refusal
+from .refusal import Refusal, using_path
 
 logger = logging.getLogger(__name__)
 
@@ -103,21 +103,15 @@ def _read_array(image: NDArray[Any]) -> Bytes:
 
 def _read_file(path: Path) -> Bytes:
     cure = "save or download it again"
-    try:
+    with using_path(path):
         if path.is_dir():
             raise Refusal(f"{path} is a folder, not an image: name an image file in it.")
         if path.exists() and not path.is_file():
             raise Refusal(f"{path} is not an ordinary file: name a PNG, JPEG or WebP file.")
         if path.stat().st_size == 0:
-            raise Refusal(f"{path} is an empty file: save or download it again.")
+            raise Refusal(f"{path} is an empty file: {cure}.")
         with _refusing(str(path), cure), open_image(path, str(path), cure) as image:
             return _convert(image, str(path))
-    except FileNotFoundError:
-        raise Refusal(f"There is no file {path}: check its name and folder.") from None
-    except PermissionError:
-        raise Refusal(f"{path} may not be read: change its permissions or copy it elsewhere.") from None
-    except (OSError, ValueError) as error:  # such as a name that no file can have
-        raise Refusal(f"{str(path)[:200]!r} can't be opened ({_quote(error)}): name another file.") from error
 
 
 @contextmanager

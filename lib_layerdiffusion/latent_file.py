@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from lib_layerdiffusion.export import whole_file
-from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.weights.header import UnreadableFileError, read_header
+from lib_layerdiffusion.refusal import Refusal, using_path
+from lib_layerdiffusion.weights.header import UnreadableFileError, read_header, read_tensors
 
 FORMAT = "layerdiffusion latent, VAE space"
+CURE = "make one with `layerdiffusion encode`"
 LATENT_SIDE_LIMIT = 2048  # of the latent: 16384 pixels
 
 
@@ -40,40 +42,37 @@ class LatentFile:
             file.write(self.to_bytes())
 
 
-def read_latent(path: str | os.PathLike[str]) -> LatentFile:
-    """Read a file that `LatentFile.save` wrote, or refuse with what is wrong with it."""
-    path = Path(path)
-    cure = "make one with `layerdiffusion encode`"
-    if not path.is_file():
-        raise Refusal(f"There is no latent file at {path}; {cure}.")
+def read_latent(source: str | os.PathLike[str] | BufferedIOBase, name: str = "", cure: str = CURE) -> LatentFile:
+    """Read a file that `LatentFile.save` wrote, by its path or open, or refuse with what is wrong with it.
+
+    `name` and `cure`: of the sentence, where it isn't about a path.
+    """
+    if isinstance(source, str | os.PathLike):
+        source = Path(source)
+        name = str(source)
+        with using_path(source):
+            if not source.is_file():
+                raise Refusal(f"There is no latent file at {source}; {cure}.")
     try:
-        read_header(path)
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, str] = file.metadata() or {}
-            latent: Tensor | None = file.get_tensor("latent") if "latent" in file.keys() else None  # noqa: SIM118
-            if latent is not None:  # narrow types, such as float8, can't be computed with
-                latent = latent.float() if latent.is_floating_point() else None
+        header = read_header(source)
+        shape = header.shapes.get("latent", ())
+        whole_numbers = not header.dtypes.get("latent", "").startswith(("F", "BF"))
+        if whole_numbers or header.metadata.get("format") != FORMAT or len(header.shapes) > 1:
+            raise Refusal(f"{name} doesn't hold a LayerDiffusion latent; {cure}.")
+        if len(shape) != 4 or shape[:2] != (1, 4) or not 1 <= min(shape[2:]) <= max(shape[2:]) <= LATENT_SIDE_LIMIT:
+            raise Refusal(f"The latent in {name} has the shape {shape} instead of (1, 4, h, w); {cure}.")
+        ((_, latent),) = read_tensors(source, header)
     except UnreadableFileError as problem:
-        raise Refusal(f"{path} {problem}; {cure}.") from problem
-    except (SafetensorError, OSError, AttributeError) as error:  # AttributeError: a type that this torch doesn't know
-        raise Refusal(f"{path} isn't a readable .safetensors file; {cure}.") from error
-    if latent is None or about.get("format") != FORMAT:
-        raise Refusal(f"{path} doesn't hold a LayerDiffusion latent; {cure}.")
-    if (
-        latent.ndim != 4
-        or latent.shape[:2] != (1, 4)
-        or not 1 <= min(latent.shape[2:]) <= max(latent.shape[2:]) <= LATENT_SIDE_LIMIT
-    ):
-        raise Refusal(f"The latent in {path} has the shape {tuple(latent.shape)} instead of (1, 4, h, w); {cure}.")
+        raise Refusal(f"{name} {problem}; {cure}.") from problem
+    latent = latent.float()  # narrow types, such as float8, can't be computed with
     if not torch.isfinite(latent).all():
-        raise Refusal(f"The latent in {path} holds NaN or infinite values; {cure}.")
-    height, width = (
-        _size(about, name, 8 * side) for name, side in (("height", latent.shape[2]), ("width", latent.shape[3]))
-    )
+        raise Refusal(f"The latent in {name} holds NaN or infinite values; {cure}.")
+    about = header.metadata
+    height, width = (_size(about, name, 8 * side) for name, side in (("height", shape[2]), ("width", shape[3])))
     return LatentFile(latent, width, height, about.get("model", ""))
 
 
-def _size(about: dict[str, str], name: str, whole: int) -> int:
+def _size(about: Mapping[str, str], name: str, whole: int) -> int:
     """Read the image's side from the metadata; what is absent or impossible means the whole latent."""
     text = about.get(name, "")
     return int(text) if re.fullmatch("[0-9]{1,6}", text) and 1 <= int(text) <= whole else whole

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_WORDS = ("no space left", "os error 28", "unexpected pos")  # of Python, safetensors and torch.save
 
 # Of CUDA, ROCm, XPU and MPS; and of DirectML and the processor.
 MEMORY_WORDS = ("out of memory", "allocate")
@@ -20,6 +25,40 @@ def list_choices(asked: object, choices: Iterable[object]) -> str:
     near = get_close_matches(str(asked).casefold(), folded, n=1)
     meant = f"did you mean {folded[near[0]]!r}, or another of" if near else "allowed are"
     return f"{meant} {', '.join(allowed)}"
+
+
+@contextmanager
+def using_path(path: object) -> Iterator[None]:
+    """Turn what the system says to a path that can't be read or written into a Refusal."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # NUL in the name; a ~name that is nobody's
+        raise refuse_path(path, error) from error
+
+
+def refuse_path(path: object, error: Exception) -> Refusal:
+    """The sentence for a path that the system refuses: there is none, no permission, too long, no space left ..."""
+    match getattr(error, "errno", None):
+        case errno.ENOSPC | errno.EDQUOT:
+            cure = "free some space or choose another folder"
+        case errno.ENAMETOOLONG:
+            cure = "choose a shorter name"
+        case errno.EEXIST | errno.ENOTDIR:
+            cure = "a file is in the way, so choose another name"
+        case errno.EISDIR:
+            cure = "name a file in it, or choose another name"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            cure = "change its permissions, or choose another place"
+        case _:
+            cure = "check its name and folder"
+    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    name = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
+    return Refusal(f"{name if name.isprintable() else repr(name)} can't be used ({reason}): {cure}.")
+
+
+def lacks_space(error: BaseException) -> bool:
+    """Whether writing failed because the disk is full; with some libraries only the words tell."""
+    return getattr(error, "errno", None) in NO_SPACE or any(each in str(error).casefold() for each in NO_SPACE_WORDS)
 
 
 def lacks_memory(error: BaseException) -> bool:

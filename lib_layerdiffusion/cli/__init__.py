@@ -17,7 +17,7 @@ from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
 from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
-from lib_layerdiffusion.refusal import Refusal, lacks_memory
+from lib_layerdiffusion.refusal import Refusal, lacks_memory, lacks_space, refuse_path
 from lib_layerdiffusion.version import __version__
 
 EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None or isinstance(error, ConnectionError):
             return _fault(error, debug)
-        name = str(error.filename)[:200]
-        return _say(f"{name!r} can't be used ({error.strerror}); check its name and permissions.", EXIT_REFUSED)
+        return _say(str(refuse_path(error.filename, error)), EXIT_REFUSED)
     except KeyboardInterrupt:
         return _say("Interrupted; every file that was written is whole.", EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
@@ -121,6 +120,8 @@ def _fault(error: Exception, debug: bool) -> int:
     if lacks_memory(error):
         cure = "choose a smaller --width, --height or --batch, or --views 1"
         return _say(f"There is not enough memory for this; {cure}.", EXIT_REFUSED)
+    if lacks_space(error):
+        return _say("The disk is full; free some space or choose another folder.", EXIT_REFUSED)
     if debug:
         logging.getLogger(__name__).error("Unexpected error", exc_info=error)
     reason = next(iter(str(error).splitlines()), "")

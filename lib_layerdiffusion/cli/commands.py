@@ -30,7 +30,7 @@ from lib_layerdiffusion.export.atlas import AtlasOptions
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
-from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, reading_path
+from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
 from lib_layerdiffusion.image_file import MAX_PIXELS, read_image
 from lib_layerdiffusion.infotext import mark_preview
@@ -41,7 +41,7 @@ from lib_layerdiffusion.modes import ROLES, Role, any_row
 from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, count_sets
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Refusal, using_path
 from lib_layerdiffusion.upscaling import load_upscaler
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
@@ -169,7 +169,7 @@ def composite(arguments: argparse.Namespace) -> int:
     if len(set(sizes.values())) > 1:
         named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
         raise Refusal(f"Layers must have one size, but {named}; resize them first.")
-    with reading_path(arguments.over):
+    with using_path(arguments.over):
         is_image = bool(Path(arguments.over).suffix) or Path(arguments.over).is_file()
     if is_image:
         behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1])
@@ -225,7 +225,7 @@ def _find_images(places: Sequence[Path]) -> list[Path]:
     """The images themselves, and in place of each folder the PNGs in it by their names."""
     paths: list[Path] = []
     for place in places:
-        with reading_path(place):
+        with using_path(place):
             if place.is_dir():
                 found = sorted(file for file in place.iterdir() if file.suffix.lower() == ".png")
                 if not found:
@@ -304,7 +304,7 @@ def _read_prompts(words: Sequence[str]) -> list[str]:
 
 
 def _read_file(path: Path, limit: int = PROMPTS_LIMIT) -> bytes:
-    with reading_path(path):
+    with using_path(path):
         if not path.is_file():
             raise Refusal(f"There is no file {path} of prompts: name a text file after @, or write the prompt itself.")
         with path.open("rb") as file:
@@ -347,7 +347,7 @@ def _store(arguments: argparse.Namespace) -> WeightStore:
     """Search --weights, then the model's own folder, then the cache, where downloads go."""
     model = model_path(arguments.model)
     given: Path | None = arguments.weights
-    with reading_path(given or model):
+    with using_path(given or model):
         if given and not given.is_dir():
             raise Refusal(f"There is no folder {given}; --weights takes the folder of the layer weight files.")
         folders = [folder for folder in (given, model / "layer_model") if folder and folder.is_dir()]

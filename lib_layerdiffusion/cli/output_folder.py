@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import refuse_path
 
 
 class OutputFolder:
@@ -28,7 +27,7 @@ class OutputFolder:
                 pass
         except (OSError, ValueError) as error:  # ValueError: NUL in the name
             self._remove_empty()
-            raise self._refuse(error) from error
+            raise refuse_path(self.path, error) from error
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -52,7 +51,7 @@ class OutputFolder:
                 else:
                     return path
         except OSError as error:
-            raise self._refuse(error) from error
+            raise refuse_path(self.path, error) from error
         finally:
             with contextlib.suppress(OSError):
                 made.unlink(missing_ok=True)
@@ -62,19 +61,6 @@ class OutputFolder:
         for folder in self._made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-    def _refuse(self, error: OSError | ValueError) -> Refusal:
-        if not isinstance(error, OSError):
-            return Refusal(f"{str(self.path)[:200]!r} can't be a folder ({error}): choose another name with --out.")
-        if error.errno == errno.ENAMETOOLONG:
-            return Refusal(f"The name {str(self.path)[:200]}... is too long: choose a shorter one with --out.")
-        if error.errno == errno.ENOSPC:
-            cure = "free some space or choose another folder with --out"
-        elif isinstance(error, (NotADirectoryError, FileExistsError)):
-            cure = "a file is in the way, so choose another folder with --out"
-        else:
-            cure = "choose a folder that you may write to with --out"
-        return Refusal(f"Can't write to the folder {self.path}: {error.strerror or error}; {cure}.")
 
 
 def _name(made: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion import infotext
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
-from lib_layerdiffusion.hosts.pipelines import GUIDANCE, reading_path
+from lib_layerdiffusion.hosts.pipelines import GUIDANCE
 from lib_layerdiffusion.hosts.prompts import encode_prompts, needs_encoding
 from lib_layerdiffusion.hosts.samplers import describe
 from lib_layerdiffusion.image_file import has_transparency, read_image
@@ -27,7 +27,7 @@ from lib_layerdiffusion.options import LayerOptions, check_text
 from lib_layerdiffusion.outputs import name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
-from lib_layerdiffusion.refusal import Refusal, list_choices
+from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
 from lib_layerdiffusion.session import Image, Progress, Session
 from lib_layerdiffusion.views import Cancelled
 from lib_layerdiffusion.weights import WeightStore, cache_folder
@@ -395,7 +395,7 @@ def _open_store(pipe: Any, weights: WeightStore | Path | str | None) -> WeightSt
     if isinstance(weights, WeightStore):
         return weights
     if weights is not None:
-        with reading_path(weights):
+        with using_path(weights):
             folder = Path(weights).expanduser()
             if not folder.is_dir():
                 raise Refusal(f"There is no folder {weights}: name the one that holds the layer files.")

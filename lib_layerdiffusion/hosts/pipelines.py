@@ -9,49 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from lib_layerdiffusion.hosts.samplers import adapt_to_keys
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Refusal, using_path
 
 GUIDANCE = 7.0  # what ordinary checkpoints look best with
 SINGLE_FILE_SUFFIXES = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-def check_path(path: Path) -> Path:
+def check_path(path: Path | str) -> Path:
     """The path itself, if it may be a model; Refusal otherwise."""
-    with reading_path(path):
-        return _check_path(path)
-
-
-@contextlib.contextmanager
-def reading_path(path: Path | str) -> Iterator[None]:
-    """Turn what the system says to an impossible path (too long, no permission, NUL in it) into a Refusal."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a ~name that is nobody's
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
-        shown = repr(str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}...")
-        raise Refusal(f"The path {shown} can't be used ({reason}): check its name and permissions.") from error
-
-
-def _check_path(path: Path) -> Path:
-    path = path.expanduser()
-    if not path.exists():
-        raise Refusal(
-            f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file."
-        )
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise Refusal(
-            f"{path} isn't a diffusers folder (it has no model_index.json); --model takes one, or a .safetensors file."
-        )
-    if path.is_file() and path.suffix.lower() in PICKLES:
-        raise Refusal(
-            f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first."
-        )
-    if path.is_file() and path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
-        raise Refusal(
-            f"{path} isn't a model file; --model takes 'embedded', a diffusers folder or a .safetensors file."
-        )
-    return path
+    with using_path(path):
+        path = Path(path).expanduser()
+        if not path.exists():
+            raise Refusal(
+                f"There is no model at {path}; --model takes 'embedded', a diffusers folder or a .safetensors file."
+            )
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise Refusal(
+                f"{path} isn't a diffusers folder (it has no model_index.json): name one, or a .safetensors file."
+            )
+        if path.is_file() and path.suffix.lower() in PICKLES:
+            raise Refusal(
+                f"{path} may be a pickle, which can run code when it is opened; convert it to .safetensors first."
+            )
+        if path.is_file() and path.suffix.lower() not in SINGLE_FILE_SUFFIXES:
+            raise Refusal(
+                f"{path} isn't a model file; --model takes 'embedded', a diffusers folder or a .safetensors file."
+            )
+        return path
 
 
 def pick_device(wanted: str) -> str:
@@ -67,7 +52,7 @@ def pick_device(wanted: str) -> str:
     return wanted
 
 
-def load_pipeline(path: Path, *, device: str = "auto", offline: bool = False) -> Any:
+def load_pipeline(path: Path | str, *, device: str = "auto", offline: bool = False) -> Any:
     """Load the whole text-to-image pipeline, in float16 on a GPU and float32 on the CPU."""
     import torch
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -125,14 +124,7 @@ def _read_latent_content(text: str) -> LatentFile:
         content = decode_base64(text)
     except ValueError:
         raise Refusal(f"latent is not base64 ({show(text)}): send {KEYS['decode']['latent']}.") from None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "latent.safetensors"
-        path.write_bytes(content)
-        try:
-            return read_latent(path)
-        except Refusal as refusal:
-            sentence = str(refusal).replace(str(path), "latent")
-        raise Refusal(sentence.replace("`layerdiffusion encode`", f"{PREFIX}/encode"))
+    return read_latent(io.BytesIO(content), "latent", f"make one with {PREFIX}/encode")
 
 
 def _read_latent_numbers(value: list[Any]) -> LatentFile:

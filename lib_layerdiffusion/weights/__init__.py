@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lib_layerdiffusion.refusal import Refusal, list_choices
+from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
 from lib_layerdiffusion.weights.download import Download, Progress, Source, hash_file
 from lib_layerdiffusion.weights.header import (
     Contents,
@@ -27,6 +25,7 @@ from lib_layerdiffusion.weights.header import (
     find_stray,
     find_width,
     read_header,
+    read_tensors,
     recognise,
 )
 
@@ -37,15 +36,6 @@ REPOSITORY = "LayerDiffusion/layerdiffusion-v1"
 SUFFIX = ".safetensors"
 UNET_WIDTH = 320  # channels of the first level of the UNets that all published files are made for
 Identity: TypeAlias = "tuple[int, int]"  # size and time of change, by which a replaced file is told
-
-
-# fmt: off
-_DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-})
-# fmt: on
 
 
 @dataclass(frozen=True)
@@ -161,10 +151,13 @@ class WeightStore:
         self._loaded: dict[Path, tuple[Identity, Mapping[str, Tensor]]] = {}
 
     def find(self, name: str) -> Path | None:
-        """Path of a published file in the folders, the first intact one before a damaged one; None if there is none."""
+        """Path of a published file in the first folder that has it, intact or damaged; None if none has it."""
         entry = _look_up(name)
-        there = [path for folder in self.folders if (path := folder / entry.file_name).is_file()]
-        return next((path for path in there if self._diagnose(path, entry) is None), there[0] if there else None)
+        for path in (folder / entry.file_name for folder in self.folders):
+            with using_path(path):
+                if path.is_file():
+                    return path
+        return None
 
     def unet_width(self, name: str) -> int | None:
         """Channels of the first level of the UNet that a file is made for; None if it is damaged or doesn't tell.
@@ -198,9 +191,7 @@ class WeightStore:
         if cached and cached[0] == identity:
             return cached[1]
         try:
-            state = MappingProxyType(_read_tensors(path))
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise self._refuse(path, f"has a damaged header ({error})", WEIGHTS.get(path.stem)) from error
+            state = MappingProxyType(dict(read_tensors(path, self._read_header(path))))
         except UnreadableFileError as problem:
             raise self._refuse(path, str(problem), WEIGHTS.get(path.stem)) from problem
         self._loaded[path] = (identity, state)
@@ -217,12 +208,13 @@ class WeightStore:
     def _locate(self, name_or_path: str | Path, progress: Progress | None) -> Path:
         if isinstance(name_or_path, str) and name_or_path in WEIGHTS:
             return self.fetch(name_or_path, progress).resolve()
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "isn't there"
-            if path.suffix or len(path.parts) > 1:
-                raise Refusal(f"{path} {what}: name a {SUFFIX} file, or one of {', '.join(WEIGHTS)}.")
-            _look_up(str(name_or_path))
+        with using_path(name_or_path):
+            path = Path(name_or_path).expanduser()
+            if not path.is_file():
+                what = "is a folder" if path.is_dir() else "isn't there"
+                if path.suffix or len(path.parts) > 1:
+                    raise Refusal(f"{path} {what}: name a {SUFFIX} file, or one of {', '.join(WEIGHTS)}.")
+                _look_up(str(name_or_path))
         self._check(path, None)
         return path.resolve()
 
@@ -230,7 +222,7 @@ class WeightStore:
         path = self.find(entry.name)
         if path is None:
             return WeightRow(entry.name, "missing", None, entry.size, self._get(entry))
-        problem = self._diagnose(path, entry) or (_find_damaged_values(path) if values else None)
+        problem = self._diagnose(path, entry, values)
         size = path.stat().st_size
         if problem is None:
             return WeightRow(entry.name, "found", path, size, "")
@@ -238,10 +230,13 @@ class WeightStore:
 
     # -- what is wrong, and the cure
 
-    def _diagnose(self, path: Path, entry: WeightFile | None) -> str | None:
+    def _diagnose(self, path: Path, entry: WeightFile, values: bool = False) -> str | None:
         """What is wrong with a file, as the rest of a sentence that begins with its path; None if nothing is."""
         try:
-            self._inspect(path, entry)
+            header = self._inspect(path, entry)
+            for name, tensor in read_tensors(path, header) if values else ():
+                if not bool(torch.isfinite(tensor.float()).all()):
+                    return f"holds NaN or infinite values ({name[:80]})"
         except UnreadableFileError as problem:
             return str(problem)
         return None
@@ -348,37 +343,6 @@ def _look_up(name: str) -> WeightFile:
     if entry is None:
         raise Refusal(f"There is no published file {name!r}: {list_choices(name, WEIGHTS)}.")
     return entry
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, in memory of their own: a mapped file that is cut off later would end the process."""
-    with safe_open(path, "pt"):  # checks the header
-        pass
-    state: dict[str, Tensor] = {}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries: dict[str, Any] = json.loads(file.read(length))
-        entries.pop("__metadata__", None)
-        for name, entry in entries.items():
-            tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-            file.seek(8 + length + entry["data_offsets"][0])
-            content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
-            if file.readinto(content) != tensor.nbytes:
-                raise UnreadableFileError("was cut off while it was read")
-            state[name] = tensor
-    return state
-
-
-def _find_damaged_values(path: Path) -> str | None:
-    """What is wrong with the numbers in an intact file, as the rest of a sentence; None if nothing is."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                if not bool(torch.isfinite(file.get_tensor(name).float()).all()):
-                    return f"holds NaN or infinite values ({name[:80]})"
-    except (SafetensorError, OSError, AttributeError) as error:
-        return f"can't be read ({error})"
-    return None
 
 
 def _identify(path: Path) -> Identity:

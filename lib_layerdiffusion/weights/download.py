@@ -8,7 +8,6 @@ wanted, with the hub's checksum, and that takes one GET with a Range header.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import http.client
 import json
@@ -33,7 +32,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 from filelock import BaseFileLock, FileLock, Timeout  # which torch needs, so every WebUI has it
 
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Refusal, refuse_path
 from lib_layerdiffusion.version import __version__
 from lib_layerdiffusion.weights.header import describe_bytes
 
@@ -110,8 +109,8 @@ class Download:
                     raise
                 self.part.replace(self.target)
                 self.note.unlink(missing_ok=True)
-        except OSError as error:
-            raise self._refuse_disk(error) from error
+        except (OSError, ValueError) as error:  # NUL in the name
+            raise refuse_path(self.target, error) from error
 
     # -- transfer
 
@@ -258,16 +257,6 @@ class Download:
                 f"{self.target.parent} has {describe_bytes(free)} free, and {self.target.name} needs "
                 f"{describe_bytes(needed)}: free some space, or choose another folder."
             )
-
-    def _refuse_disk(self, error: OSError) -> Refusal:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return Refusal(
-                f"The disk with {self.target.parent} is full, and {self.target.name} needs "
-                f"{describe_bytes(self.size)}: free some space and run again to go on, or choose another folder."
-            )
-        return Refusal(
-            f"{self.target} can't be written ({error.strerror or error}): make the folder writable, or choose another."
-        )
 
     # -- one process at a time
 

@@ -1,17 +1,35 @@
-"""What a weight file holds, read from its header only, so that damage, pickles and mix-ups show before it is loaded."""
+"""What a weight file holds, by its header, so that damage, pickles and mix-ups show first; then its tensors."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
+import torch
+from torch import Tensor
+
+Source: TypeAlias = "Path | BufferedIOBase"  # of a file's content
 Kind = Literal["decoder", "encoder", "attention_sharing", "patches", "other"]
 
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = 2**24  # bytes; those of the published files have some 100,000
+MAX_AXES = 8  # of a tensor
+
+# fmt: off
+_DTYPES: Mapping[str, torch.dtype] = MappingProxyType({
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+})
+# fmt: on
 
 # Beginnings of what people save as .safetensors by mistake.
 _FOREIGN_STARTS: tuple[tuple[bytes, str], ...] = (
@@ -57,10 +75,11 @@ class UnreadableFileError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """Names, shapes and metadata of a safetensors file."""
+    """Names, shapes, types and places of the tensors in a safetensors file, and its metadata."""
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]  # as the format names them, such as F16
+    starts: Mapping[str, int]  # of each tensor's bytes in the file, in their order there
     metadata: Mapping[str, str]
 
 
@@ -89,11 +108,12 @@ class Contents:
                 return self.note or "none of the LayerDiffusion files"
 
 
-def read_header(path: Path) -> Header:
+def read_header(source: Source) -> Header:
     """Read and check the header against the file's length; UnreadableFileError says what is wrong."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with _open(source) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
             start = file.read(64)
             _recognise_foreign(start, size)
             length = int.from_bytes(start[:8], "little")
@@ -102,22 +122,60 @@ def read_header(path: Path) -> Header:
                 raise UnreadableFileError(f"{what} (its header claims {length:,} bytes, the file has {size:,})")
             file.seek(8)
             text = file.read(length)
-    except OSError as error:
-        raise UnreadableFileError(f"can't be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # NUL in the name
+        raise UnreadableFileError(f"can't be read ({getattr(error, 'strerror', None) or error})") from error
     try:
-        entries = json.loads(text)
+        entries: dict[str, Any] = json.loads(text)
         metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
-        shapes = {name: tuple(_whole(side) for side in entry["shape"]) for name, entry in entries.items()}
+        shapes = {name: _read_shape(entry["shape"]) for name, entry in entries.items()}
         dtypes = {name: str(entry["dtype"]) for name, entry in entries.items()}
-        end = max((_whole(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        starts, end = {}, 0
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            start, stop = map(_whole, entry["data_offsets"])
+            dtype = _DTYPES.get(dtypes[name])
+            if start != end or stop < start or (dtype and stop - start != dtype.itemsize * math.prod(shapes[name])):
+                raise ValueError(name)
+            starts[name], end = 8 + length + start, stop
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableFileError("has a damaged header") from error
     expected = 8 + length + end
     if size < expected:
         raise UnreadableFileError(f"is cut off ({size:,} of {expected:,} bytes)")
     if size > expected:
         raise UnreadableFileError(f"has a wrong length ({size:,} bytes instead of {expected:,})")
-    return Header(shapes, dtypes, metadata)
+    return Header(shapes, dtypes, starts, metadata)
+
+
+def read_tensors(source: Source, header: Header) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file one after the other, in memory of their own.
+
+    A mapped file that is cut off later would end the process. UnreadableFileError says what is wrong.
+    """
+    try:
+        with _open(source) as file:
+            for name, start in header.starts.items():
+                dtype = _DTYPES.get(header.dtypes[name])
+                if dtype is None:
+                    raise UnreadableFileError(f"holds numbers of the type {header.dtypes[name][:20]!r}, unknown here")
+                tensor = torch.empty(header.shapes[name], dtype=dtype)
+                file.seek(start)
+                content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+                if file.readinto(content) != tensor.nbytes:
+                    raise UnreadableFileError("was cut off while it was read")
+                yield name, tensor
+    except OSError as error:
+        raise UnreadableFileError(f"can't be read ({error.strerror or error})") from error
+
+
+def _open(source: Source) -> AbstractContextManager[BufferedIOBase]:
+    return source.open("rb") if isinstance(source, Path) else nullcontext(source)
+
+
+def _read_shape(value: Any) -> tuple[int, ...]:
+    shape = tuple(map(_whole, value))
+    if len(shape) > MAX_AXES:
+        raise ValueError(len(shape))
+    return shape
 
 
 def _whole(value: object) -> int:

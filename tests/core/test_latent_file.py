@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     read = read_latent(tmp_path / "a.safetensors")
     assert torch.equal(read.latent, latent)
     assert (read.width, read.height, read.model) == (37, 20, "a model")
+    assert torch.equal(read_latent(io.BytesIO((tmp_path / "a.safetensors").read_bytes())).latent, latent)
+
+
+def test_a_wrong_shape_is_refused_before_the_numbers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.safetensors", torch.zeros(1, 4, 1, 3000))
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("the numbers were read"))
+    with pytest.raises(Refusal, match=r"the shape \(1, 4, 1, 3000\)"):
+        read_latent(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])

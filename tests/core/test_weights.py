@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -542,7 +542,7 @@ def test_a_disk_that_fills_up_is_refused_and_the_part_kept(tmp_path, monkeypatch
     )
     with serve() as (endpoint, _):
         sentence = refuse(WeightStore([], tmp_path, endpoint=endpoint).fetch, NAME)
-    assert f"The disk with {tmp_path} is full" in sentence
+    assert f"{tmp_path / FILE} can't be used (No space left on device): free some space" in sentence
     assert (tmp_path / f"{FILE}.part").stat().st_size == 64
     assert not (tmp_path / FILE).exists()
 
@@ -551,8 +551,7 @@ def test_a_folder_that_can_not_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with serve() as (endpoint, _):
         sentence = refuse(WeightStore([], tmp_path / "file" / "weights", endpoint=endpoint).fetch, NAME)
-    assert "can't be written" in sentence
-    assert "make the folder writable, or choose another" in sentence
+    assert "can't be used (Not a directory): a file is in the way, so choose another name" in sentence
 
 
 def test_two_threads_download_once(tmp_path):
@@ -636,12 +635,31 @@ def test_folders_are_searched_in_order_and_downloads_last(tmp_path):
     assert WeightStore(folders[:1]).find(NAME) is None
 
 
-def test_an_intact_file_comes_before_a_damaged_one(tmp_path):
-    for name, body in (("a", BODY[:-1]), ("b", BODY)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / FILE).write_bytes(body)
-    assert WeightStore([tmp_path / "a", tmp_path / "b"]).find(NAME) == tmp_path / "b" / FILE
-    assert WeightStore([tmp_path / "a"]).find(NAME) == tmp_path / "a" / FILE
+INTEGERS = save({name: value.int() for name, value in make_encoder().items()})
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (BODY[:-1], "is cut off"),
+        (INTEGERS, "holds whole numbers"),
+        (save(make_patches(4)), "is the wrong file"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_damaged_file_is_refused_though_a_later_folder_has_an_intact_one(tmp_path, body, said):
+    """A file that someone put there is what they mean: another one instead of it would make another picture."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder, content in ((first, body), (second, BODY)):
+        folder.mkdir()
+        (folder / FILE).write_bytes(content)
+    store = WeightStore([first], second)
+    for call in (store.fetch, store.load):
+        assert f"{first / FILE} {said}" in refuse(call, NAME)
+    (row,) = store.check([NAME])
+    assert (row.state, row.path) == ("damaged", first / FILE)
+    (first / FILE).unlink()
+    assert store.fetch(NAME) == second / FILE
 
 
 def test_links_are_followed(tmp_path):
@@ -799,7 +817,13 @@ DAMAGED = {
     "entry without offsets": (with_header({"a": {"dtype": "F32", "shape": [1]}}), "has a damaged header"),
     "shape is no list": (with_header({"a": ONE | {"shape": 1}}, bytes(4)), "has a damaged header"),
     "metadata is no object": (with_header({"__metadata__": 3, "a": ONE}, bytes(4)), "has a damaged header"),
-    "unknown type of numbers": (with_header({"a": ONE | {"dtype": "Q7"}}, bytes(4)), "has a damaged header"),
+    "unknown type of numbers": (with_header({"a": ONE | {"dtype": "Q7"}}, bytes(4)), "holds numbers of the type 'Q7'"),
+    "bytes used twice": (with_header({"a": ONE, "b": ONE}, bytes(4)), "has a damaged header"),
+    "bytes left out": (with_header({"a": ONE | {"data_offsets": [4, 8]}}, bytes(8)), "has a damaged header"),
+    "ends before it starts": (with_header({"a": ONE | {"data_offsets": [4, 0]}}, bytes(4)), "has a damaged header"),
+    "one offset": (with_header({"a": ONE | {"data_offsets": [4]}}, bytes(4)), "has a damaged header"),
+    "a million axes": (with_header({"a": ONE | {"shape": [9] * 1_000_000}}, bytes(4)), "has a damaged header"),
+    "header larger than any": (with_header(b"{" + b" " * 2**24, b""), "has a damaged header (its header claims"),
     "shape and length disagree": (with_header({"a": ONE | {"shape": [3]}}, bytes(4)), "has a damaged header"),
 }
 
@@ -887,7 +911,8 @@ def test_a_file_that_is_cut_off_while_its_tensors_are_in_use(tmp_path, dtype):
 def test_a_file_that_is_cut_off_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "own.safetensors"
     save_file({"a": torch.randn(300, 7), "b": torch.randn(300, 7)}, path)
-    monkeypatch.setattr(weights, "safe_open", lambda path, _: os.truncate(path, 9000) or nullcontext())
+    header = read_header(path)
+    monkeypatch.setattr(weights, "read_header", lambda _: os.truncate(path, 9000) or header)
     with pytest.raises(Refusal, match=r"was cut off while it was read: replace it by an intact copy"):
         WeightStore().load(path)
 
