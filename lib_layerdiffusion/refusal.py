@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NoReturn
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_SPACE_WORDS = ("no space left", "os error 28", "unexpected pos")  # of Python, safetensors and torch.save
@@ -16,6 +18,13 @@ MEMORY_WORDS = ("out of memory", "allocate")
 
 class Refusal(Exception):
     """A request that can't be served; ``str(refusal)`` is one sentence that names what is wrong and the cure."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message[:1].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists what is accepted.")
 
 
 def list_choices(asked: object, choices: Iterable[object]) -> str:

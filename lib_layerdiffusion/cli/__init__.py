@@ -17,7 +17,7 @@ from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
 from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
-from lib_layerdiffusion.refusal import Refusal, lacks_memory, lacks_space, refuse_path
+from lib_layerdiffusion.refusal import Parser, Refusal, lacks_memory, lacks_space, refuse_path
 from lib_layerdiffusion.version import __version__
 
 EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -129,18 +129,11 @@ def _fault(error: Exception, debug: bool) -> int:
     return _say(f"Unexpected {type(error).__name__}: {reason.rstrip('.')}; {hint}.", EXIT_ERROR)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message[:1].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists what is accepted.")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands; needs no heavy import."""
-    parser = _Parser(prog="layerdiffusion", description="Transparent images and layers from Stable Diffusion.")
+    parser = Parser(prog="layerdiffusion", description="Transparent images and layers from Stable Diffusion.")
     parser.add_argument("--version", action="version", version=f"layerdiffusion {__version__}")
-    shared = _Parser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an unexpected error")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli import bulk
-from lib_layerdiffusion.cli.output_folder import OutputFolder
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
@@ -29,6 +28,7 @@ from lib_layerdiffusion.export import animation, png
 from lib_layerdiffusion.export.atlas import AtlasOptions
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
+from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib_layerdiffusion.embedded import EMBEDDED, model_path
 from lib_layerdiffusion.hosts.pipelines import load_pipeline
-from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.refusal import Parser, Refusal
 
 ADDRESS = "127.0.0.1"
 logger = logging.getLogger(__name__)
@@ -64,6 +64,6 @@ def check_port(port: int) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Parse the words after `webui` and serve."""
-    parser = argparse.ArgumentParser(prog="layerdiffusion webui", description=__doc__)
+    parser = Parser(prog="layerdiffusion webui", description=__doc__)
     add_arguments(parser)
     return run(parser.parse_args(words))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import logging
 from pathlib import Path
 
-from ..refusal import Refusal, list_choices
+from ..export.output_folder import OutputFolder
+from ..refusal import Parser, Refusal, list_choices
 from .config import read_config
 from .recipe import RECIPE, add_places
 
@@ -37,7 +37,9 @@ commands:
 def train_stage(stage: str, config: Path | None, overrides: list[str], out: Path) -> None:
     """Run one training into the folder `out`, resuming what is there."""
     module = importlib.import_module(f"{__package__}.{stage}")
-    module.train(read_config(getattr(module, STAGES[stage]), config, overrides), out)
+    settings = read_config(getattr(module, STAGES[stage]), config, overrides)
+    with OutputFolder(out):  # one that can't be written to is refused before any data is read
+        module.train(settings, out)
 
 
 def train_embedded(data: Path, backgrounds: Path, runs: Path, out: Path | None, only: str | None = None) -> None:
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> int:
         return 0
     if command in TOOLS:
         return importlib.import_module(f"{__package__}.{command}").main(rest)
-    parser = argparse.ArgumentParser(prog=f"layerdiffusion train {command}")
+    parser = Parser(prog=f"layerdiffusion train {command}")
     if command == "embedded":
         add_places(parser)
         parser.add_argument("--out", type=Path, help="model folder to write; without it nothing is packed")

@@ -7,6 +7,7 @@ import json
 import logging
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..image_file import read_content
 from ..layers import pad_rgb
+from ..options import check_text
 from ..refusal import Refusal
 from .config import strict
 
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 IMAGE_ENDINGS = {".png", ".webp", ".tif", ".tiff", ".jpg", ".jpeg", ".gif", ".bmp"}
 TEXT_ENDINGS = (".txt", ".caption")
 METADATA = "metadata.jsonl"
+IMAGE_KEYS = ("file_name", "foreground", "background", "blend")
+TEXT_KEYS = ("text", "caption", "kind", "split", "foreground_text", "background_text", "blend_text")
+LARGEST_FILE = 2**29  # bytes; the largest image that is read, uncompressed
 HELD_OUT_EVERY = 12  # where the data set names no splits
 Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha, all 0..1
 
@@ -72,24 +77,33 @@ def read_square(data: bytes, name: str, size: int, cover: bool) -> NDArray[np.ui
 
 
 def read_files(path: Path) -> dict[str, bytes]:
-    """Contents of the images, texts and metadata, by their paths inside the data set.
-
-    Where metadata.jsonl lies in a folder of an archive, that folder is the data set.
-    """
+    """Contents of the images, texts and metadata, by their paths inside the data set."""
     try:
         if path.is_dir():
             found = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
-            return {_normalise(name): file.read_bytes() for name, file in found.items() if _belongs(name)}
+            return {
+                _normalise(name): _check_length(file.stat().st_size, name) and file.read_bytes()
+                for name, file in found.items()
+                if _belongs(name)
+            }
+        if path.exists() and not path.is_file():
+            raise Refusal(f"The data set {path} is not an ordinary file; name a folder or a zip archive.")
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            inner = [name for name in names if PurePosixPath(name).name == METADATA]
-            folder = inner[0].removesuffix(METADATA) if len(inner) == 1 else ""
-            files = {name: name.removeprefix(folder) for name in names if name.startswith(folder)}
-            return {_normalise(inside): archive.read(name) for name, inside in files.items() if _belongs(inside)}
-    except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+            return {
+                _normalise(entry.filename): _check_length(entry.file_size, entry.filename) and archive.read(entry)
+                for entry in archive.infolist()
+                if _belongs(entry.filename)
+            }
+    except (OSError, RuntimeError, NotImplementedError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Refusal(
-            f"The data set {path} is neither a folder nor a zip archive ({error}); name one that is."
+            f"The data set {str(path)[:200]!r} can't be read as a folder or a zip archive ({error}); name one that can."
         ) from error
+
+
+def _check_length(length: int, name: str) -> bool:
+    if length > LARGEST_FILE:
+        raise Refusal(f"{name} has {length} bytes, more than the {LARGEST_FILE} that are read; leave it out.")
+    return True
 
 
 def _normalise(name: str) -> str:
@@ -100,7 +114,7 @@ def _normalise(name: str) -> str:
 def _belongs(name: str) -> bool:
     file = PurePosixPath(name)
     endings = {*IMAGE_ENDINGS, *TEXT_ENDINGS}
-    return not file.name.startswith(".") and (name == METADATA or file.suffix.lower() in endings)
+    return not file.name.startswith(".") and (file.name == METADATA or file.suffix.lower() in endings)
 
 
 def _decode(text: bytes) -> str:
@@ -110,26 +124,43 @@ def _decode(text: bytes) -> str:
 
 
 def read_facts(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """The lines of a data set's metadata.jsonl; each names its image (`file_name`) or its scene's `foreground`."""
+    """The lines of every metadata.jsonl; each names its image (`file_name`) or its scene's `foreground`.
+
+    Images are named from the folder of the metadata.jsonl on, and here from that of the data set on.
+    """
     facts: list[dict[str, Any]] = []
-    for number, line in enumerate(_decode(files.get(METADATA, b"")).splitlines(), 1):
-        if line.strip():
-            try:
-                row: Any = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict) or not ("file_name" in row or "foreground" in row):
-                raise Refusal(f"Line {number} of {METADATA} must be a JSON object with a file_name; mend it.")
-            known: dict[str, Any] = row  # pyright: ignore[reportUnknownVariableType]
-            for key in known.keys() & {"file_name", "foreground", "background", "blend"}:
-                known[key] = _normalise(str(known[key]))
-            if "split" in known:
-                known["split"] = _read_split(str(known["split"]), number)
-            facts.append(known)
+    ignored: set[str] = set()
+    for path, content in files.items():
+        folder, _, name = path.rpartition("/")
+        for number, line in enumerate(_decode(content).splitlines() if name == METADATA else (), 1):
+            if line.strip():
+                facts.append(_read_fact(line, f"Line {number} of {path}", folder))
+                ignored |= facts[-1].keys() - {*IMAGE_KEYS, *TEXT_KEYS, "prompt"}
+    if ignored:
+        log.warning("The keys %s of %s are left out.", ", ".join(sorted(ignored))[:200], METADATA)
     return facts
 
 
-def _read_split(split: str, number: int) -> str:
+def _read_fact(line: str, where: str, folder: str) -> dict[str, Any]:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not ("file_name" in row or "foreground" in row):
+        raise Refusal(f"{where} must be a JSON object with a file_name; mend it.")
+    known: dict[str, Any] = row  # pyright: ignore[reportUnknownVariableType]
+    for key in known.keys() & {*IMAGE_KEYS, *TEXT_KEYS}:
+        check_text(f"{where}: {key}", known[key])
+    for key in known.keys() & {*IMAGE_KEYS}:
+        known[key] = _normalise(f"{folder}/{known[key]}" if folder else known[key])
+    if not isinstance(known.get("prompt", False), bool):
+        raise Refusal(f"{where}: prompt must be true or false; mend it.")
+    if "split" in known:
+        known["split"] = _read_split(known["split"], where)
+    return known
+
+
+def _read_split(split: str, where: str) -> str:
     """`train` or `held-out`, by the names that data sets have for them."""
     match split.lower():
         case "train" | "training":
@@ -137,7 +168,7 @@ def _read_split(split: str, number: int) -> str:
         case "held-out" | "validation" | "valid" | "val" | "test" | "dev":
             return "held-out"
         case _:
-            raise Refusal(f"Line {number} of {METADATA} has the split {split!r}; write train or held-out.")
+            raise Refusal(f"{where} has the split {split!r}; write train or held-out.")
 
 
 def hold_out(index: int) -> bool:
@@ -153,13 +184,20 @@ def reading_size(size: int) -> int:
 def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprite]:
     """Read every RGBA image of a folder or zip into memory, as squares of `size` pixels.
 
-    Captions come from `metadata.jsonl` (lines with `file_name`, `text` and optionally `kind`, `split`, `prompt`), else
+    Captions come from `metadata.jsonl` (lines with `file_name`, `text` or `caption`, `kind`, `split`, `prompt`), else
     from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square,
     or with `cover` (backgrounds) cut to their middle.
     Where the metadata names no splits, each twelfth image is held out if there are twelve.
     """
     files = read_files(path)
-    facts = {str(row.get("file_name")): row for row in read_facts(files)}
+    rows = read_facts(files)
+    if any("file_name" not in row for row in rows):
+        raise Refusal(
+            f"{METADATA} of {path} lists scenes, which this training doesn't take; give lines with file_name."
+        )
+    facts = {row["file_name"]: row for row in rows}
+    if len(facts) < len(rows):
+        raise Refusal(f"{METADATA} of {path} names an image twice; keep one line for each.")
     if absent := [name for name in facts if name not in files]:
         raise Refusal(f"{METADATA} names {absent[0]}, which {path} doesn't hold; add the image or remove the line.")
     images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS]
@@ -171,7 +209,8 @@ def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprit
         row, file = facts.get(name, {}), PurePosixPath(name)
         beside = [_decode(files[text]) for end in TEXT_ENDINGS if (text := str(file.with_suffix(end))) in files]
         caption = " ".join((beside[0] if beside else "").split())
-        text = str(row.get("text") or caption or file.stem.replace("_", " "))
+        stem = file.stem.encode("utf-8", "replace").decode().replace("_", " ")
+        text = row.get("text") or row.get("caption") or caption or stem
         extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
         sprites.append(Sprite(name, text, read_square(files[name], name, size, cover), **extra))
     if not sprites:

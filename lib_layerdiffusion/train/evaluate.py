@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..embedded import GUIDANCE
+from ..export.output_folder import OutputFolder
+from ..refusal import Parser
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import adjust, read_autoencoder
@@ -255,7 +256,7 @@ def summarise(rows: list[Judgement]) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train evaluate`."""
-    parser = argparse.ArgumentParser(prog="layerdiffusion train evaluate", description=__doc__)
+    parser = Parser(prog="layerdiffusion train evaluate", description=__doc__)
     parser.add_argument("model", type=Path, help="diffusers folder with a layer_model folder inside")
     parser.add_argument("data", type=Path, help="the training archive")
     parser.add_argument("--size", type=int, default=128)
@@ -266,6 +267,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--only", choices=("autoencoding", "generation", "layers"))
     given = parser.parse_args(argv)
+    if given.out is not None:
+        with OutputFolder(given.out):
+            pass  # one that can't be written to is refused now, not in the end
     sprites = read_sprites(given.data, 2 * given.size)
     report: dict[str, Any] = {}
     if given.only in (None, "autoencoding"):

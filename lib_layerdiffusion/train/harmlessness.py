@@ -5,14 +5,13 @@ LayerDiffusion (arXiv 2402.17113), section 3.1, calls an offset harmless when th
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..refusal import Refusal
+from ..refusal import Parser, Refusal
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import adjust, read_autoencoder
@@ -61,7 +60,7 @@ def tabulate(rows: list[Harm]) -> str:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion harmlessness`."""
-    parser = argparse.ArgumentParser(prog="layerdiffusion harmlessness", description=__doc__)
+    parser = Parser(prog="layerdiffusion harmlessness", description=__doc__)
     parser.add_argument("data", type=Path, help="folder or zip of RGBA images")
     parser.add_argument("--vae", type=Path, required=True, help="diffusers folder of the autoencoder or its pipeline")
     parser.add_argument("--encoder", type=Path, required=True, help="transparent encoder (.safetensors)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..refusal import Refusal
+from ..refusal import Parser, Refusal
 from .dataset import Sprite, find_prompts, read_sprites
 from .recipe import LAYER_FILES, PARTS, RECIPE, add_places
 
@@ -129,7 +128,7 @@ def _write_captions(path: Path, sprites: list[Sprite]) -> None:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train pack`."""
-    parser = argparse.ArgumentParser(prog="layerdiffusion train pack", description=__doc__)
+    parser = Parser(prog="layerdiffusion train pack", description=__doc__)
     add_places(parser)
     parser.add_argument("--out", type=Path, required=True, help="model folder to write; an existing one is replaced")
     parser.add_argument("--earlier", type=Path, help="packed model whose parts stand in for unfinished runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..refusal import Refusal
+from ..refusal import Parser, Refusal
 from .dataset import METADATA, hold_out
 from .sceneries import DRAWN, FRAMED, SIZE, crop_frame, draw_scenery
 
@@ -289,7 +288,7 @@ def write_archive(entries: Iterator[Entry], path: Path) -> int:
 
 def main(argv: list[str]) -> int:
     """Command `layerdiffusion train sprites`."""
-    parser = argparse.ArgumentParser(prog="layerdiffusion train sprites", description=__doc__)
+    parser = Parser(prog="layerdiffusion train sprites", description=__doc__)
     parser.add_argument("--fluent", type=Path, required=True, help="npm package @lobehub/fluent-emoji-3d 1.1.0 (.tgz)")
     parser.add_argument("--names", type=Path, required=True, help="npm package unicode-emoji-json 0.9.0 (.tgz)")
     parser.add_argument("--out", type=Path, required=True, help="the archive to write (.zip)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.train import dataset
 from lib_layerdiffusion.train.dataset import (
     Augmentation,
     Sprite,
@@ -75,6 +77,12 @@ def test_resizing_lets_no_invisible_colour_in(tmp_path: Path) -> None:
         ({"metadata.jsonl": b'{"file_name": "b.png", "text": "b"}'}, "names b.png"),
         ({"metadata.jsonl": b'{"file_name": "b.png", "split": "best"}'}, "split 'best'; write train or held-out"),
         ({"metadata.jsonl": b"[" * 20_000}, "Line 1 of metadata.jsonl"),
+        ({"metadata.jsonl": b'{"file_name": 5}'}, "Line 1 of metadata.jsonl: file_name must be text"),
+        ({"metadata.jsonl": b'{"file_name": "a.png", "caption": ["a"]}'}, "caption must be text"),
+        ({"metadata.jsonl": b'{"file_name": "a.png", "text": "\\udc80"}'}, "text has half of a character"),
+        ({"metadata.jsonl": b'{"file_name": "a.png", "prompt": "false"}'}, "prompt must be true or false"),
+        ({"metadata.jsonl": b'{"file_name": "a.png"}\n{"file_name": "a.png"}'}, "names an image twice"),
+        ({"metadata.jsonl": b'{"foreground": "a.png"}'}, "lists scenes"),
     ],
 )
 def test_bad_data_set_is_refused_by_name(tmp_path: Path, files: dict[str, bytes], sentence: str) -> None:
@@ -96,9 +104,54 @@ def test_what_other_programs_write_is_read(tmp_path: Path) -> None:
         file.writestr("set/metadata.jsonl", "\ufeff" + "\n".join(json.dumps(row) for row in rows))
     read = read_sprites(tmp_path / "data.zip", 8)
     assert [(s.name, s.text, s.split) for s in read] == [
-        ("images/a.png", "one", "held-out"),
-        ("caf\u00e9.png", "two", "train"),
+        ("set/images/a.png", "one", "held-out"),
+        ("set/caf\u00e9.png", "two", "train"),
     ]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_each_metadata_counts_for_its_own_folder(
+    zipped: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As data sets with one folder for each split have it; `caption` is as good a key as `text`."""
+    disc = png(draw_disc(8, (9, 9, 9), 1))
+    files = {
+        "train/metadata.jsonl": b'{"file_name": "deep/a.png", "caption": "one", "artist": "me"}',
+        "train/deep/a.png": disc,
+        "test/metadata.jsonl": b'{"file_name": "a.png", "text": "two", "split": "test"}',
+        "test/a.png": disc,
+        "else/a.png": disc,
+    }
+    data = tmp_path / ("data.zip" if zipped else "data")
+    if zipped:
+        with zipfile.ZipFile(data, "w") as file:
+            for name, content in files.items():
+                file.writestr(name, content)
+    for name, content in {} if zipped else files.items():
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).write_bytes(content)
+    read = {s.name: (s.text, s.split) for s in read_sprites(data, 8)}
+    assert read == {"train/deep/a.png": ("one", "train"), "test/a.png": ("two", "held-out")}
+    assert "1 images of" in caplog.text
+    assert "The keys artist of metadata.jsonl are left out" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Refusal, match="is not an ordinary file"):
+        read_sprites(tmp_path / "pipe", 8)
+
+
+def test_a_file_that_unpacks_to_more_than_any_image_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.png", bytes(2**16))
+    monkeypatch.setattr(dataset, "LARGEST_FILE", 2**16 - 1)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(Refusal, match=r"a\.png has 65536 bytes, more than"):
+        read_sprites(tmp_path / "data.zip", 8)
 
 
 def test_captions_in_other_encodings_and_endings(tmp_path: Path) -> None:
@@ -152,7 +205,7 @@ def test_pictures_are_cut_to_their_middle_where_they_cover(tmp_path: Path) -> No
 def test_what_is_neither_folder_nor_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"PK not really")
     for path in (tmp_path / "data.zip", tmp_path / "absent"):
-        with pytest.raises(Refusal, match="is neither a folder nor a zip archive"):
+        with pytest.raises(Refusal, match="be read as a folder or a zip archive"):
             read_sprites(path, 8)
 
 

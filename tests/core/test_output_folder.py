@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib_layerdiffusion.cli.output_folder import OutputFolder
+from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.refusal import Refusal
 
 
