@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,13 +18,13 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL import ImageCms, ImageOps, UnidentifiedImageError
 
+from .options import MAX_PIXELS
 from .refusal import Refusal, using_path
 
 logger = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands others, such as EPS, to programs that run them
-MAX_PIXELS = 2**26  # 8192 x 8192, beyond what any layer mode can use; larger headers are refused before any decoding
 MAX_SIDE = 2**15  # of pixels; a thinner image would be enlarged to far more than it holds
 # What Pillow's readers raise; TypeError is a TIFF page without dimensions.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
@@ -47,7 +47,12 @@ def read_image(image: str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]) -
             except DAMAGED as error:
                 raise Refusal(f"The image can't be read ({_quote(error)}): open it again.") from error
         case _:
-            return _read_file(Path(image))
+            return _read_file(Path(image), _convert)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image file as it lies, without decoding it; Refusal as of `read_image`."""
+    return _read_file(path, lambda image, _: image.size)
 
 
 def read_content(content: bytes, name: str) -> Bytes:
@@ -101,7 +106,7 @@ def _read_array(image: NDArray[Any]) -> Bytes:
     return image
 
 
-def _read_file(path: Path) -> Bytes:
+def _read_file(path: Path, read: Callable[[PIL.Image.Image, str], Any]) -> Any:
     cure = "save or download it again"
     with using_path(path):
         if path.is_dir():
@@ -111,7 +116,7 @@ def _read_file(path: Path) -> Bytes:
         if path.stat().st_size == 0:
             raise Refusal(f"{path} is an empty file: {cure}.")
         with _refusing(str(path), cure), open_image(path, str(path), cure) as image:
-            return _convert(image, str(path))
+            return read(image, str(path))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .modes import ROLES, Role
-from .options import name_resize_mode
+from .options import MAX_PIXELS, name_resize_mode
 from .refusal import Refusal, list_choices
 
 Bytes = NDArray[np.uint8]
@@ -22,6 +23,10 @@ Size = tuple[int, int]  # width, height
 PYRAMID_STEP = 1.2
 ENLARGED_AT_MOST = 2**24  # pixels; of an image that a crop would enlarge beyond that, less is enlarged
 CHECKER = (0.45, 0.55)
+
+# What a stack may come to, at every door: the work of putting it together and the memory that it takes.
+MAX_LAYERS = 64
+MAX_TOGETHER = 2**28  # pixels of all layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,19 @@ class LayerStack:
     def __post_init__(self) -> None:
         if min(self.size) < 1:
             raise Refusal(f"A stack of layers can't have the size {self.size[0]}x{self.size[1]}: use 1x1 or more.")
+        check_work(self.size, [layer.image.shape[1::-1] for layer in self.layers])
+
+
+def check_work(canvas: Size, sizes: Sequence[Sequence[int]]) -> None:
+    """Refusal when layers of these sizes, or their canvas, are more than is put together."""
+    if len(sizes) > MAX_LAYERS:
+        raise Refusal(f"There are {len(sizes)} layers, and up to {MAX_LAYERS} are put together: merge some before.")
+    for what, most, pixels in (
+        (f"The {canvas[0]}x{canvas[1]} of the canvas", MAX_PIXELS, canvas[0] * canvas[1]),
+        ("The layers together", MAX_TOGETHER, sum(math.prod(size) for size in sizes)),
+    ):
+        if pixels > most:
+            raise Refusal(f"{what} are {pixels} pixels, and up to {most} are put together: scale the layers down.")
 
 
 def premultiply(image: Image) -> Floats:
@@ -143,17 +161,29 @@ def composite(layers: LayerStack | Sequence[Layer], background: Image | str | Se
     None or has four channels. Computed in float32 and rounded once at the end: exact for one layer over an opaque
     background, and unchanged bytes where a layer is opaque or absent.
     """
-    stack = layers if isinstance(layers, LayerStack) else LayerStack(tuple(layers), _measure(layers))
-    width, height = stack.size
+    stack = layers if isinstance(layers, LayerStack) else LayerStack(tuple(layers), measure(layers))
     canvas = _paint_background(background, stack.size)
     for layer in stack.layers:
-        x, y = layer.offset
-        rows = slice(max(0, y), min(height, y + layer.image.shape[0]))
-        columns = slice(max(0, x), min(width, x + layer.image.shape[1]))
-        if rows.start < rows.stop and columns.start < columns.stop:  # else it lies outside
-            visible = layer.image[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-            canvas[rows, columns] = put_over(visible, canvas[rows, columns])
+        rows, columns, visible = _cut(layer, stack.size)
+        canvas[rows, columns] = put_over(visible, canvas[rows, columns])
     return to_bytes(canvas)
+
+
+def spread(layer: Layer, size: Size) -> Bytes:
+    """A layer alone on a canvas of `size`, transparent around it: straight RGBA [H, W, 4] uint8."""
+    canvas = np.zeros((size[1], size[0], 4), np.uint8)
+    rows, columns, visible = _cut(layer, size)
+    canvas[rows, columns] = visible
+    return canvas
+
+
+def _cut(layer: Layer, size: Size) -> tuple[slice, slice, Bytes]:
+    """The rows and columns of a canvas of `size` that a layer covers, maybe none, and its pixels there."""
+    (x, y), (width, height) = layer.offset, size
+    top, left = (min(max(0, start), side) for start, side in ((y, height), (x, width)))
+    bottom, right = max(top, min(height, y + layer.image.shape[0])), max(left, min(width, x + layer.image.shape[1]))
+    visible = layer.image[max(0, top - y) : max(0, bottom - y), max(0, left - x) : max(0, right - x)]
+    return slice(top, bottom), slice(left, right), visible
 
 
 def check_rgba(image: Image, name: str) -> None:
@@ -215,7 +245,7 @@ def _cut_excess(image: Floats, width: float, height: float) -> Floats:
     return image[top : image.shape[0] - top, left : image.shape[1] - left]
 
 
-def _measure(layers: Sequence[Layer]) -> Size:
+def measure(layers: Sequence[Layer]) -> Size:
     """The canvas that holds all layers from its left top corner on."""
     if not layers:
         raise Refusal("There is no layer to compose: give one or more.")

@@ -26,6 +26,7 @@ RESIZE_MODES: dict[str, str] = {
     "fill": "Resize and Fill",
 }
 OUTPUTS: tuple[str, ...] = ("rgba", "background", "blend", "checker", "alpha", "recomposite", "psd", "ora")
+MAX_PIXELS = 2**26  # of an image that is read or made and of a canvas, at every door: 8192 x 8192
 VIEW_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
 
 # The reference extension's positional arguments, in its order. `output_origin` never did anything there.

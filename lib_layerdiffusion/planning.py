@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from lib_layerdiffusion.modes import Mode, Role, find_mode
-from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.options import MAX_PIXELS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 
 # The VAE has 8 pixels per latent cell, the UNet halves the latent three times (64 pixels are one cell at its deepest
@@ -60,7 +60,7 @@ class Plan:
 def plan(options: LayerOptions, facts: Facts) -> Plan:
     """The plan for these options on this model; Refusal that names the fix when there is none."""
     mode = find_mode(options.mode, facts.family)
-    _check_size(facts)
+    check_size(facts.width, facts.height)
     _check_inputs(mode, options, facts)
     if options.start_at >= options.stop_at:
         raise Refusal(
@@ -89,13 +89,15 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
     )
 
 
-def _check_size(facts: Facts) -> None:
-    for name, side in (("width", facts.width), ("height", facts.height)):
+def check_size(width: int, height: int) -> None:
+    """Refusal when no layers of that size, in pixels, are generated, encoded or decoded."""
+    for name, side in (("width", width), ("height", height)):
         if not MIN_SIZE <= _whole(side, name) <= MAX_SIZE:
             raise Refusal(
-                f"{facts.width}x{facts.height} can't be generated: width and height must be {MIN_SIZE} to {MAX_SIZE} "
-                "pixels each."
+                f"{width}x{height} can't be generated: width and height must be {MIN_SIZE} to {MAX_SIZE} pixels each."
             )
+    if width * height > MAX_PIXELS:
+        raise Refusal(f"{width}x{height} has more than the {MAX_PIXELS} pixels that are generated: make it smaller.")
 
 
 def _check_inputs(mode: Mode, options: LayerOptions, facts: Facts) -> None:

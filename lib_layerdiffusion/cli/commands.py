@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import secrets
 import sys
 import time
@@ -32,15 +33,15 @@ from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
-from lib_layerdiffusion.image_file import MAX_PIXELS, read_image
+from lib_layerdiffusion.image_file import MAX_PIXELS, read_image, read_size
 from lib_layerdiffusion.infotext import mark_preview
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
-from lib_layerdiffusion.layers import Layer, LayerStack, fit
+from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
 from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.modes import ROLES, Role, any_row
 from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
-from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, count_sets
+from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_size, count_sets
 from lib_layerdiffusion.refusal import Refusal, using_path
 from lib_layerdiffusion.upscaling import load_upscaler
 from lib_layerdiffusion.weights import WeightStore, cache_folder
@@ -89,6 +90,7 @@ def generate(arguments: argparse.Namespace) -> int:
     options = _read_options(arguments)
     sets = count_sets(any_row(options.mode), options, arguments.batch)
     _check_outputs(options)
+    check_size(arguments.width or MIN_SIZE, arguments.height or MIN_SIZE)
     store = _store(arguments)
     first = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
     seeds = [(first + index) % (LARGEST_SEED + 1) for index in range(sets)]
@@ -143,9 +145,11 @@ def _generate_table(arguments: argparse.Namespace) -> int:
 
 def encode(arguments: argparse.Namespace) -> int:
     """Write the adjusted latent of each image."""
-    images = [(path, read_image(path)) for path in arguments.images]
+    for path in arguments.images:  # what can't be encoded is refused before the model is loaded
+        check_size(*_enlarge(read_image(path)).shape[1::-1])
     with _codec(arguments) as (ld, out):
-        for path, rgba in images:
+        for path in arguments.images:
+            rgba = read_image(path)  # again, and one at a time: many would take much memory
             latent = ld.to_latent(_enlarge(rgba))
             height, width = rgba.shape[:2]
             print(out.write(slug(path.stem), ".safetensors", LatentFile(latent, width, height).save))
@@ -154,9 +158,11 @@ def encode(arguments: argparse.Namespace) -> int:
 
 def decode(arguments: argparse.Namespace) -> int:
     """Write the transparent image in each latent."""
-    latents = [(path, read_latent(path)) for path in arguments.latents]
+    for path in arguments.latents:
+        check_size(*(8 * side for side in read_latent(path).latent.shape[:1:-1]))
     with _codec(arguments, views=arguments.views) as (ld, out):
-        for path, file in latents:
+        for path in arguments.latents:
+            file = read_latent(path)
             rgba = ld.from_latent(file.latent)
             _write(out, slug(path.stem), rgba[: file.height, : file.width])
     return 0
@@ -164,6 +170,8 @@ def decode(arguments: argparse.Namespace) -> int:
 
 def composite(arguments: argparse.Namespace) -> int:
     """Write the layers, bottom first, over a colour, a checkerboard or an image."""
+    lying = [read_size(path) for path in arguments.layers]
+    check_work(max(lying, key=math.prod), lying)
     layers = [Layer(str(path), read_image(path), "foreground") for path in arguments.layers]
     sizes = {layer.name: f"{layer.image.shape[1]}x{layer.image.shape[0]}" for layer in layers}
     if len(set(sizes.values())) > 1:
@@ -171,11 +179,8 @@ def composite(arguments: argparse.Namespace) -> int:
         raise Refusal(f"Layers must have one size, but {named}; resize them first.")
     with using_path(arguments.over):
         is_image = bool(Path(arguments.over).suffix) or Path(arguments.over).is_file()
-    if is_image:
-        behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1])
-        flat = put_over([Layer(arguments.over, behind, "background"), *layers])
-    else:
-        flat = put_over(layers, arguments.over)
+    behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1]) if is_image else arguments.over
+    flat = put_over(layers, behind)
     with OutputFolder(arguments.out) as out:
         _write(out, slug("-".join(path.stem for path in arguments.layers)) + "-composite", flat)
     return 0
@@ -185,12 +190,11 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Write each image in its larger size."""
     if arguments.by is not None and (arguments.width or arguments.height):
         raise Refusal("The size is given twice: choose --by, or --width and --height.")
-    images = [(path, read_image(path)) for path in arguments.images]
-    sizes = [_choose_size(path, image.shape[1::-1], arguments) for path, image in images]
+    sizes = [_choose_size(path, read_size(path), arguments) for path in arguments.images]
     with OutputFolder(arguments.out) as out:
         enlarge = load_upscaler(arguments.upscaler, pick_device(arguments.device)) if arguments.upscaler else None
-        for (path, image), size in zip(images, sizes, strict=True):
-            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
+        for path, size in zip(arguments.images, sizes, strict=True):
+            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(read_image(path), size, enlarge))
     return 0
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..export import archive, ora, png, psd
 from ..host import Host
 from ..latent_file import LatentFile
-from ..layers import Layer, LayerStack, composite
+from ..layers import Layer, LayerStack, composite, measure
 from ..modes import MODES
 from ..options import LayerOptions
 from ..planning import MIN_SIZE, Facts, Plan
@@ -34,7 +34,6 @@ from . import doctor, results
 from .api_requests import (
     KEYS,
     MAX_PIXELS,
-    MAX_PIXELS_TOGETHER,
     MAX_REQUESTS,
     PREFIX,
     Body,
@@ -244,9 +243,7 @@ def _refuse(refusal: Refusal, status: int = 422) -> JSONResponse:
 
 def _stack(layers: Sequence[Layer], size: tuple[int, int] | None = None) -> LayerStack:
     """The layers on a canvas of that size, else on one from the top left corner as far as they reach."""
-    wide, high = size or (
-        max(1, *(layer.offset[axis] + layer.image.shape[1 - axis] for layer in layers), 1) for axis in (0, 1)
-    )
+    wide, high = size or measure(layers)
     if wide * high > MAX_PIXELS:
         raise Refusal(
             f"The layers reach over {wide}x{high}, more than the {MAX_PIXELS} pixels that are allowed: "
@@ -271,12 +268,6 @@ def export(body: Body) -> dict[str, str]:
     if not isinstance(wanted, str) or wanted.lower() not in WRITERS:
         raise Refusal(f"format can't be {show(wanted)}: {list_choices(str(wanted)[:60], WRITERS)}.")
     stack = _stack(read_layers(body, "export"))
-    count, (width, height) = len(stack.layers), stack.size
-    if wanted.lower() == "zip" and count * width * height > MAX_PIXELS_TOGETHER:
-        raise Refusal(
-            f"A zip holds each layer on the whole canvas, and {count} of {width}x{height} have more than the "
-            f"{MAX_PIXELS_TOGETHER} pixels that are allowed: take ora or psd, or use smaller images or offsets."
-        )
     buffer = io.BytesIO()
     WRITERS[wanted.lower()](stack, buffer)
     return {"file": base64.b64encode(buffer.getvalue()).decode(), "name": f"layers.{wanted.lower()}"}

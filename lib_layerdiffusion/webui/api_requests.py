@@ -13,7 +13,7 @@ import torch
 from fastapi import Request
 
 from ..latent_file import LatentFile, read_latent
-from ..layers import Layer
+from ..layers import MAX_LAYERS, Layer
 from ..modes import Role
 from ..refusal import Refusal, list_choices
 from .base64_images import Opened, count_pixels, decode_base64, load_input_image, open_input_image
@@ -24,7 +24,6 @@ PREFIX = "/layerdiffusion/v1"
 MAX_BODY = 2**27  # bytes
 MAX_PIXELS = 2**24  # of an image or a canvas: 4096 x 4096
 MAX_PIXELS_TOGETHER = 2**26  # of all images of a request
-MAX_LAYERS = 64
 MAX_REQUESTS = 64  # that are read, wait or are worked on at a time
 MAX_OFFSET = 2**15
 MAX_NAME = 100  # characters of a layer's name

@@ -12,7 +12,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from ..image_file import DAMAGED, MAX_PIXELS, check_size, open_image, read_image
+from ..image_file import DAMAGED, check_size, open_image, read_image
+from ..options import MAX_PIXELS
 from ..refusal import Refusal
 
 Pixels = NDArray[np.uint8]

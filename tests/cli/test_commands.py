@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from psd_tools import PSDImage
+from safetensors.torch import save_file
 
 from lib_layerdiffusion import embedded
 from lib_layerdiffusion.cli import commands
 from lib_layerdiffusion.embedded.gallery import contact_sheet
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts import pipelines
-from lib_layerdiffusion.latent_file import LatentFile, read_latent
+from lib_layerdiffusion.latent_file import FORMAT, LatentFile, read_latent
 
 pytestmark = pytest.mark.slow
 
@@ -210,6 +212,36 @@ class TestEncodeAndDecode:
         one, other = (read_latent(path).latent for path in paths)
         assert not torch.allclose(one, other)
 
+    @pytest.mark.parametrize("size", [(8, 8), (16392, 64), (16384, 4104)])
+    def test_sizes_that_no_model_takes_are_refused_before_it_is_loaded(
+        self, size: tuple[int, int], run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(commands, "load_pipeline", lambda *_, **__: pytest.fail("the model was loaded"))
+        width, height = size
+        picture, latent = tmp_path / "a.png", tmp_path / "a.safetensors"
+        Image.new("1", size).save(picture)
+        about = {"format": FORMAT}
+        save_file({"latent": torch.zeros(1, 4, height // 8, width // 8, dtype=torch.float16)}, latent, about)
+        words = [["decode", latent], ["generate", "a cat", "--width", width, "--height", height]]
+        for each in words if min(size) < 64 else [["encode", picture], *words]:  # small images get room around them
+            outcome = run(*each, "--out", tmp_path / "out", "--offline")
+            assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+            assert not (tmp_path / "out").exists()
+
+    def test_images_are_held_one_at_a_time(self, run: Any, tmp_path: Path) -> None:
+        for number in range(6):
+            Image.new("RGBA", (1024, 1024)).save(tmp_path / f"{number}.png")
+        seen: list[int] = []
+        tracemalloc.start()
+        for names in ("0", "012345"):
+            tracemalloc.reset_peak()
+            paths = [tmp_path / f"{name}.png" for name in names]
+            outcome = run("encode", *paths, "--model", run.model, "--offline", "--out", tmp_path / "out")
+            assert outcome.code == 0, outcome.err
+            seen.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert seen[1] < seen[0] + 2 * 4 * 2**20
+
     def test_latent_file_keeps_what_it_is_given(self, tmp_path: Path) -> None:
         latent = torch.randn(1, 4, 5, 3)
         LatentFile(latent, 20, 39).save(tmp_path / "a.safetensors")
@@ -241,6 +273,24 @@ class TestComposite:
         assert tuple(pixels[9, 10, :3]) == (0, 0, 250)
         assert tuple(pixels[12, 10, :3]) == (200, 40, 90)
         assert tuple(pixels[-1, -1, :3]) == (1, 2, 3)
+
+    @pytest.mark.parametrize(
+        ("sizes", "said"),
+        [
+            ([(1, 1)] * 65, "There are 65 layers, and up to 64 are put together"),
+            ([(8192, 8192)] * 5, "The layers together are 335544320 pixels"),
+        ],
+        ids=["too many", "too large together"],
+    )
+    def test_too_much_is_refused_before_it_is_decoded(
+        self, sizes: Any, said: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(commands, "read_image", lambda path: pytest.fail(f"{path} was decoded"))
+        paths = [tmp_path / f"{number}.png" for number in range(len(sizes))]
+        for path, size in zip(paths, sizes, strict=True):
+            Image.new("1", size).save(path)
+        outcome = run("composite", *paths, "--out", tmp_path / "out")
+        assert (outcome.code, outcome.err.startswith(said), outcome.err.count("\n")) == (2, True, 1), outcome.err
 
 
 class TestDoctor:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.export import archive, ora, psd
-from lib_layerdiffusion.layers import Layer, LayerStack, composite
+from lib_layerdiffusion.layers import Layer, LayerStack, composite, spread
 from lib_layerdiffusion.refusal import Refusal
 
 SIZE = (37, 21)  # width, height
@@ -163,6 +163,36 @@ def test_an_archive_has_a_whole_canvas_for_each_layer(stack, tmp_path):
     assert np.abs(composite(again) - expected)[expected[..., 3] > 0].max() <= 1
 
 
+def test_a_layer_of_an_archive_is_what_composing_it_alone_gives(tmp_path):
+    pixels = np.arange(5 * 7 * 4, dtype=np.uint8).reshape(5, 7, 4)
+    for offset in ((-3, -2), (4, 1), (0, 0), (9, 9), (-20, 3), (3, 40)):
+        stack = LayerStack((Layer("a", pixels, "foreground", offset),), (6, 4))
+        assert np.array_equal(spread(stack.layers[0], stack.size), composite(stack))
+
+
+def test_a_stack_has_bounds():
+    pixel = Layer("a", np.zeros((1, 1, 4), np.uint8), "foreground")
+    large = Layer("a", np.broadcast_to(np.uint8(0), (8192, 8192, 4)), "foreground")
+    LayerStack((pixel,) * 64, (8192, 8192))
+    for layers, size, said in (
+        ((pixel,) * 65, (1, 1), "There are 65 layers"),
+        ((pixel,), (8193, 8192), "The 8193x8192 of the canvas are 67117056 pixels"),
+        ((large,) * 5, (1, 1), "The layers together are 335544320 pixels"),
+    ):
+        with pytest.raises(Refusal, match=said):
+            LayerStack(layers, size)
+    with pytest.raises(Refusal, match="There are 65 layers"):
+        composite([pixel] * 65)
+
+
+def test_an_archive_of_too_many_whole_canvases_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "spread", lambda *_: pytest.fail("it was begun"))
+    pixel = Layer("a", np.zeros((1, 1, 4), np.uint8), "foreground", (4095, 4095))
+    with pytest.raises(Refusal, match="8 of 4096x4096 have more than the 67108864 pixels"):
+        archive.write(LayerStack((pixel,) * 8, (4096, 4096)), tmp_path / "a.zip")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "C:\\windows\\x", "a/b", "..", "", "\ud800"])
 def test_names_in_an_archive_stay_inside_it(name):
     buffer = io.BytesIO()
@@ -175,7 +205,7 @@ def test_names_in_an_archive_stay_inside_it(name):
 
 @pytest.mark.parametrize("writer", [ora, psd, archive])
 def test_files_are_whole_or_not_there(writer, stack, tmp_path: Path):
-    with pytest.raises(Refusal, match="make the folder"):
+    with pytest.raises(Refusal, match="check its name and folder"):
         writer.write(stack, tmp_path / "nowhere" / "a")
     (tmp_path / "folder").mkdir()
     with pytest.raises(Refusal, match="choose another name"):
