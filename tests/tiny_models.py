@@ -55,8 +55,9 @@ def make_scheduler() -> DDIMScheduler:
     return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 
 
-def make_sd15_unet() -> UNet2DConditionModel:
+def make_sd15_unet(in_channels: int = 4) -> UNet2DConditionModel:
     return UNet2DConditionModel(
+        in_channels=in_channels,
         block_out_channels=(16, 16, 32, 32),
         attention_head_dim=4,
         cross_attention_dim=16,

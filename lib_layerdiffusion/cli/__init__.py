@@ -20,6 +20,7 @@ from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Parser, Refusal, lacks_memory, lacks_space, refuse_path
 from lib_layerdiffusion.version import __version__
 
+STRENGTH = 0.75  # of image to image, as in WebUIs
 EXIT_OK, EXIT_ERROR, EXIT_REFUSED, EXIT_INTERRUPTED = 0, 1, 2, 130
 OPTIONAL_PACKAGES = {
     "diffusers",
@@ -279,6 +280,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", metavar="TYPE", help=text)
     for side in ("--width", "--height"):
         parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
+    text = "start from this image and its transparency (image to image); the size is then its own"
+    parser.add_argument("--image", type=Path, metavar="IMAGE", help=text)
+    text = "with --image: paint anew what is white here; what is black keeps its colour and transparency (inpainting)"
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help=text)
+    text = f"with --image: how much of it changes, 0 to 1 (default {STRENGTH:g})"
+    parser.add_argument("--strength", type=_real(0, 1), metavar="NUMBER", help=text)
     _add_out(parser, "outputs")
     _add_model(parser)
     for name, option in FIELDS.items():

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lib_layerdiffusion import upscaling
-from lib_layerdiffusion.cli import bulk
+from lib_layerdiffusion.cli import STRENGTH, bulk
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
@@ -31,7 +31,7 @@ from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
-from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device
+from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, start_from_image
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
 from lib_layerdiffusion.image_file import MAX_PIXELS, read_image, read_size
 from lib_layerdiffusion.infotext import mark_preview
@@ -91,6 +91,7 @@ def generate(arguments: argparse.Namespace) -> int:
     sets = count_sets(any_row(options.mode), options, arguments.batch)
     _check_outputs(options)
     check_size(arguments.width or MIN_SIZE, arguments.height or MIN_SIZE)
+    start = _read_start(arguments)
     store = _store(arguments)
     first = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
     seeds = [(first + index) % (LARGEST_SEED + 1) for index in range(sets)]
@@ -98,6 +99,8 @@ def generate(arguments: argparse.Namespace) -> int:
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
         pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
+        if start:
+            pipe = start_from_image(pipe, masked="mask_image" in start)
         if arguments.sampler or arguments.scheduler:
             pipe.scheduler = make_scheduler(pipe.scheduler, arguments.sampler, arguments.scheduler)
         if arguments.model == EMBEDDED:
@@ -106,7 +109,7 @@ def generate(arguments: argparse.Namespace) -> int:
         with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **every_layer}) as ld:
             for prompt in prompts:
                 with _progress(prompt) as progress:
-                    stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings)
+                    stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings, **start)
                 for seed, stack in zip(seeds, stacks, strict=True):
                     _write_outputs(out, f"{seed}-{slug(prompt)}", stack, options)
     return 0
@@ -190,11 +193,14 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Write each image in its larger size."""
     if arguments.by is not None and (arguments.width or arguments.height):
         raise Refusal("The size is given twice: choose --by, or --width and --height.")
-    sizes = [_choose_size(path, read_size(path), arguments) for path in arguments.images]
+    for path in arguments.images:  # what becomes too large is refused before anything is enlarged
+        _choose_size(path, read_size(path), arguments)
     with OutputFolder(arguments.out) as out:
         enlarge = load_upscaler(arguments.upscaler, pick_device(arguments.device)) if arguments.upscaler else None
-        for path, size in zip(arguments.images, sizes, strict=True):
-            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(read_image(path), size, enlarge))
+        for path in arguments.images:
+            image = read_image(path)
+            size = _choose_size(path, image.shape[1::-1], arguments)
+            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
     return 0
 
 
@@ -290,6 +296,18 @@ def _read_options(arguments: argparse.Namespace) -> LayerOptions:
     values |= {name: read_image(value) for name, value in values.items() if FIELDS[name].metadata["kind"] == "image"}
     outputs = chain(*values.get("outputs", [LayerOptions.outputs]), ["checker"] if arguments.checker else [])
     return LayerOptions.from_dict({**values, "outputs": tuple(outputs)})
+
+
+def _read_start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What image to image and inpainting start from; empty where no image is given."""
+    if arguments.image is None:
+        for name in ("mask", "strength"):
+            if getattr(arguments, name) is not None:
+                raise Refusal(f"--{name} needs an image to start from: name it with --image.")
+        return {}
+    strength = STRENGTH if arguments.strength is None else arguments.strength
+    start = {"image": read_image(arguments.image), "strength": strength}
+    return start if arguments.mask is None else start | {"mask_image": read_image(arguments.mask)}
 
 
 def _read_prompts(words: Sequence[str]) -> list[str]:

@@ -21,14 +21,14 @@ from lib_layerdiffusion.hosts.pipelines import GUIDANCE
 from lib_layerdiffusion.hosts.prompts import encode_prompts, needs_encoding
 from lib_layerdiffusion.hosts.samplers import describe
 from lib_layerdiffusion.image_file import has_transparency, read_image
-from lib_layerdiffusion.layers import Layer, LayerStack, fit
+from lib_layerdiffusion.layers import Layer, LayerStack, fit, paint
 from lib_layerdiffusion.modes import ROLES, Family, Mode, Role, find_mode
 from lib_layerdiffusion.options import LayerOptions, check_text
 from lib_layerdiffusion.outputs import name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
 from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
-from lib_layerdiffusion.session import Image, Progress, Session
+from lib_layerdiffusion.session import Image, Progress, Session, extend
 from lib_layerdiffusion.views import Cancelled
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
@@ -189,21 +189,30 @@ class LayerDiffusion:
         Prompts are read as WebUIs do: (word:1.3), [word], BREAK, any length.
         settings: go to the pipeline as they are (`image=` and so on), `prompt_embeds` instead of what the prompts say.
         Image to image starts from the transparency of an RGBA `image`, too: a Pillow image, a path, an array [H, W, 4]
-        or [B, H, W, 4] of uint8 or of 0..1, or a list of them with one for each prompt.
+        or [B, H, W, 4] of uint8 or of 0..1, or a list of them with one for each prompt. Inpainting, with `mask_image`
+        of the same kinds, paints the layer into it by the mask: what is black keeps its bytes, colour and alpha.
         """
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
         _check_request(prompts, seeds, negative_prompt, cfg)
-        self._check_settings(settings)
+        self._check_settings(settings, steps)
         starts = self._take_starts(settings, len(prompts))
+        masks = self._take_masks(settings, len(prompts)) if starts else []
         width, height = self._size(width, height, starts, settings)
         frames = len(self.mode.frames)
-        transparent = bool(starts)
+        transparent = any(start[..., 3].min() < 255 for start in starts)
         facts = Facts(self.host.family, width, height, len(prompts), steps=steps, transparent_input=transparent)
         plan = make_plan(self.options, facts)
         self.session.open(plan, {role: self._read(self.options.image(role), plan.size) for role in plan.mode.inputs})
-        if starts:
-            latents = torch.cat([self._encode(self._read(start, plan.size)) for start in starts])
+        starts, masks = ([self._read(image, plan.size) for image in images] for images in (starts, masks))
+        if transparent:
+            latents = torch.cat([self._encode(start) for start in starts])
             settings["image"] = latents.repeat(plan.images // len(starts), 1, 1, 1) * self.host.scaling_factor
+            if masks:  # which the pipeline would make of pixels
+                settings["masked_image_latents"] = settings["image"]
+        elif starts:
+            settings["image"] = _prepare(starts, plan)
+        if masks:
+            settings["mask_image"] = _prepare(masks, plan)
         settings |= self._read_prompts(prompts, negative_prompt, plan, settings)
         if "width" in self._parameters:
             settings |= {"width": plan.width, "height": plan.height}
@@ -221,7 +230,11 @@ class LayerDiffusion:
         self.session.collect(latents)
         sets = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
         finished: list[LayerStack] = []
-        for images, prompt, seed in zip(sets, prompts, seeds, strict=True):
+        for index, (images, prompt, seed) in enumerate(zip(sets, prompts, seeds, strict=True)):
+            if masks:
+                start, mask = (given[index % len(given)] for given in (starts, masks))
+                share = np.asarray(np.asarray(PIL.Image.fromarray(mask).convert("L"))[..., None] / 255, np.float32)
+                images = {role: paint(start, image, share) for role, image in images.items()}
             written = {
                 "Steps": steps,
                 **describe(self.host.pipe.scheduler),
@@ -273,7 +286,14 @@ class LayerDiffusion:
     def _read(self, image: Any, size: tuple[int, int]) -> Image:
         return fit(read_image(image), size, self.options.resize_mode)
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, settings: Mapping[str, Any], steps: int) -> None:
+        strength = settings.get("strength", 1)
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+            raise Refusal(f"strength must be a number from 0 to 1, not {strength!r}.")
+        if settings.get("mask_image") is not None and settings.get("image") is None:
+            raise Refusal("mask_image needs an image that it is laid on: give that as image.")
+        if int(steps * strength) < 1:
+            raise Refusal(f"{steps} steps at strength {strength:g} are none: raise the strength or the steps.")
         for name in settings:
             if name in OWN_SETTINGS:
                 raise Refusal(f"{name!r} is set by LayerDiffusion: use {OWN_SETTINGS[name]} instead.")
@@ -328,36 +348,41 @@ class LayerDiffusion:
         return {name: value.repeat_interleave(plan.images // len(value), dim=0) for name, value in given.items()}
 
     def _take_starts(self, settings: dict[str, Any], sets: int) -> list[Image]:
-        """Take the RGBA images that image to image starts from out of `settings`; none if none has transparency.
+        """Take the images that image to image starts from out of `settings`; none if none has transparency.
 
-        Paths and arrays of bytes without transparency are left there as what pipelines take.
+        With a mask all are taken. Paths and arrays of bytes without transparency are left there as what pipelines take.
         """
         if "strength" not in self._parameters or settings.get("image") is None:
             return []
         images = [*_flatten(settings["image"])]
-        if not any(map(_has_alpha, images)):
+        if settings.get("mask_image") is None and not any(map(_has_alpha, images)):
             if any(map(_is_bytes, images)):
                 settings["image"] = [
                     PIL.Image.fromarray(read_image(each)[..., :3]) if _is_bytes(each) else each for each in images
                 ]
             return []
-        if "mask_image" in self._parameters:
+        starts = _read_images(images, sets, "images to start from")
+        transparent = any(start[..., 3].min() < 255 for start in starts)
+        if transparent and "mask_image" in self._parameters and "masked_image_latents" not in self._parameters:
             raise Refusal(
-                f"{self.host.name} can't start from a transparent image, which it would read as a latent: use an "
-                "image-to-image pipeline, or put the image over a background with layers.composite first."
+                f"{self.host.name} can't start from a transparent image: use an ordinary pipeline for inpainting, or "
+                "put the image over a background with layers.composite first."
             )
-        if len(self.mode.frames) > 1 or self.mode.encoder is None:
+        if transparent and (len(self.mode.frames) > 1 or self.mode.encoder is None):
             raise Refusal(
                 f"Layer mode {self.mode.name!r} can't start from a transparent image: "
                 "use mode 'foreground', or an image without alpha."
             )
-        pixels = [_to_bytes(image) for image in images]
-        if len(images) not in (1, sets):
-            raise Refusal(
-                f"There are {len(images)} images to start from and {sets} prompts: give one, or one for each."
-            )
         del settings["image"]
-        return [read_image(image) for image in pixels]
+        return starts
+
+    def _take_masks(self, settings: dict[str, Any], sets: int) -> list[Image]:
+        """Take the masks of inpainting out of `settings`; none if it isn't that."""
+        if (given := settings.pop("mask_image", None)) is None:
+            return []
+        if settings.get("padding_mask_crop") is not None:
+            raise Refusal("padding_mask_crop can't be used with layers: crop the image and the mask yourself.")
+        return _read_images([*_flatten(given)], sets, "masks")
 
     def _size(
         self, width: int | None, height: int | None, starts: Sequence[Image], settings: Mapping[str, Any]
@@ -488,11 +513,27 @@ def _is_bytes(image: Any) -> bool:
     return isinstance(image, np.ndarray) and image.dtype == np.uint8
 
 
+def _read_images(images: Sequence[Any], sets: int, what: str) -> list[Image]:
+    if len(images) not in (1, sets):
+        raise Refusal(f"There are {len(images)} {what} and {sets} prompts: give one, or one for each.")
+    return [read_image(_to_bytes(image)) for image in images]
+
+
+def _prepare(images: Sequence[Image], plan: Plan) -> list[PIL.Image.Image]:
+    """Opaque images of the plan's `size` as pipelines take them: one for each that is sampled."""
+    made = [PIL.Image.fromarray(extend(image, plan)[..., :3]) for image in images]
+    return [made[index % len(made)] for index in range(plan.sets) for _ in plan.frames]
+
+
 def _to_bytes(image: Any) -> Any:
-    """A Pillow image as it is, and an array of 0..1 in bytes."""
+    """A Pillow image as it is, and an array of 0..1 or of truth values in bytes."""
     if not isinstance(image, np.ndarray | PIL.Image.Image):
-        kind = type(image).__name__
-        raise Refusal(f"A {kind} can't be among images with transparency: give Pillow images, arrays or paths only.")
+        raise Refusal(
+            f"A {type(image).__name__} can't be used with a mask or among images with transparency: give Pillow "
+            "images, arrays or paths."
+        )
+    if isinstance(image, np.ndarray) and image.dtype == np.bool_:
+        return image.astype(np.uint8) * 255
     if isinstance(image, PIL.Image.Image) or image.dtype.kind != "f":
         return image
     if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):

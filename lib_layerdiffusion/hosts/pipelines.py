@@ -64,6 +64,16 @@ def load_pipeline(path: Path | str, *, device: str = "auto", offline: bool = Fal
     return pipe
 
 
+def start_from_image(pipe: Any, masked: bool) -> Any:
+    """The pipeline of the same parts that starts from an image, or paints into it by a mask."""
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    kind = AutoPipelineForInpainting if masked else AutoPipelineForImage2Image
+    made = kind.from_pipe(pipe)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
 def _from_folder(path: Path, dtype: Any, offline: bool) -> Any:
     """Open a diffusers folder; nothing in it is ever fetched."""
     with _loading(path, offline):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
-from ..refusal import Refusal
+from ..refusal import Refusal, using_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +36,7 @@ def from_table(cls: type[Config], table: dict[str, Any]) -> Config:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "unexpected_keyword_argument":
             raise Refusal(f"The configuration has no {name}; it knows {', '.join(_list_keys(cls))}.") from error
-        raise Refusal(f"The configuration's {name} is {first['input']!r}. {first['msg']}.") from error
+        raise Refusal(f"The configuration's {name} is {repr(first['input'])[:100]}. {first['msg']}.") from error
     except (ValueError, RecursionError) as error:
         raise Refusal(f"The configuration can't be read ({error}); write plain tables and values.") from error
 
@@ -53,15 +53,20 @@ def _list_keys(cls: Any) -> list[str]:
 
 def read_config(cls: type[Config], path: Path | None, overrides: list[str]) -> Config:
     """Read a TOML file (None: all defaults) and lay `key=value` overrides over it, values in TOML notation."""
+    content = b""
+    if path is not None:
+        with using_path(path):
+            if path.exists() and not path.is_file():
+                raise Refusal(f"The configuration {path} is not an ordinary file; name a TOML file.")
+            content = path.read_bytes()
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        table = tomllib.loads(content.decode())
         for override in overrides:
             key, _, value = override.partition("=")
             table[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"The configuration {path} can't be read ({error}); name an existing TOML file.") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise Refusal(f"The configuration {path or overrides} is not valid TOML: {error}; mend that line.") from error
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits
+        given = str(path or overrides)[:200]
+        raise Refusal(f"The configuration {given} is not valid TOML: {error}; mend that line.") from error
     return from_table(cls, table)
 
 

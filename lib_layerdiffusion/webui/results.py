@@ -17,7 +17,7 @@ from torch import Tensor
 from ..export import png
 from ..image_file import has_transparency
 from ..infotext import mark_preview
-from ..layers import Layer, LayerStack, composite, fit, premultiply, unpremultiply
+from ..layers import Layer, LayerStack, composite, fit, paint
 from ..modes import Role
 from ..options import LayerOptions
 from ..outputs import WRITERS, arrange, make_previews, name_layer, write_files
@@ -80,9 +80,7 @@ class Batch:
         left, top, wide, high = box or (0, 0, width, height)
         fitted = fit(layer, (wide, high), "stretch")[: height - top, : width - left]
         placed[top : top + high, left : left + wide] = fitted
-        mixed = premultiply(placed) * share + premultiply(start) * (1 - share)
-        painted = np.round(unpremultiply(mixed) * 255).astype(np.uint8)
-        return Image.fromarray(np.where(share == 0, start, np.where(share == 1, placed, painted)))
+        return Image.fromarray(paint(start, placed, share))
 
     def _follow(self, index: int, picture: Image.Image, layer: Pixels) -> Pixels:
         now = np.asarray(picture.convert("RGB"))

@@ -302,7 +302,7 @@ class WeightStore:
             why = "downloads are switched off" if self.offline else "no folder for downloads is set"
             searched = ", ".join(str(folder) for folder in self.folders) or "no folder"
             raise Refusal(f"{entry.file_name} is not in {searched}, and {why}: {self._get(entry)}.")
-        if urlsplit(self.endpoint).scheme not in ("http", "https") or not urlsplit(self.endpoint).netloc:
+        if not _is_address(self.endpoint):
             raise Refusal(
                 f"HF_ENDPOINT {self.endpoint!r} is not an address: give one that begins with https://, such as {HUB}."
             )
@@ -343,6 +343,14 @@ def _look_up(name: str) -> WeightFile:
     if entry is None:
         raise Refusal(f"There is no published file {name!r}: {list_choices(name, WEIGHTS)}.")
     return entry
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and text.isprintable()
 
 
 def _identify(path: Path) -> Identity:

@@ -150,6 +150,48 @@ class TestGenerate:
         assert again.read_bytes() == first.read_bytes()
 
 
+class TestImage:
+    def test_inpainting_keeps_what_is_black_in_the_mask(self, run: Any, pictures: Path, tmp_path: Path) -> None:
+        start = np.zeros((72, 100, 4), np.uint8)
+        start[10:60, 10:80] = (200, 40, 90, 130)
+        mask = np.zeros((72, 100), np.uint8)
+        mask[:, 50:] = 255
+        Image.fromarray(start).save(tmp_path / "start.png")
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        words = ["a cat", "--image", tmp_path / "start.png", "--seed", 1, "--out", tmp_path / "out"]
+        whole = run.generate(*words)
+        assert whole.code == 0, whole.err
+        assert read(whole.paths[0]).shape == start.shape
+        masked = run.generate(*words, "--mask", tmp_path / "mask.png", "--strength", 0.9)
+        assert masked.code == 0, masked.err
+        pixels = read(masked.paths[0])
+        assert np.array_equal(pixels[:, :50], start[:, :50])
+        assert not np.array_equal(pixels[:, 50:], start[:, 50:])
+        assert not np.array_equal(read(whole.paths[0])[:, :50], start[:, :50])
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--mask", "rgba.png"], "--mask needs an image"),
+            (["--strength", "0.5"], "--strength needs an image"),
+            (["--image", "rgba.png", "--strength", "nan"], "--strength"),
+            (["--image", "rgba.png", "--strength", "0.1"], "2 steps at strength 0.1 are none"),
+            (["--image", "text.png"], "text.png"),
+            (["--image", "rgba.png", "--mask", "nowhere.png"], "nowhere.png"),
+            (["--image", "rgba.png", "--mode", "together"], "can't start from a transparent image"),
+        ],
+    )
+    def test_what_can_not_be_started_from_is_refused(
+        self, words: list[str], said: str, run: Any, joint_files: Path, pictures: Path, tmp_path: Path
+    ) -> None:
+        words = [str(pictures / word) if word.endswith(".png") else word for word in words]
+        size = ["--width", 64, "--height", 64]
+        outcome = run.generate("a cat", *words, *size, "--weights", joint_files, "--out", tmp_path / "out")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+        assert said in outcome.err
+        assert not (tmp_path / "out").exists()
+
+
 class TestInterrupt:
     def test_leaves_only_whole_files(self, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save, calls = Image.Image.save, []

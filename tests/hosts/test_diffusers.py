@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentEncoder
+from tests.tiny_models import make_sd15_unet
 from tests.webui.panel_host import parse_infotext
 
 pytestmark = pytest.mark.slow
@@ -369,12 +371,103 @@ def test_a_transparent_start_may_be_a_list_an_array_or_a_path(sd15: Any, layer_f
                 make(image)
 
 
-def test_a_transparent_picture_in_an_inpainting_pipeline_is_refused(sd15: Any, layer_files: Path) -> None:
+INPAINTING = {"sd15": StableDiffusionInpaintPipeline, "sdxl": StableDiffusionXLInpaintPipeline}
+
+
+def inpaint_pipe(family: str, request: pytest.FixtureRequest) -> Any:
+    pipe = INPAINTING[family](**request.getfixturevalue(family).components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("alpha", ["transparent", "opaque"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_inpainting_keeps_what_is_not_masked_byte_for_byte(
+    family: str, alpha: str, layer_files: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """At a size that isn't a whole number of latent cells; black keeps, white is the layer, grey is between them."""
+    pipe = inpaint_pipe(family, request)
+    start = rgba_image(70, 101)
+    if alpha == "opaque":
+        start[..., 3] = 255
+    mask = np.zeros((101, 70), np.uint8)
+    mask[20:60, 10:50], mask[60:80, 10:50] = 255, 128
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    before = fingerprint(pipe)
+    with layer_diffusion(pipe, weights=layer_files, views=1) as ld:
+
+        def make(image: Any, mask_image: Any) -> np.ndarray[Any, Any]:
+            (stack,) = ld.batch(["a cat"], [3], image=image, mask_image=mask_image, strength=0.7, steps=3)
+            assert stack.size == (70, 101)
+            return stack.layers[0].image
+
+        made, layer = make(start, mask), make(start, np.full_like(mask, 255))
+        kinds: tuple[Any, ...] = (Image.fromarray(mask), tmp_path / "mask.png", mask / 255, [np.dstack([mask] * 3)])
+        for each in kinds if (family, alpha) == ("sd15", "opaque") else ():
+            assert np.array_equal(make(Image.fromarray(start), each), made)
+        pair = ld.batch(["a cat"] * 2, [3, 4], image=start, mask_image=[mask, mask == 255], strength=0.7, steps=3)
+    assert fingerprint(pipe) == before
+    assert np.array_equal(made[mask == 0], start[mask == 0])
+    for share in (128, 255):
+        assert not np.array_equal(made[mask == share], start[mask == share])
+    assert made[mask == 255][:, 3].std() > 0  # of the layer's own alpha
+    between = (made[mask == 128][:, 3].astype(int) - start[mask == 128][:, 3]) * 255 / 128
+    inside = layer[mask == 128][:, 3].astype(int) - start[mask == 128][:, 3]
+    assert np.corrcoef(between, inside)[0, 1] > 0.5
+    assert np.abs(pair[0].layers[0].image.astype(int) - made).max() <= 2
+    assert np.array_equal(pair[1].layers[0].image[mask < 255], start[mask < 255])
+
+
+def test_the_start_s_transparency_reaches_the_sampling(sd15: Any, layer_files: Path) -> None:
+    """Two starts that differ in their alpha alone, painted over as a whole, are sampled from other latents."""
     pipe = StableDiffusionInpaintPipeline(**sd15.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    first = rgba_image(64, 64)
+    second = first.copy()
+    second[..., 3] //= 2
+    with layer_diffusion(pipe, weights=layer_files, views=1) as ld:
+        made = [
+            ld("a cat", image=image, mask_image=np.full((64, 64), 255, np.uint8), strength=0.3, steps=4).layers[0].image
+            for image in (first, second)
+        ]
+    assert not np.array_equal(*made)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_several_layers_are_painted_into_an_opaque_start(
+    family: str, layer_files: Path, request: pytest.FixtureRequest
+) -> None:
+    start, mask = rgba_image(64, 64), np.zeros((64, 64), np.uint8)
+    start[..., 3], mask[:, 32:] = 255, 255
+    mode = {"sd15": "together", "sdxl": "foreground_to_blend"}[family]
+    pipe = inpaint_pipe(family, request)
+    with layer_diffusion(pipe, mode, weights=layer_files, views=1, foreground_image=rgba_image(64, 64)) as ld:
+        stack = ld("a cat", image=start, mask_image=mask, strength=0.5, steps=2)
+    assert len(stack.layers) == {"sd15": 3, "sdxl": 1}[family]
+    for layer in stack.layers:
+        assert np.array_equal(layer.image[:, :32], start[:, :32])
+        assert not np.array_equal(layer.image[:, 32:], start[:, 32:])
+
+
+def test_what_inpainting_can_not_take_is_refused(sd15: Any, layer_files: Path) -> None:
+    pipe = StableDiffusionInpaintPipeline(**sd15.components, requires_safety_checker=False)
+    rgba, mask = rgba_image(64, 64), Image.new("L", (64, 64), 255)
     with layer_diffusion(pipe, weights=layer_files) as ld:
-        for image in (rgba_image(64, 64), [Image.fromarray(rgba_image(64, 64))]):
-            with pytest.raises(Refusal, match="StableDiffusionInpaintPipeline can't start from a transparent image"):
-                ld("a cat", image=image, mask_image=Image.new("L", (64, 64)), steps=2)
+        for given, said in (
+            ({"mask_image": torch.zeros(1, 1, 64, 64)}, "A Tensor can't be used with a mask"),
+            ({"mask_image": [mask] * 3}, "There are 3 masks and 1 prompts"),
+            ({"mask_image": mask, "image": None}, "mask_image needs an image"),
+            ({"mask_image": mask, "padding_mask_crop": 8}, "crop the image and the mask yourself"),
+            ({"mask_image": mask, "strength": 0.1}, "2 steps at strength 0.1 are none"),
+            ({"mask_image": mask, "strength": float("nan")}, "strength must be a number from 0 to 1"),
+            ({"mask_image": "nowhere.png"}, "nowhere.png"),
+        ):
+            with pytest.raises(Refusal, match=said):
+                ld("a cat", **{"image": rgba, "steps": 2, **given})
+    wide = make_sd15_unet(in_channels=9)
+    nine = StableDiffusionInpaintPipeline(**sd15.components | {"unet": wide}, requires_safety_checker=False)
+    with pytest.raises(Refusal, match="takes 9 channels, as inpainting and edit checkpoints do"):
+        DiffusersHost(nine)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
