@@ -40,8 +40,10 @@ def list_choices(asked: object, choices: Iterable[object]) -> str:
 def using_path(path: object) -> Iterator[None]:
     """Turn what the system says to a path that can't be read or written into a Refusal."""
     try:
+        if "\0" in str(path):  # such a path only seems to be absent
+            raise ValueError("a NUL in the name")
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # NUL in the name; a ~name that is nobody's
+    except (OSError, ValueError, RuntimeError) as error:  # the last of a ~name that is nobody's
         raise refuse_path(path, error) from error
 
 
