@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from lib_layerdiffusion.refusal import refuse_path
+from lib_layerdiffusion.refusal import Refusal, refuse_path, using_path
 
 
 class OutputFolder:
@@ -20,14 +20,15 @@ class OutputFolder:
 
     def __enter__(self) -> OutputFolder:
         try:
-            missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._made = missing
-            with tempfile.NamedTemporaryFile(prefix=".", suffix=".part", dir=self.path):
-                pass
-        except (OSError, ValueError) as error:  # ValueError: NUL in the name
+            with using_path(self.path):
+                missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._made = missing
+                with tempfile.NamedTemporaryFile(prefix=".", suffix=".part", dir=self.path):
+                    pass
+        except Refusal:
             self._remove_empty()
-            raise refuse_path(self.path, error) from error
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
