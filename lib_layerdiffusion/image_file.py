@@ -50,9 +50,9 @@ def read_image(image: str | os.PathLike[str] | PIL.Image.Image | NDArray[Any]) -
             return _read_file(Path(image), _convert)
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height of an image file as it lies, without decoding it; Refusal as of `read_image`."""
-    return _read_file(path, lambda image, _: image.size)
+    return _read_file(Path(path), lambda image, _: image.size)
 
 
 def read_content(content: bytes, name: str) -> Bytes:

@@ -52,7 +52,7 @@ def read_latent(source: str | os.PathLike[str] | BufferedIOBase, name: str = "",
         name = str(source)
         with using_path(source):
             if not source.is_file():
-                raise Refusal(f"There is no latent file at {source}; {cure}.")
+                raise Refusal(f"There is no latent file at {name[:200]}; {cure}.")
     try:
         header = read_header(source)
         shape = header.shapes.get("latent", ())

@@ -309,5 +309,5 @@ def read_colour(colour: str | Sequence[int]) -> tuple[int, ...]:
     except ValueError:
         values = ()
     if len(values) != 3:  # or 4, with alpha
-        raise Refusal(f"There is no colour {colour!r}: use a name like 'white', or #rrggbb like '#3366cc'.")
+        raise Refusal(f"There is no colour {colour[:60]!r}: use a name like 'white', or #rrggbb like '#3366cc'.")
     return values

@@ -163,7 +163,7 @@ def name_mode(text: str) -> str:
     for mode in MODES:
         if wanted in (_fold(mode.name), _fold(mode.alias)):
             return mode.name
-    raise Refusal(f"There is no layer mode {text!r}: {list_choices(text, MODE_NAMES)}.")
+    raise Refusal(f"There is no layer mode {text[:60]!r}: {list_choices(text, MODE_NAMES)}.")
 
 
 def any_row(name: str) -> Mode:

@@ -231,7 +231,7 @@ def name_resize_mode(text: str) -> str:
     for name, title in RESIZE_MODES.items():
         if wanted in (name, title.casefold(), title.casefold().removeprefix("just ")):
             return name
-    raise Refusal(f"There is no resize mode {text!r}: {list_choices(text, RESIZE_MODES)}.")
+    raise Refusal(f"There is no resize mode {_show(text)}: {list_choices(text, RESIZE_MODES)}.")
 
 
 def _describe(option: Field[Any]) -> dict[str, Any]:

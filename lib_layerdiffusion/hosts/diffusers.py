@@ -514,9 +514,10 @@ def _is_bytes(image: Any) -> bool:
 
 
 def _read_images(images: Sequence[Any], sets: int, what: str) -> list[Image]:
-    if len(images) not in (1, sets):
-        raise Refusal(f"There are {len(images)} {what} and {sets} prompts: give one, or one for each.")
-    return [read_image(_to_bytes(image)) for image in images]
+    known = [_to_bytes(image) for image in images]
+    if len(known) not in (1, sets):
+        raise Refusal(f"There are {len(known)} {what} and {sets} prompts: give one, or one for each.")
+    return [read_image(image) for image in known]
 
 
 def _prepare(images: Sequence[Image], plan: Plan) -> list[PIL.Image.Image]:

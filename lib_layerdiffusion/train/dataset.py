@@ -168,7 +168,7 @@ def _read_split(split: str, where: str) -> str:
         case "held-out" | "validation" | "valid" | "val" | "test" | "dev":
             return "held-out"
         case _:
-            raise Refusal(f"{where} has the split {split!r}; write train or held-out.")
+            raise Refusal(f"{where} has the split {split[:60]!r}; write train or held-out.")
 
 
 def hold_out(index: int) -> bool:
@@ -199,7 +199,9 @@ def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprit
     if len(facts) < len(rows):
         raise Refusal(f"{METADATA} of {path} names an image twice; keep one line for each.")
     if absent := [name for name in facts if name not in files]:
-        raise Refusal(f"{METADATA} names {absent[0]}, which {path} doesn't hold; add the image or remove the line.")
+        raise Refusal(
+            f"{METADATA} names {absent[0][:200]}, which {path} doesn't hold; add the image or remove the line."
+        )
     images = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS]
     chosen = [name for name in images if not facts or name in facts]
     if left_out := len(images) - len(chosen):

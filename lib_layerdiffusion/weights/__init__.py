@@ -213,7 +213,7 @@ class WeightStore:
             if not path.is_file():
                 what = "is a folder" if path.is_dir() else "isn't there"
                 if path.suffix or len(path.parts) > 1:
-                    raise Refusal(f"{path} {what}: name a {SUFFIX} file, or one of {', '.join(WEIGHTS)}.")
+                    raise Refusal(f"{str(path)[:200]} {what}: name a {SUFFIX} file, or one of {', '.join(WEIGHTS)}.")
                 _look_up(str(name_or_path))
         self._check(path, None)
         return path.resolve()

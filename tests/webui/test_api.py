@@ -28,12 +28,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load, save
 
+from lib_layerdiffusion import image_file, layers, options
 from lib_layerdiffusion.export import archive
 from lib_layerdiffusion.layers import Layer, composite
 from lib_layerdiffusion.modes import MODE_NAMES, MODES
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WEIGHTS, WeightStore
+from lib_layerdiffusion.weights.header import MAX_HEADER
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 PREFIX = "/layerdiffusion/v1"
@@ -917,6 +919,26 @@ def test_the_document_names_every_option_and_route():
         assert f"### GET {PREFIX}/{name}" in text
     for name in POSTS:
         assert f"### POST {PREFIX}/{name}" in text
+
+
+def test_the_document_tells_the_limits():
+    from lib_layerdiffusion.webui import api_requests
+
+    text = DOCUMENT.read_text("utf-8").partition("## Limits")[2].partition("## What changed")[0]
+    told = dict(re.findall(r"^\| ([a-z][^|]+?) \| (\d+) \|$", text, re.MULTILINE))
+    assert {name: int(number) for name, number in told.items()} == {
+        "bytes of the body": api_requests.MAX_BODY,
+        "pixels of an image, a canvas, or what a latent decodes to": api_requests.MAX_PIXELS,
+        "pixels of one side of an image": image_file.MAX_SIDE,
+        "pixels of all images together": api_requests.MAX_PIXELS_TOGETHER,
+        "layers": layers.MAX_LAYERS,
+        "pixels of all canvases of a zip together": options.MAX_PIXELS,
+        "absolute value in a latent": api_requests.LARGEST_LATENT,
+        "bytes of a latent file's header": MAX_HEADER,
+        "requests with a body at a time": api_requests.MAX_REQUESTS,
+    }
+    assert f"at most {options.MAX_PIXELS} pixels" in text
+    assert f"{layers.MAX_TOGETHER} pixels of all layers together" in text
 
 
 class Stub(BaseHTTPRequestHandler):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -50,6 +52,12 @@ OPTIONS = {
     '{"foreground_prompt": "a \\udfff cat"}': "foreground_prompt has half of a character at position 3",
 }
 
+DOCUMENTED = re.findall(
+    r"^\| `([^`]+)` \| ",
+    (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8").partition("## What changed for clients")[2],
+    re.MULTILINE,
+)
+
 
 def send(webui, entry: str, **fields: str):
     body = {"prompt": '"star"', "seed": "1", "steps": "1", "width": "64", "height": "64"} | fields
@@ -76,6 +84,12 @@ def test_a_wrong_entry_is_refused(webui, entry, names):
 def test_a_wrong_option_is_refused(webui, options, names):
     check_refused(send(webui, f'{{"args": {options}}}'), names)
     check_refused(send(webui, f'{{"args": [{options}]}}'), names)
+
+
+def test_what_the_document_says_is_refused_is(webui):
+    assert len(DOCUMENTED) == 8
+    for entry in DOCUMENTED:
+        check_refused(send(webui, entry), "")
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
