@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,3 +40,20 @@ def fill(module: nn.Module, seed: int, gain: float = 1.0, prefix: str = "") -> n
             if value is not None:
                 parameter.copy_(value)
     return module
+
+
+def damage(data: bytes, rng: random.Random) -> bytes:
+    """The data with some bytes changed, put in or taken out, or cut off."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 5, 20))):
+        place = rng.randrange(max(1, len(changed)))
+        match rng.randrange(4):
+            case 0:
+                changed[place : place + 1] = rng.randbytes(1)
+            case 1:
+                changed[place:place] = rng.randbytes(rng.choice((1, 4, 100)))
+            case 2:
+                del changed[place : place + rng.choice((1, 4, 100))]
+            case _:
+                changed[place : place + 4] = rng.choice((b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"))
+    return bytes(changed[: rng.choice((len(changed), len(changed), rng.randrange(len(changed) + 1)))])

@@ -26,6 +26,7 @@ from lib_layerdiffusion.train.dataset import read_sprites
 from lib_layerdiffusion.train.transparency import TransparencyConfig
 from lib_layerdiffusion.weights import WeightStore
 from lib_layerdiffusion.weights.header import Header, read_header
+from tests.seeded import damage
 
 SECONDS = 10  # for one input, on a busy machine; each takes some milliseconds
 NUMBERS = ("1e999", "-1e999", "NaN", "9" * 400, "9" * 5000, "-0", "-1", "0.5", "1e-400", "18446744073709551616")
@@ -58,23 +59,6 @@ def check(call: Callable[[], Any]) -> Any:
     assert len(said) < 1500, said
     assert time.monotonic() - began < SECONDS
     return made
-
-
-def damage(data: bytes, rng: random.Random) -> bytes:
-    """The data with some bytes changed, put in or taken out, or cut off."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 5, 20))):
-        place = rng.randrange(max(1, len(changed)))
-        match rng.randrange(4):
-            case 0:
-                changed[place : place + 1] = rng.randbytes(1)
-            case 1:
-                changed[place:place] = rng.randbytes(rng.choice((1, 4, 100)))
-            case 2:
-                del changed[place : place + rng.choice((1, 4, 100))]
-            case _:
-                changed[place : place + 4] = rng.choice((b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"))
-    return bytes(changed[: rng.choice((len(changed), len(changed), rng.randrange(len(changed) + 1)))])
 
 
 def with_entry(part: str, value: str, data: bytes) -> bytes:

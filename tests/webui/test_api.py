@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import random
 import re
 import shutil
 import struct
@@ -36,6 +37,7 @@ from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WEIGHTS, WeightStore
 from lib_layerdiffusion.weights.header import MAX_HEADER
+from tests.seeded import damage
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "api.md"
 PREFIX = "/layerdiffusion/v1"
@@ -919,6 +921,41 @@ def test_the_document_names_every_option_and_route():
         assert f"### GET {PREFIX}/{name}" in text
     for name in POSTS:
         assert f"### POST {PREFIX}/{name}" in text
+
+
+def test_damaged_bodies_images_and_latents_are_refused_in_a_sentence(client):
+    """Always the same ones; each answer is a picture or a refusal, and none waits for the model."""
+    rng, image = random.Random(4), base64.b64decode(code(picture(9, 7)))
+    latent = base64.b64decode(latent_file(torch.zeros(1, 4, 8, 8)))
+    whole = json.dumps({"layers": [{"image": code(picture(9, 7))}], "format": "ora"}).encode()
+    statuses = {"composite": [], "decode": [], "export": []}
+    for _ in range(60):
+        row = {
+            "image": base64.b64encode(damage(image, rng)).decode(),
+            "offset": rng.choice([[0, 3], [0, -(2**15)], [10**30, 0], [True, 0], [1.5, 0], "00", None, [0], {}]),
+        }
+        bodies = {
+            "composite": json.dumps({"layers": [row]}).encode(),
+            "decode": json.dumps({"latent": base64.b64encode(damage(latent, rng)).decode(), "views": 0}).encode(),
+            "export": damage(whole, rng),
+        }
+        for name, content in bodies.items():
+            answer = client.post(f"{PREFIX}/{name}", content=content, headers={"Content-Type": "application/json"})
+            statuses[name].append(answer.status_code)
+            assert answer.status_code == 200 or (
+                answer.status_code == 422 and answer.json()["detail"].endswith(".") and len(answer.text) < 1500
+            ), answer.text
+    assert client.lock.times == 0
+    assert set(statuses["decode"]) == {422}
+    assert {len(each) for each in statuses.values()} == {60}
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "²"}, {"Content-Type": "²"}, {"Content-Length": "9" * 400}])
+def test_odd_headers_get_a_sentence(client, headers):
+    raw = {name: value.encode("latin-1") for name, value in ({"Content-Type": "application/json"} | headers).items()}
+    answer = client.post(f"{PREFIX}/encode", content=b"{}", headers=raw)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].endswith(".")
 
 
 def test_the_document_tells_the_limits():
