@@ -1,21 +1,38 @@
-// Refreshes LayerDiffusion's status line when a generation ends, good or bad: a WebUI shows its Interrupt button, or
-// what replaces it while it interrupts, only during a generation.
+// LayerDiffusion's part of the page: refreshes its status line, greys out modes that can't run, and lays a
+// checkerboard behind transparent pictures.
 (function() {
+    const TABS = ["txt2img", "img2img"];
+    const PICTURES = "[id$='_gallery'] img, #lightboxModal img";
+    const TRANSPARENT = "layerdiffusion-transparent";
+    const UNAVAILABLE = "layerdiffusion-unavailable";
+    const SAMPLE = 16; // pixels a side to which a picture is reduced to find its transparency
+
     function shown(button) {
         return button !== null && getComputedStyle(button).display !== "none";
     }
 
-    function watch(tab) {
-        const page = gradioApp();
-        const buttons = ["interrupt", "interrupting"].map((name) => page.querySelector(`#${tab}_${name}`));
-        let running = false;
+    function part(tab, name) {
+        return gradioApp().querySelector(`#script_${tab}_layerdiffuse_${name}`);
+    }
+
+    // Nobody looks at a closed panel, and opening it refreshes the line anyway.
+    function refresh(tab) {
+        const button = part(tab, "refresh");
+        if (button !== null && button.offsetParent !== null) {
+            button.click();
+        }
+    }
+
+    // When a generation ends, good or bad: a WebUI shows its Interrupt button, or what replaces it while it interrupts,
+    // only during a generation.
+    function followGenerations(tab) {
+        const buttons = ["interrupt", "interrupting"].map((name) => gradioApp().querySelector(`#${tab}_${name}`));
+        let running = buttons.some(shown);
         const observer = new MutationObserver(() => {
             const wasRunning = running;
             running = buttons.some(shown);
-            const refresh = page.querySelector(`#script_${tab}_layerdiffuse_refresh`);
-            // Nobody looks at a closed panel, and opening it refreshes the line anyway.
-            if (wasRunning && !running && refresh !== null && refresh.offsetParent !== null) {
-                refresh.click();
+            if (wasRunning && !running) {
+                refresh(tab);
             }
         });
         buttons.filter((button) => button !== null).forEach((button) => {
@@ -23,5 +40,65 @@
         });
     }
 
-    onUiLoaded(() => ["txt2img", "img2img"].forEach(watch));
+    function readUnavailable(tab) {
+        const status = gradioApp().querySelector(`#script_${tab}_layerdiffuse_status .layerdiffusion-status`);
+        return JSON.parse((status && status.dataset.unavailable) || "{}");
+    }
+
+    // The list of modes is made anew each time that it opens.
+    function greyOut(tab) {
+        const mode = part(tab, "mode");
+        if (mode === null) {
+            return;
+        }
+        new MutationObserver(() => {
+            const reasons = readUnavailable(tab);
+            mode.querySelectorAll("li").forEach((entry) => {
+                const reason = reasons[entry.getAttribute("aria-label")];
+                const note = entry.querySelector(".layerdiffusion-why");
+                entry.classList.toggle(UNAVAILABLE, reason !== undefined);
+                if (reason === undefined && note !== null) {
+                    note.remove();
+                } else if (reason !== undefined && (note === null || note.textContent !== reason[0])) {
+                    const text = note || entry.appendChild(document.createElement("span"));
+                    text.className = "layerdiffusion-why";
+                    text.textContent = reason[0];
+                    entry.title = reason[1];
+                }
+            });
+        }).observe(mode, {childList: true, subtree: true});
+    }
+
+    function isTransparent(image) {
+        const canvas = document.createElement("canvas");
+        canvas.width = canvas.height = SAMPLE;
+        const context = canvas.getContext("2d");
+        try {
+            context.drawImage(image, 0, 0, SAMPLE, SAMPLE);
+            return context.getImageData(0, 0, SAMPLE, SAMPLE).data.some((value, index) => index % 4 === 3 && value < 255);
+        } catch (error) { // a picture from elsewhere, or one that isn't loaded
+            return false;
+        }
+    }
+
+    function mark(image) {
+        const wanted = typeof opts === "undefined" || opts.layerdiffusion_checkerboard !== false;
+        image.classList.toggle(TRANSPARENT, wanted && isTransparent(image));
+    }
+
+    // A loaded picture tells nobody but itself, unless it is listened for on the way down to it.
+    document.addEventListener("load", (event) => {
+        if (event.target instanceof HTMLImageElement && event.target.matches(PICTURES)) {
+            mark(event.target);
+        }
+    }, true);
+
+    if (typeof onOptionsChanged === "function") {
+        onOptionsChanged(() => gradioApp().querySelectorAll(PICTURES).forEach(mark));
+    }
+    onUiLoaded(() => TABS.forEach((tab) => {
+        followGenerations(tab);
+        greyOut(tab);
+        refresh(tab); // of a panel that the user's own defaults open
+    }));
 })();

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..options import FIELDS, POSITIONAL, LayerOptions
+from ..options import FIELDS, OUTPUTS, POSITIONAL, LayerOptions
 from .inputs import OPTIONAL, wanted
+from .labels import from_label
 
+OUTPUT_PREFIX = "outputs_"
+OUTPUT_BOXES: tuple[str, ...] = tuple(OUTPUT_PREFIX + name for name in OUTPUTS)
 # The page begins like the reference extension's positional list, so that its API clients' lists arrive where they
-# should. Its batch size counts sets, so it has no widget for that. `pasted` is hidden: an infotext has set the others.
+# should. Its batch size counts sets, so it has no widget for that, and every output has a box of its own. `pasted` is
+# hidden: an infotext has set the others.
 PAGE_ORDER: tuple[str, ...] = (
     *POSITIONAL,
-    *(name for name in FIELDS if name not in (*POSITIONAL, "batch_counts")),
+    *(name for name in FIELDS if name not in (*POSITIONAL, "outputs", "batch_counts")),
+    *OUTPUT_BOXES,
     "pasted",
 )
 
@@ -27,8 +32,11 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
     if args and isinstance(args[0], Mapping):
         sent = LayerOptions.from_dict(args[0])  # all of it is checked, also what is changed
         return LayerOptions.from_dict(sent.to_dict() | changes)
-    values = dict(zip(PAGE_ORDER, args, strict=False))
+    values = {name: from_label(name, value) for name, value in zip(PAGE_ORDER, args, strict=False)}
+    boxes = {name: values.pop(OUTPUT_PREFIX + name, None) for name in OUTPUTS}
     if values.pop("pasted", False) or not from_api:  # an API client's infotext sets what the page would
+        if any(ticked is not None for ticked in boxes.values()):
+            values["outputs"] = [name for name, ticked in boxes.items() if ticked]
         values |= changes
         shown = wanted(values.get("mode", LayerOptions.mode))
         hidden = [name for name in OPTIONAL if name not in shown]
@@ -36,7 +44,6 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
             {name: value for name, value in values.items() if name in FIELDS and name not in hidden}
         )
     listed = [values.pop(name, None) for name in POSITIONAL]
-    values.pop("outputs", None)
     return LayerOptions.from_dict(LayerOptions.from_positional(listed).to_dict() | values | changes)
 
 

@@ -17,6 +17,7 @@ class LastRun:
     """A report for the status line and `doctor`; nothing is decided by it."""
 
     when: datetime
+    mode: str  # its name
     host: str
     plan: str  # one line: what of the panel matters most
     job: str  # one line: the rest, and what was asked of the WebUI
@@ -74,6 +75,6 @@ class Extension:
         model = load_model()
         return self.current_host() if model is None else self.host_of(model)
 
-    def report(self, host: str, plan: str, job: str, outcome: str) -> None:
+    def report(self, mode: str, host: str, plan: str, job: str, outcome: str) -> None:
         """Keep what a run came to."""
-        self.last_run = LastRun(datetime.now(), host, plan, job, outcome)
+        self.last_run = LastRun(datetime.now(), mode, host, plan, job, outcome)

@@ -43,6 +43,10 @@ WRITTEN = f"{ATTRIBUTE}_params"  # of `p`: names of the parameters that were add
 MASK = f"{ATTRIBUTE}_mask"  # of `p`: the one that came with the request
 GRID_SCRIPTS = ("xyz_grid.py", "prompt_matrix.py", "loopback.py")  # they put all that a job answers on one grid
 TILING_SCRIPTS = ("sd_upscale.py", "outpainting_mk_2.py", "poor_mans_outpainting.py")
+BEFORE_HIRES = (
+    "The files named -before-highres-fix are opaque, since only the last pass is decoded to transparency: switch "
+    "hires fix off for a transparent picture of the first pass."
+)
 SEEDS = ("Seed", "Variation seed")  # parameters of an image
 RESIZE_MODES = ("stretch", "crop", "fill", "stretch")  # img2img's "resize mode" by its number; the last is latent
 
@@ -145,7 +149,10 @@ class Generation:
         self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "subseed", "init_images")
         self._keep("override_settings", "do_not_save_grid", "image_mask")
         self._options_before = job_options.override(p)
-        p.do_not_save_grid = True  # a grid has no alpha, and it would come before the transparent image
+        frames = len(self.mode.frames)
+        images = p.batch_size * p.n_iter // (1 if self.options.batch_counts == "sets" else frames)
+        if images < 2 or getattr(p, "is_api", False):  # a set isn't a batch, and API clients find the images first
+            p.do_not_save_grid = True
         self._write_down(infotext.describe(self.options))
         self.asked = (p.width, p.height)
         p.width, p.height = self.sampled = round_up(p.width, SIZE_STEP), round_up(p.height, SIZE_STEP)
@@ -153,7 +160,6 @@ class Generation:
             self.asked = self.sampled  # it is brought to the size of its box anyway
         if self.sampled != self.asked:
             self._write_down({"Size": "{}x{}".format(*self.asked)})
-        frames = len(self.mode.frames)
         if self.options.batch_counts == "sets" and frames > 1:
             p.batch_size *= frames
             for name in ("prompt", "negative_prompt"):
@@ -182,6 +188,8 @@ class Generation:
         if len(frames) > 1:
             layers = [*frames] * (p.batch_size * p.n_iter // len(frames))
             self._write_down({infotext.LAYER: layers, **_seeds_of_sets(len(frames), p.subseed_strength)})
+        if getattr(p, "enable_hr", False) and getattr(shared.opts, "save_images_before_highres_fix", False):
+            self._comment(BEFORE_HIRES)
         if self.originals:
             self._fit_originals(plan)
         if self.starts:
@@ -305,7 +313,8 @@ class Generation:
             if self.failure is None and self.sets:
                 script = _find_script(self.p)
                 is_cell = script is not None and _file_of(script) in GRID_SCRIPTS
-                failed = results.deliver(self.sets, self.options, processed, with_previews=not is_cell)
+                save = self.extension.setting("save_previews")
+                failed = results.deliver(self.sets, self.options, processed, not is_cell, save)
                 if getattr(self.p, "is_api", False) and script is None:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
                 for sentence in failed:
@@ -376,7 +385,7 @@ class Generation:
             f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
             f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
         )
-        self.extension.report(host, plan, job, outcome)
+        self.extension.report(options.mode, host, plan, job, outcome)
 
     # -- parts of the steps
 

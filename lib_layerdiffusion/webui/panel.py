@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from .. import infotext
-from ..modes import FAMILIES, MODE_NAMES, MODES, ROLES, Family, any_row
-from ..options import FIELDS, RESIZE_MODES, LayerOptions
+from ..modes import MODE_NAMES, MODES, ROLES, any_row
+from ..options import FIELDS, LayerOptions
+from ..outputs import list_outputs
 from . import status
-from .arguments import PAGE_ORDER
+from .arguments import OUTPUT_BOXES, OUTPUT_PREFIX, PAGE_ORDER
 from .extension import Extension
-from .gradio_compat import QUIET, careful, switch_accordion, tool_button, update_choices, with_labels
+from .gradio_compat import QUIET, careful, switch_accordion, tool_button
 from .inputs import IMAGES, OPTIONAL, PROMPTS, wanted
+from .labels import ADVANCED, EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label
 
+CHANGING = (*OPTIONAL, *OUTPUT_BOXES)  # what is shown only where the mode uses it
 TITLE = "LayerDiffusion"
-ADVANCED = "Advanced"
 REFRESH = "Refresh status"
 IMAGE_HEIGHT = 240  # pixels
 
-# Modes that are one step of several, or a variant for experts.
-EXPERT_MODES = (
-    "foreground_to_blend",
-    "foreground_blend_to_background",
-    "background_to_blend",
-    "background_blend_to_foreground",
-    "foreground_conv",
-)
 # There is room for few words next to a slider.
 SLIDER_HELP = {
     "weight": "0: off, 1: as trained",
     "stop_at": "1: until the last step",
     "start_at": "0: from the first step",
 }
-VIEW_LABELS: tuple[tuple[str, Any], ...] = (("1 (fastest)", 1), ("2", 2), ("4", 4), ("8 (best)", 8))
-RESIZE_LABELS: tuple[tuple[str, Any], ...] = tuple((title, name) for name, title in RESIZE_MODES.items())
-OUTPUT_LABELS: tuple[tuple[str, Any], ...] = (
-    ("Transparent image", "rgba"),
-    ("Background", "background"),
-    ("Blend", "blend"),
-    ("Checkerboard preview", "checker"),
-    ("Alpha mask", "alpha"),
-    ("Recomposite", "recomposite"),
-    ("Photoshop file (.psd)", "psd"),
-    ("OpenRaster file (.ora)", "ora"),
-)
 
 
 @dataclass(frozen=True)
@@ -77,17 +58,18 @@ class PasteTarget(str):
 def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension) -> Panel:
     """Make the panel in gradio's current block; nothing else is touched or looked up."""
     made: dict[str, Any] = {}
-    shown = wanted(LayerOptions.mode)
+    shown = _list_shown(LayerOptions.mode)
 
-    def add(name: str, maker: Callable[..., Any], **settings: Any) -> None:
-        visible = name in shown or name not in OPTIONAL
-        made[name] = maker(label=FIELDS[name].metadata["label"], visible=visible, elem_id=elem_id(name), **settings)
+    def add(name: str, component: type[Any], **settings: Any) -> None:
+        visible = name in shown or name not in CHANGING
+        named = {"label": FIELDS[name].metadata["label"]} if name in FIELDS else {}
+        made[name] = component(**named | settings, visible=visible, elem_id=elem_id(name))
 
     with switch_accordion(TITLE, elem_id("enabled")) as made["enabled"]:
-        add("mode", partial(with_labels, gr.Dropdown, list_modes()), value=LayerOptions.mode, info=_help("mode"))
         with gr.Row():
-            report = gr.HTML(status.hint(), elem_id=elem_id("status"))
+            add("mode", gr.Dropdown, choices=list_modes(), **_start("mode"), info=_help("mode"))
             refresh = tool_button("\u21bb", REFRESH, elem_id("refresh"))
+        report = gr.HTML(status.hint(), elem_id=elem_id("status"))
         with gr.Row():
             for name in IMAGES:
                 # Without the argument for sources, which gradio 3 and 4 name differently.
@@ -99,60 +81,79 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
             add("stop_at", gr.Slider, **_range("stop_at"))
         with gr.Accordion(ADVANCED, open=False, elem_id=elem_id("advanced")):
             add("start_at", gr.Slider, **_range("start_at"))
-            add("resize_mode", partial(with_labels, gr.Radio, RESIZE_LABELS), value=LayerOptions.resize_mode)
-            add("views", partial(with_labels, gr.Radio, VIEW_LABELS), value=LayerOptions.views, info=_help("views"))
-            outputs = partial(with_labels, gr.CheckboxGroup, OUTPUT_LABELS)
-            add("outputs", outputs, value=list(LayerOptions.outputs), info=_help("outputs"))
-        made["output_origin"] = gr.Checkbox(
-            False, label="Output origin", visible=False, elem_id=elem_id("output_origin")
-        )
-
-        made["pasted"] = gr.Checkbox(False, label="Pasted", visible=False, elem_id=elem_id("pasted"))
+            add("resize_mode", gr.Radio, choices=list(LABELS["resize_mode"].values()), **_start("resize_mode"))
+            add("views", gr.Radio, choices=list(LABELS["views"].values()), **_start("views"), info=_help("views"))
+            about = FIELDS["outputs"].metadata
+            gr.HTML(f'<p class="layerdiffusion-heading">{about["label"]}</p><p>{about["help"]}</p>')
+            with gr.Row(elem_id=elem_id("outputs")):
+                for output, label in OUTPUT_LABELS.items():
+                    ticked = output in LayerOptions.outputs
+                    add(OUTPUT_PREFIX + output, gr.Checkbox, label=label, value=ticked, container=False, min_width=80)
+        # Nothing for a user to see or to keep among the WebUI's defaults.
+        for name in ("output_origin", "pasted"):
+            made[name] = gr.Checkbox(False, label=name, visible=False, elem_id=elem_id(name))
+            made[name].do_not_save_to_config = True
 
     _connect(made, refresh, report, extension, is_img2img)
+    fills = {name: _paste(name) for name in infotext.OPTIONS if name in made}
+    fills |= {name: _paste_output(name.removeprefix(OUTPUT_PREFIX)) for name in OUTPUT_BOXES}
     return Panel(
         controls=[made[name] for name in PAGE_ORDER],
         infotext_fields=[
-            *((made[name], PasteTarget(infotext.PREFIX + name, _paste(name))) for name in infotext.OPTIONS),
+            *((made[name], PasteTarget(infotext.PREFIX + name, fill)) for name, fill in fills.items()),
             (made["pasted"], lambda params: infotext.read(params)["enabled"]),
         ],
-        paste_field_names=[infotext.PREFIX + name for name in infotext.OPTIONS],
+        paste_field_names=[infotext.PREFIX + name for name in fills],
     )
 
 
-def list_modes(family: str | None = None) -> list[tuple[str, str]]:
-    """The modes as (label, name): what the checkpoint's family offers first, ordinary ones before expert ones.
+def list_modes(family: str | None = None, unavailable: Container[str] = ()) -> list[str]:
+    """The modes' labels: what the checkpoint can do first, ordinary modes before expert ones.
 
     All are always there, and under the same labels, so that no order makes a chosen one invalid.
     """
 
-    def rank(name: str) -> tuple[bool, int]:
-        elsewhere = family is not None and family not in _families(name)
-        return elsewhere, EXPERT_MODES.index(name) if name in EXPERT_MODES else -1
+    def rank(name: str) -> tuple[bool, bool, int]:
+        elsewhere = family is not None and all(mode.family != family for mode in MODES if mode.name == name)
+        return elsewhere, name in unavailable, EXPERT_MODES.index(name) if name in EXPERT_MODES else -1
 
-    return [(_label(name), name) for name in sorted(MODE_NAMES, key=rank)]
+    return [LABELS["mode"][name] for name in sorted(MODE_NAMES, key=rank)]
 
 
 def _connect(made: dict[str, Any], refresh: Any, report: Any, extension: Extension, is_img2img: bool) -> None:
-    mode, optional = made["mode"], [made[name] for name in OPTIONAL]
+    mode, changing = made["mode"], [made[name] for name in CHANGING]
 
-    def follow(name: str) -> list[Any]:
-        needed = wanted(name)
+    def follow(label: str) -> list[Any]:
+        name = from_label("mode", label)
+        needed = _list_shown(name)
         described = status.describe(extension, name, is_img2img)
-        return [described, *(gr.update(visible=option in needed) for option in OPTIONAL)]
+        return [described, *(gr.update(visible=each in needed) for each in CHANGING)]
 
-    def refresh_all(name: str) -> list[Any]:
-        return [*follow(name), update_choices(list_modes(status.find_family(extension)), name)]
+    def refresh_all(label: str) -> list[Any]:
+        choices = list_modes(status.find_family(extension), status.find_unavailable(extension))
+        return [*follow(label), gr.update(choices=choices, value=label)]
 
-    def suggest(name: str) -> float:
-        return any_row(name).suggested_stop_at
+    def suggest(label: str) -> float:
+        return any_row(from_label("mode", label)).suggested_stop_at
 
-    outputs = [report, *optional]
+    def show_saved(label: str) -> None:
+        """The WebUI puts a mode of the user's own defaults in before the page is shown."""
+        for name in CHANGING:
+            made[name].visible = name in _list_shown(from_label("mode", label))
+
+    mode.init_field = show_saved
+    outputs = [report, *changing]
     mode.change(careful(follow, len(outputs)), [mode], outputs, **QUIET)
     # Only when the user picks a mode: pasted and loaded values bring their own.
     mode.input(careful(suggest, 1), [mode], [made["stop_at"]], **QUIET)
     for event in (made["enabled"].change, refresh.click):
         event(careful(refresh_all, len(outputs) + 1), [mode], [*outputs, mode], **QUIET)
+
+
+def _list_shown(mode_name: str) -> frozenset[str]:
+    """The controls among `CHANGING` that a mode (by name) uses."""
+    mode = any_row(mode_name)
+    return wanted(mode_name) | {OUTPUT_PREFIX + output for output in list_outputs(mode, mode.inputs)}
 
 
 def _paste(name: str) -> Callable[[dict[str, str]], Any]:
@@ -163,22 +164,19 @@ def _paste(name: str) -> Callable[[dict[str, str]], Any]:
     if name in IMAGES:
         role = ROLES[IMAGES.index(name)]
         return lambda params: gr.update() if infotext.gives_image(params, role) else gr.update(value=None)
-    return lambda params: infotext.read(params)[name]
+    return lambda params: to_label(name, infotext.read(params)[name])
 
 
-def _families(name: str) -> list[Family]:
-    return [mode.family for mode in MODES if mode.name == name]
-
-
-def _label(name: str) -> str:
-    families = _families(name)
-    text = any_row(name).label
-    note = f" \u00b7 {', '.join(FAMILIES[family] for family in families)}" if len(families) < len(FAMILIES) else ""
-    return f"{ADVANCED}: {text}{note}" if name in EXPERT_MODES else f"{text}{note}"
+def _paste_output(output: str) -> Callable[[dict[str, str]], bool]:
+    return lambda params: output in infotext.read(params)["outputs"]
 
 
 def _help(name: str) -> str:
     return FIELDS[name].metadata["help"]
+
+
+def _start(name: str) -> dict[str, Any]:
+    return {"value": to_label(name, FIELDS[name].default)}
 
 
 def _range(name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .extension import Extension
 from .generation import Refused, current
 from .panel import TITLE
 from .replacing import Replaced, replace_method
-from .results import put_on_background
+from .results import keep_alpha_in_file, put_on_background
 from .script import API_NAME
 
 NAMES = (API_NAME, TITLE)  # under which `alwayson_scripts` may have the script's arguments, in any case
@@ -28,8 +28,9 @@ def register(extension: Extension) -> None:
     replaced = accept_requests()
     callbacks: dict[str, Callable[..., Any]] = {
         "on_ui_settings": lambda: settings.add(lambda: doctor.report(extension)),
-        "on_before_ui": xyz.add,
+        "on_before_ui": lambda: replaced.extend(xyz.add()),
         "on_cfg_denoiser": lambda params: current(params.denoiser.p).follow_refiner(),
+        "on_before_image_saved": keep_alpha_in_file,
         "on_image_grid": lambda params: put_on_grid(params, extension),
         "on_app_started": lambda demo, app: api.add_routes(demo, app, extension),
         "on_script_unloaded": lambda: unregister(replaced),

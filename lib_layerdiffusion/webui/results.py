@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..export import png
 from ..image_file import has_transparency
-from ..infotext import mark_preview
+from ..infotext import PREFIX, mark_preview
 from ..layers import Layer, LayerStack, composite, fit, paint
 from ..modes import Role
-from ..options import LayerOptions
+from ..options import OUTPUTS, LayerOptions
 from ..outputs import WRITERS, arrange, make_previews, name_layer, write_files
 from ..planning import SIZE_STEP, Plan
 from ..refusal import Refusal
@@ -129,29 +129,53 @@ def on_grey(rgba: Pixels) -> Pixels:
     return composite([Layer("start", rgba, "foreground")], (128, 128, 128))[..., :3]
 
 
-def deliver(sets: Sequence[LayerSet], options: LayerOptions, processed: Any, with_previews: bool = True) -> list[str]:
-    """Put the wanted outputs into the WebUI's answer: layers first, then previews; files next to the saved layers.
+def deliver(
+    sets: Sequence[LayerSet],
+    options: LayerOptions,
+    processed: Any,
+    with_previews: bool = True,
+    save_previews: bool = False,
+) -> list[str]:
+    """Put the wanted outputs into the WebUI's answer: layers first, then previews, all of a kind one after the other.
 
-    Returns a sentence for each file that couldn't be written.
+    Files, and with `save_previews` the previews, are written next to the saved layers and under their names. Returns a
+    sentence for each file that couldn't be written.
     """
     _attach_again(sets, processed)
     texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
-    previews: list[tuple[Image.Image, str]] = []
+    previews: list[tuple[str, Image.Image, str]] = []
     failed: list[str] = []
     for each in sets:
         first = next(iter(each.images.values()))
         text = texts.get(id(first), processed.info)
         stack = each.stack(text)
         for name, preview in make_previews(stack, each.transparent, options.outputs if with_previews else ()):
-            previews.append((Image.fromarray(preview), mark_preview(text, name)))
+            shown, marked = Image.fromarray(preview), mark_preview(text, name)
+            previews.append((name, shown, marked))
+            if save_previews:
+                failed += _save_preview(name, shown, marked, first)
         failed += _write_files(stack, options.outputs, first)
+    previews.sort(key=lambda preview: OUTPUTS.index(preview[0]))
     _leave_out(sets, options.outputs, processed)
     missing = len(processed.images) - len(processed.infotexts)
-    processed.infotexts += [processed.info] * max(0, missing) + [text for _, text in previews]
-    for image, text in previews:
+    processed.infotexts += [processed.info] * max(0, missing) + [text for _, _, text in previews]
+    for _, image, text in previews:
         image.info["parameters"] = text
         processed.images.append(image)
     return list(dict.fromkeys(failed))
+
+
+def keep_alpha_in_file(params: Any) -> None:
+    """Where a WebUI is about to save a transparent picture of ours in a format without alpha, let it be a PNG.
+
+    params: a WebUI's ImageSaveParams, such as for the Save button.
+    """
+    path = Path(params.filename)
+    text = str((params.pnginfo or {}).get("parameters") or "")
+    if path.suffix.lower() == ".png" or f"{PREFIX}mode: " not in text or not has_transparency(params.image):
+        return
+    params.filename = str(path.with_suffix(".png"))
+    logger.warning("%s is saved as PNG, since %s has no transparency.", path.stem, path.suffix)
 
 
 def put_on_background(image: Any, background: str) -> Any:
@@ -193,6 +217,20 @@ def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) 
     if not names:
         return []
     return [f"No {names} was written, since these images aren't saved: switch saving on (API: save_images)."]
+
+
+def _save_preview(name: str, preview: Image.Image, infotext: str, saved: Image.Image) -> list[str]:
+    """Write a preview next to the saved image, as its name with the preview's added; a sentence if that fails."""
+    path = getattr(saved, "already_saved_as", None)
+    if not path:  # images that aren't saved have no previews either
+        return []
+    target = Path(path).with_name(f"{Path(path).stem}-{name}.png")
+    try:
+        png.write(np.asarray(preview), target, infotext)
+    except Refusal as refusal:
+        return [str(refusal)]
+    preview.already_saved_as = str(target)  # pyright: ignore[reportAttributeAccessIssue] - so WebUIs name and find it
+    return []
 
 
 def _leave_out(sets: Sequence[LayerSet], outputs: Sequence[str], processed: Any) -> None:

@@ -58,7 +58,19 @@ SETTINGS: tuple[Setting, ...] = (
         "grid_background",
         "checker",
         "Background of transparent pictures on grids",
-        "of X/Y/Z plot, Prompt matrix and Loopback: checker, or a colour such as white or #808080",
+        "of batches, X/Y/Z plot, Prompt matrix and Loopback: checker, or a colour such as white or #808080",
+    ),
+    Setting(
+        "checkerboard",
+        True,
+        "Show a checkerboard behind transparent pictures",
+        "in the gallery and where a picture is enlarged; the files stay as they are",
+    ),
+    Setting(
+        "save_previews",
+        False,
+        "Save checkerboard previews, alpha masks and recomposites, too",
+        "next to the transparent picture and under its name, with -checker, -alpha or -recomposite added",
     ),
 )
 

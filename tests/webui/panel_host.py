@@ -47,6 +47,12 @@ class AxisOption:
         self.label, self.type, self.apply, self.confirm, self.choices = label, type, apply, confirm, choices
 
 
+def _process_or_refuse(p: Any) -> Any:
+    if p.refusal:
+        raise p.refusal
+    return p
+
+
 def make_modules(accordion: Callable[..., Any] | None = None) -> dict[str, ModuleType]:
     """The stub package by module name; without `accordion`, a WebUI that has no InputAccordion."""
     modules, shared, scripts, components = (
@@ -58,6 +64,8 @@ def make_modules(accordion: Callable[..., Any] | None = None) -> dict[str, Modul
     plot = ModuleType("xyz_grid.py")
     plot.AxisOption = AxisOption
     plot.axis_options = [AxisOption("Nothing", str, lambda p, x, xs: None)]
+    plot.Processed = lambda p, images, seed, info: SimpleNamespace(p=p, images=images, seed=seed, info=info)
+    plot.process_images = _process_or_refuse
     scripts.scripts_data = [
         SimpleNamespace(path="/webui/scripts/loopback.py", module=ModuleType("loopback.py")),
         SimpleNamespace(path="/webui/scripts/xyz_grid.py", module=plot),

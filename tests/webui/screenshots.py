@@ -16,7 +16,8 @@ import gradio as gr
 from PIL import Image
 
 from lib_layerdiffusion.modes import MODE_NAMES, any_row
-from lib_layerdiffusion.webui import gradio_compat, panel
+from lib_layerdiffusion.webui import panel
+from lib_layerdiffusion.webui.labels import to_label
 from tests.browser import Page, opened
 from tests.webui import panel_host
 
@@ -24,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "images"
 PATIENCE = 60  # seconds
 COLOURS = 128  # of a picture: enough for greys, an accent and smooth letters
-ACCORDION = {3: panel_host.accordion_of_gradio_3, 4: panel_host.accordion_of_gradio_4}[gradio_compat.major()]
+GRADIO = int(gr.__version__.partition(".")[0])
+ACCORDION = {3: panel_host.accordion_of_gradio_3, 4: panel_host.accordion_of_gradio_4}[GRADIO]
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 PICK = "arguments[0].dispatchEvent(new MouseEvent('mousedown', {bubbles: true}))"
 
@@ -55,14 +57,14 @@ def take(page: Page, selector: str, name: str) -> None:
     page.run("document.activeElement.blur()")
     time.sleep(1)  # for what slides open
     image = Image.open(io.BytesIO(page.element(selector).screenshot_as_png)).convert("RGB")
-    path = FOLDER / f"{name}-gradio{gradio_compat.major()}.png"
+    path = FOLDER / f"{name}-gradio{GRADIO}.png"
     image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def show_mode(page: Page, mode: str) -> None:
     """Pick a mode as a user does."""
     field = page.element(f"#{elem_id('mode')} input")
-    label = next(label for label, name in panel.list_modes() if name == mode)
+    label = to_label("mode", mode)
     if field.get_attribute("value") != label:
         field.click()
         page.run(PICK, page.element(f'li[aria-label="{label}"]'))

@@ -16,15 +16,18 @@ from PIL import Image
 gr = pytest.importorskip("gradio")
 
 from lib_layerdiffusion import infotext  # noqa: E402
-from lib_layerdiffusion.modes import MODE_NAMES, MODES  # noqa: E402
+from lib_layerdiffusion.modes import MODE_NAMES, MODES, any_row  # noqa: E402
 from lib_layerdiffusion.options import LayerOptions  # noqa: E402
-from lib_layerdiffusion.webui import gradio_compat, panel, settings, status  # noqa: E402
-from lib_layerdiffusion.webui.arguments import PAGE_ORDER, read_options  # noqa: E402
+from lib_layerdiffusion.refusal import Refusal  # noqa: E402
+from lib_layerdiffusion.outputs import list_outputs  # noqa: E402
+from lib_layerdiffusion.webui import panel, settings, status  # noqa: E402
+from lib_layerdiffusion.webui.arguments import OUTPUT_BOXES, PAGE_ORDER, read_options  # noqa: E402
 from lib_layerdiffusion.webui.inputs import IMAGES, OPTIONAL, PROMPTS, wanted  # noqa: E402
+from lib_layerdiffusion.webui.labels import EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label  # noqa: E402
 from tests.webui import panel_host  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-GRADIO_3 = gradio_compat.major() == 3
+GRADIO_3 = gr.__version__.startswith("3.")
 ACCORDIONS = {
     "class": panel_host.accordion_of_gradio_3 if GRADIO_3 else None,
     "function": None if GRADIO_3 else panel_host.accordion_of_gradio_4,
@@ -81,7 +84,7 @@ def events(page):
 def fire(page, event, mode) -> dict:
     """What an event puts where, through gradio's own pre- and postprocessing: JSON by elem_id."""
     index, outputs = next((index, outputs) for index, key, _, outputs in events(page) if key == event)
-    sent = page.named["mode"].postprocess(mode)
+    sent = page.named["mode"].postprocess(to_label("mode", mode))
     state = {} if GRADIO_3 else gr.blocks.SessionState(page.demo) if hasattr(gr.blocks, "SessionState") else None
     answer = asyncio.run(page.demo.process_api(index, [sent], state=state))
     json.dumps(answer["data"])
@@ -116,7 +119,7 @@ def test_advanced_controls_are_in_a_closed_group(page):
         block = left.pop()
         left += getattr(block, "children", [])
         inside |= {getattr(block, "elem_id", None)}
-    advanced = {"start_at", "resize_mode", "views", "outputs"}
+    advanced = {"start_at", "resize_mode", "views", *OUTPUT_BOXES}
     assert inside >= {elem_id(name) for name in advanced}
     assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin", "pasted"}}
 
@@ -138,9 +141,12 @@ def test_widgets_follow_the_options_descriptions(page):
             limits = {name: option.metadata[name] for name in ("minimum", "maximum", "step")}
             assert {name: getattr(control, name) for name in limits} == limits
         if option.metadata["kind"] != "image":
-            default = list(option.default) if isinstance(option.default, tuple) else option.default
-            assert control.value == default
-            assert type(control.value) is type(default), "an API's short list is filled up with it"
+            value = from_label(option.name, control.value)
+            assert value == option.default
+            assert type(value) is type(option.default), "an API's short list is filled up with it"
+    boxes = {name: page.named[f"outputs_{name}"] for name in OUTPUT_LABELS}
+    assert {name: box.label for name, box in boxes.items()} == OUTPUT_LABELS
+    assert tuple(name for name, box in boxes.items() if box.value) == LayerOptions.outputs
 
 
 def test_values_at_rest_are_the_default_options(page):
@@ -153,52 +159,97 @@ def test_images_keep_their_alpha(page):
         assert (page.named[name].type, page.named[name].image_mode) == ("pil", "RGBA")
 
 
-# -- labels on the page, values in Python
+# -- labels
 
 
-def test_modes_are_offered_in_plain_words_and_handed_on_by_name(page):
-    mode = page.named["mode"]
-    config = mode.get_config()
-    shown = [choice[0] if isinstance(choice, list | tuple) else choice for choice in config["choices"]]
-    assert shown[0] == "Transparent foreground"
-    assert all(name not in shown for name in MODE_NAMES)
-    for (label, name), on_page in zip(panel.list_modes(), shown, strict=True):
-        assert label == on_page
-        assert mode.preprocess(label if GRADIO_3 else name) == name
-    assert config["value"] == (shown[0] if GRADIO_3 else "foreground")
+@pytest.mark.parametrize("option", LABELS)
+def test_choices_are_shown_in_plain_words_and_read_by_name(page, option):
+    control = page.named[option]
+    shown = [choice[0] if isinstance(choice, list | tuple) else choice for choice in control.get_config()["choices"]]
+    choices = next(each for each in fields(LayerOptions) if each.name == option).metadata["choices"]
+    assert [from_label(option, label) for label in sorted(shown, key=list(LABELS[option].values()).index)] == [*choices]
+    assert all(label not in choices for label in shown)
+    for label in shown:
+        assert control.preprocess(label) == label
+        args = [label if name == option else page.named[name].value for name in PAGE_ORDER]
+        image = Image.new("RGB", (8, 8))  # the resize mode counts where an image is given
+        args[PAGE_ORDER.index("background_image")] = image
+        if option == "resize_mode":
+            args[PAGE_ORDER.index("mode")] = to_label("mode", "background_to_foreground")
+        assert getattr(read_options(args, from_api=False), option) == from_label(option, label)
 
 
-def test_outputs_are_handed_on_by_name(page):
-    outputs = page.named["outputs"]
-    on_page = outputs.postprocess(["ora", "rgba"])
-    assert on_page == (["OpenRaster file (.ora)", "Transparent image"] if GRADIO_3 else ["ora", "rgba"])
-    assert outputs.preprocess(on_page) == ["ora", "rgba"]
+def test_a_client_may_send_what_script_info_shows(page):
+    """The routes of a WebUI list the page's values and choices, so these are what a client fills in."""
+    args = [True, to_label("mode", "background_to_foreground"), 0.5, None, None, None, None, "Just Resize"]
+    options = read_options([*args, *[control.value for control in page.panel.controls[len(args) :]]], from_api=True)
+    assert (options.mode, options.weight, options.resize_mode, options.views) == (
+        "background_to_foreground",
+        0.5,
+        "stretch",
+        8,
+    )
 
 
-def test_every_choice_of_an_option_is_offered(page):
-    assert {name for _, name in panel.list_modes()} == set(MODE_NAMES)
-    for pairs, name in (
-        (panel.VIEW_LABELS, "views"),
-        (panel.RESIZE_LABELS, "resize_mode"),
-        (panel.OUTPUT_LABELS, "outputs"),
-    ):
-        choices = next(each for each in fields(LayerOptions) if each.name == name).metadata["choices"]
-        assert {value for _, value in pairs} == set(choices)
+@pytest.mark.parametrize(("ticked", "expected"), [(["ora", "rgba"], ("rgba", "ora")), (["background"], ("background",))])
+def test_the_boxes_that_are_ticked_are_the_outputs(page, ticked, expected):
+    values = {name: control.value for name, control in page.named.items()}
+    values |= {box: box.removeprefix("outputs_") in ticked for box in OUTPUT_BOXES}
+    assert read_options([values[name] for name in PAGE_ORDER], from_api=False).outputs == expected
 
 
-def test_labelled_choices_are_not_saved_among_the_webuis_defaults(page):
-    saved = {name for name in PAGE_ORDER if not getattr(page.named[name], "do_not_save_to_config", False)}
-    assert not saved & {"mode", "views", "resize_mode", "outputs"}
-    assert {"weight", "stop_at"} <= saved
+def test_no_box_ticked_is_refused_with_what_there_is(page):
+    values = {name: control.value for name, control in page.named.items()} | dict.fromkeys(OUTPUT_BOXES, False)
+    with pytest.raises(Refusal, match="outputs must be a list with one or more of rgba, background"):
+        read_options([values[name] for name in PAGE_ORDER], from_api=False)
 
 
-def test_the_familys_modes_come_first_and_expert_ones_last():
+def save_and_load(page, changes):
+    """What a WebUI's file of defaults does: it keeps values of these classes by label, if the choices have them."""
+    kept = {}
+    for control in page.panel.controls:
+        if getattr(control, "do_not_save_to_config", False):
+            continue
+        if type(control) in (gr.Slider, gr.Radio, gr.Checkbox, gr.Textbox, gr.Dropdown):
+            kept[control.label] = control
+    for label, value in changes.items():
+        control = kept[label]
+        choices = [each[0] if isinstance(each, tuple) else each for each in getattr(control, "choices", [value])]
+        assert value in choices, "else the WebUI leaves the default"
+        control.value = value
+        if type(control) is gr.Dropdown and hasattr(control, "init_field"):
+            control.init_field(value)
+    return kept
+
+
+def test_the_webuis_file_of_defaults_keeps_every_option(page):
+    changes = {"Layer mode": to_label("mode", "foreground_to_background"), "Decode quality": "2"}
+    changes |= {"Resize mode": "Just Resize", "Checkerboard preview": True, "Blend": False, "Weight": 0.5}
+    kept = save_and_load(page, changes)
+    assert {"pasted", "output_origin"}.isdisjoint(kept)
+    options = read_options([control.value for control in page.panel.controls], from_api=False)
+    assert (options.mode, options.views, options.resize_mode, options.weight) == (
+        "foreground_to_background",
+        2,
+        "stretch",
+        0.5,
+    )
+    assert options.outputs == ("rgba", "background", "checker")
+    assert page.named["foreground_image"].visible, "what that mode needs is there from the start"
+    assert not page.named["outputs_rgba"].visible
+
+
+def test_modes_that_can_run_come_first_and_expert_ones_last():
     ordinary = ["foreground", "together", "foreground_to_background", "background_to_foreground"]
-    assert [name for _, name in panel.list_modes("sd15")][:4] == ordinary
-    sdxl = [name for _, name in panel.list_modes("sdxl")]
-    assert sdxl == ["foreground", *panel.EXPERT_MODES, *ordinary[1:]]
-    assert set(panel.list_modes("sdxl")) == set(panel.list_modes()), "the labels stay"
-    assert {name for label, name in panel.list_modes() if label.startswith("Advanced: ")} == set(panel.EXPERT_MODES)
+
+    def order(*args):
+        return [from_label("mode", label) for label in panel.list_modes(*args)]
+
+    assert order("sd15")[:4] == ordinary
+    assert order("sdxl") == ["foreground", *EXPERT_MODES, *ordinary[1:]]
+    assert order("sd15", {"foreground"})[:4] == [*ordinary[1:], "foreground"]
+    assert set(order("sdxl")) == set(order()), "the labels stay"
+    assert {name for name, label in LABELS["mode"].items() if label.startswith("Advanced: ")} == set(EXPERT_MODES)
     assert {mode.name for mode in MODES if mode.family == "sd15"} == set(ordinary)
 
 
@@ -206,8 +257,8 @@ def test_the_familys_modes_come_first_and_expert_ones_last():
 
 
 def test_only_inputs_of_the_mode_are_visible_at_first(page):
-    visible = {name for name in OPTIONAL if page.named[name].visible}
-    assert visible == wanted("foreground")
+    visible = {name for name in panel.CHANGING if page.named[name].visible}
+    assert visible == wanted("foreground") | {f"outputs_{name}" for name in ("rgba", "checker", "alpha", "psd", "ora")}
     assert not page.named["output_origin"].visible
 
 
@@ -215,7 +266,9 @@ def test_only_inputs_of_the_mode_are_visible_at_first(page):
 def test_picking_a_mode_shows_its_inputs_and_status(page, mode):
     answer = fire(page, ("mode", "change"), mode)
     assert {name for name in OPTIONAL if answer[name]["visible"]} == wanted(mode)
-    assert set(answer) == {"status", *OPTIONAL}
+    made = list_outputs(any_row(mode), any_row(mode).inputs)
+    assert {name for name in OUTPUT_BOXES if answer[name]["visible"]} == {f"outputs_{name}" for name in made}
+    assert set(answer) == {"status", *panel.CHANGING}
     assert "Checkpoint" in answer["status"]
 
 
@@ -237,8 +290,8 @@ def test_opening_and_refreshing_look_again(page, extension, event):
     assert "SDXL (Forge)" in answer["status"]
     assert "needs an SD1.5 checkpoint" in answer["status"]
     offered = answer["mode"]["choices"]
-    assert [each if GRADIO_3 else each[0] for each in offered] == [label for label, _ in panel.list_modes("sdxl")]
-    assert answer["mode"]["value"] == page.named["mode"].postprocess("together"), "the chosen mode stays"
+    assert [each if GRADIO_3 else each[0] for each in offered] == panel.list_modes("sdxl")
+    assert answer["mode"]["value"] == to_label("mode", "together"), "the chosen mode stays"
     assert answer["background_prompt"]["visible"] is True
 
 
@@ -251,9 +304,8 @@ def test_events_change_nothing_when_something_breaks(page, extension, monkeypatc
     def broken(*args):
         raise RuntimeError("gone")
 
-    monkeypatch.setattr(panel, "wanted", broken)
+    monkeypatch.setattr(panel, "_list_shown", broken)
     monkeypatch.setattr(panel, "list_modes", broken)
-    monkeypatch.setattr(panel, "MODES", ())
     monkeypatch.setattr(panel, "any_row", broken)
     for _, key, function, outputs in events(page):
         answer = function("foreground")
@@ -285,16 +337,18 @@ def paste(page, text) -> dict:
         if isinstance(found, dict):
             values |= {name: found["value"]} if "value" in found else {}
         else:
-            values[name] = float(found) if type(component.value) is int else type(component.value)(found)
-    return values
+            found = float(found) if type(component.value) is int else type(component.value)(found)
+            values[name] = from_label(name, found)
+    boxes = {box: values.pop(box) for box in OUTPUT_BOXES}
+    return values | {"outputs": [box.removeprefix("outputs_") for box, ticked in boxes.items() if ticked]}
 
 
 def test_pasting_sets_every_control_of_the_page(page):
     options = LayerOptions(
-        mode="together", weight=0.5, stop_at=0.8, views=2, blend_prompt="a, b: c", outputs=("psd", "rgba")
+        mode="together", weight=0.5, stop_at=0.8, views=2, blend_prompt="a, b: c", outputs=("rgba", "psd")
     )
     pasted = paste(page, panel_host.write_infotext(infotext.describe(options)))
-    assert set(pasted) == set(PAGE_ORDER) - {"output_origin"}
+    assert set(pasted) == {*PAGE_ORDER, "outputs"} - {"output_origin", *OUTPUT_BOXES}
     assert pasted.pop("pasted") is True
     assert LayerOptions.from_dict(pasted) == options
 
@@ -324,7 +378,7 @@ def test_only_images_are_pasted_by_an_update(page):
 
 def test_paste_field_names_are_the_infotexts_keys(page):
     assert "layerdiffusion_mode" in page.panel.paste_field_names
-    assert len(page.panel.paste_field_names) == len(page.panel.infotext_fields) - 1, "all but the hidden `pasted`"
+    assert len(page.panel.paste_field_names) == len(page.panel.infotext_fields) - 1, "all but `pasted`"
 
 
 # -- a picture goes through unharmed
@@ -361,7 +415,10 @@ def test_the_document_shows_every_mode(mode, gradio):
 
 def texts_of(page) -> set[str]:
     found = {panel.REFRESH, status.HINT, status.CHECKPOINT, status.MODE, status.LAST_RUN}
-    found |= {status.FILES, status.PRESENT, status.DOWNLOAD}
+    found |= {status.FILES, status.PRESENT, status.DOWNLOAD, status.NO_FILE, status.DAMAGED, status.OTHER_CHECKPOINT}
+    found |= {"needs SD1.5", "needs SDXL"}
+    about = next(each for each in fields(LayerOptions) if each.name == "outputs").metadata
+    found |= {about["label"], about["help"]}
     for block in page.demo.blocks.values():
         if getattr(block, "elem_id", None) in (elem_id("output_origin"), elem_id("pasted")):  # hidden
             continue
@@ -390,5 +447,5 @@ def test_send_to_takes_every_option_along(extension):
     names = tabs[0].paste_field_names
     sent, taken = ([component for component, name in tab.infotext_fields if name in names] for tab in tabs)
     assert [each.label for each in sent] == [each.label for each in taken]
-    assert len(sent) == len(infotext.OPTIONS)
-    assert {"enabled", "mode", "weight", "outputs"} <= {each.elem_id.partition("_")[2] for each in sent}
+    assert len(sent) == len(infotext.OPTIONS) - 1 + len(OUTPUT_BOXES)
+    assert {"enabled", "mode", "weight", "outputs_ora"} <= {each.elem_id.partition("_")[2] for each in sent}

@@ -27,6 +27,8 @@ def test_every_setting_is_added_with_its_default():
         "layerdiffusion_go_on": False,
         "layerdiffusion_alpha_check": True,
         "layerdiffusion_grid_background": "checker",
+        "layerdiffusion_checkerboard": True,
+        "layerdiffusion_save_previews": False,
     }
     assert settings.defaults() == {
         name.removeprefix("layerdiffusion_"): each.default for name, each in added.items() if name != REPORT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime
 from html import unescape
@@ -11,24 +12,28 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lib_layerdiffusion.modes import MODE_NAMES, MODES
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.webui import status
+from lib_layerdiffusion.webui.labels import from_label
 from lib_layerdiffusion.weights import WEIGHTS, WeightStore
 from tests.webui.panel_host import NO_MODEL, FakeExtension, make_extension
 
 
 def lines(html: str) -> list[tuple[str, str]]:
     """(class, text) of each line."""
-    found = re.findall(r'<div class="layerdiffusion-(good|note|bad)">(.*?)</div>', html)
+    found = re.findall(r'<div class="layerdiffusion-(good|note|bad)"[^>]*>(.*?)</div>', html)
     return [(kind, unescape(re.sub(r"<[^>]+>", "", text))) for kind, text in found]
 
 
 def test_it_names_family_host_and_the_size_of_the_download(tmp_path):
     files = "layer_sd15_transparent_attn 350 MB, layer_sd15_vae_transparent_decoder 208 MB"
-    assert lines(status.describe(make_extension(tmp_path), "foreground")) == [
+    html = status.describe(make_extension(tmp_path), "foreground")
+    assert lines(html) == [
         ("good", "Checkpoint SD1.5 (Forge)"),
-        ("note", f"Download before the first run 558 MB ({files})"),
+        ("note", "Download before the first run 558 MB"),
     ]
+    assert f'title="{files}"' in html, "where the mouse rests"
     assert list(tmp_path.iterdir()) == [], "nothing is downloaded to find out"
 
 
@@ -85,10 +90,63 @@ def test_without_a_model_the_sentence_and_the_files_of_each_family_appear(tmp_pa
     ("outcome", "kind"), [("ok", "good"), ("ok, alpha 0.1 to 1", "good"), ("No image: give <one>.", "bad")]
 )
 def test_the_last_runs_outcome_is_shown(tmp_path, outcome, kind):
-    last = SimpleNamespace(when=datetime(2025, 1, 2, 9, 5), host="Forge", plan="together, weight 1", outcome=outcome)
-    html = status.describe(make_extension(tmp_path, last_run=last), "foreground")
+    html = status.describe(make_extension(tmp_path, last_run=ended("together", outcome)), "together")
     assert lines(html)[-1] == (kind, f"Last run 09:05, together, weight 1: {outcome}")
     assert "<one>" not in html, "it is text, not HTML"
+
+
+def test_the_last_run_of_another_mode_is_not_shown(tmp_path):
+    extension = make_extension(tmp_path, last_run=ended("background_to_foreground", "No image: give one."))
+    assert "Last run" not in status.describe(extension, "foreground")
+    assert "Last run" in status.describe(extension, "background_to_foreground")
+
+
+def ended(mode: str, outcome: str) -> SimpleNamespace:
+    when = datetime(2025, 1, 2, 9, 5)
+    return SimpleNamespace(when=when, mode=mode, host="Forge", plan=f"{mode}, weight 1", outcome=outcome)
+
+
+# -- modes that can't run
+
+
+def short_reasons(extension) -> dict[str, str]:
+    """What the page shows in its list of modes, by name."""
+    (data,) = re.findall(r'data-unavailable="([^"]*)"', status.describe(extension, "foreground"))
+    return {from_label("mode", label): short for label, (short, _) in json.loads(unescape(data)).items()}
+
+
+@pytest.mark.parametrize(("family", "other"), [("sd15", "SDXL"), ("sdxl", "SD1.5")])
+def test_modes_of_the_other_family_are_marked_before_they_are_chosen(tmp_path, family, other):
+    own = {mode.name for mode in MODES if mode.family == family}
+    assert short_reasons(make_extension(tmp_path, family=family)) == {
+        name: f"needs {other}" for name in MODE_NAMES if name not in own
+    }
+
+
+def test_modes_without_their_file_are_marked_where_it_can_not_be_downloaded(tmp_path):
+    reasons = short_reasons(FakeExtension(WeightStore([tmp_path], tmp_path, offline=True)))
+    assert {name for name, short in reasons.items() if short == "file missing"} == {
+        mode.name for mode in MODES if mode.family == "sd15"
+    }
+    assert set(reasons) == set(MODE_NAMES)
+    assert "file missing" not in short_reasons(make_extension(tmp_path)).values(), "it is downloaded"
+
+
+def test_a_mode_with_a_damaged_file_is_marked(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "layer_sd15_fg2bg.safetensors")
+    assert short_reasons(make_extension(tmp_path))["foreground_to_background"] == "file damaged"
+
+
+def test_modes_that_do_not_fit_the_checkpoint_are_marked(tmp_path):
+    extension = make_extension(tmp_path)
+    host = SimpleNamespace(family="sd15", name="Forge", why_not=lambda mode, store: mode == "together" and "Too wide.")
+    extension.current_host = lambda: host
+    assert short_reasons(extension)["together"] == "not for this checkpoint"
+    assert ("bad", "Layer mode Too wide.") in lines(status.describe(extension, "together"))
+
+
+def test_without_a_model_every_mode_may_be_chosen(tmp_path):
+    assert short_reasons(make_extension(tmp_path, family=NO_MODEL)) == {}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a <b> gone"), AttributeError("forge_objects"), KeyError("x")])

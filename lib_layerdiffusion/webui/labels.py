@@ -1,0 +1,54 @@
+"""What the page calls the choices of options: its components hold these texts, as the WebUIs' file of defaults does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..modes import FAMILIES, MODE_NAMES, MODES, any_row
+from ..options import RESIZE_MODES
+
+ADVANCED = "Advanced"
+# Modes that are one step of several, or a variant for experts.
+EXPERT_MODES = (
+    "foreground_to_blend",
+    "foreground_blend_to_background",
+    "background_to_blend",
+    "background_blend_to_foreground",
+    "foreground_conv",
+)
+OUTPUT_LABELS: Mapping[str, str] = {
+    "rgba": "Transparent image",
+    "background": "Background",
+    "blend": "Blend",
+    "checker": "Checkerboard preview",
+    "alpha": "Alpha mask",
+    "recomposite": "Recomposite",
+    "psd": "Photoshop file (.psd)",
+    "ora": "OpenRaster file (.ora)",
+}
+
+
+def _name_mode(name: str) -> str:
+    families = [mode.family for mode in MODES if mode.name == name]
+    text = any_row(name).label
+    note = f" \u00b7 {', '.join(FAMILIES[family] for family in families)}" if len(families) < len(FAMILIES) else ""
+    return f"{ADVANCED}: {text}{note}" if name in EXPERT_MODES else f"{text}{note}"
+
+
+LABELS: Mapping[str, Mapping[Any, str]] = {
+    "mode": {name: _name_mode(name) for name in MODE_NAMES},
+    "resize_mode": RESIZE_MODES,
+    "views": {1: "1 (fastest)", 2: "2", 4: "4", 8: "8 (best)"},
+}
+
+
+def to_label(option: str, value: Any) -> Any:
+    """What the page shows for an option's value; a value of an option without such labels as it is."""
+    return LABELS.get(option, {}).get(value, value)
+
+
+def from_label(option: str, shown: Any) -> Any:
+    """The option's value for what the page shows; anything else as it is."""
+    values = {label: value for value, label in LABELS.get(option, {}).items()}
+    return values.get(shown, shown) if isinstance(shown, str) else shown
