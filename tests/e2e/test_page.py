@@ -1,17 +1,21 @@
-"""A WebUI's own txt2img page in headless Chromium: switch, mode, image, Generate, and the gallery's transparent PNG."""
+"""A WebUI's own txt2img page in headless Chromium: the panel, its defaults, the gallery and the Save button."""
 
 from __future__ import annotations
 
 import io
+import json
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lib_layerdiffusion.modes import MODE_NAMES, MODES
+from lib_layerdiffusion.webui.labels import to_label
 from tests.browser import Page, opened
 
 if TYPE_CHECKING:
@@ -24,11 +28,13 @@ const field = document.querySelector(arguments[0]);
 Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, arguments[1]);
 for (const name of ['input', 'change', 'blur']) field.dispatchEvent(new Event(name, {bubbles: true}));
 """
-LABELS = {  # mode -> what the page calls it, the image it needs, and the modes of the pictures in the gallery
-    "foreground": ("Transparent foreground", None, "A"),
-    "together": ("Foreground and background together · SD1.5", None, "A--"),
-    "background_to_foreground": ("Foreground for my background · SD1.5", "background", "A-"),
+MODES_ON_THE_PAGE = {  # mode -> the image it needs, and the modes of the pictures in the gallery
+    "foreground": (None, "A"),
+    "together": (None, "A--"),
+    "background_to_foreground": ("background", "A-"),
 }
+DEFAULTS = "customscript/layerdiffusion.py/txt2img"  # in the WebUI's ui-config.json
+GALLERY = "#txt2img_gallery"
 
 
 @pytest.fixture
@@ -47,16 +53,23 @@ def set_small(page: Page) -> None:
         page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
 
 
-@pytest.mark.parametrize("mode", LABELS)
-@pytest.mark.seen("{mode}", "the WebUI's page")
-def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) -> None:
-    label, given, expected = LABELS[mode]
-    page.element("#txt2img_prompt textarea").send_keys("a red apple")
-    set_small(page)
+def open_modes(page: Page) -> Any:
+    """Open the panel and its list of modes; returns the list's field."""
     click(page, f"{PANEL}_enabled .label-wrap")
     field = page.element(f"{PANEL}_mode input")
     page.run("arguments[0].scrollIntoView()", field)
+    page.wait(lambda: page.find(f"{PANEL}_status .layerdiffusion-good"), "the status")
     field.click()
+    return field
+
+
+@pytest.mark.parametrize("mode", MODES_ON_THE_PAGE)
+@pytest.mark.seen("{mode}", "the WebUI's page")
+def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) -> None:
+    label, (given, expected) = to_label("mode", mode), MODES_ON_THE_PAGE[mode]
+    page.element("#txt2img_prompt textarea").send_keys("a red apple")
+    set_small(page)
+    field = open_modes(page)
     page.element(f'li[aria-label="{label}"]').click()  # it reacts to the mouse button going down
     page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
     if given:
@@ -73,6 +86,100 @@ def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) 
     assert transparent.size == (64, 64)
     assert np.ptp(np.asarray(transparent)[..., 3]) > 2, "the alpha is flat"
     assert f"layerdiffusion_mode: {mode}" in transparent.info["parameters"]
+    page.wait(lambda: page.find(f"{GALLERY} img.layerdiffusion-transparent"), "the checkerboard")
+
+
+@pytest.mark.seen("any", "modes that can't run are marked in the list")
+def test_modes_of_another_family_are_marked(webui_server: WebUIServer, page: Page) -> None:
+    webui_server.ask()  # so that a checkpoint is loaded
+    open_modes(page)
+    other = {to_label("mode", name) for name in MODE_NAMES} - {
+        to_label("mode", mode.name) for mode in MODES if mode.family == "sd15"
+    }
+    marked = page.wait(lambda: page.find("li.layerdiffusion-unavailable"), "the marks")
+    assert {entry.get_attribute("aria-label") for entry in marked} == other
+    assert {entry.find_element("css selector", ".layerdiffusion-why").text for entry in marked} == {"needs SDXL"}
+
+
+@contextmanager
+def set_defaults(server: WebUIServer, values: dict[str, Any]) -> Iterator[None]:
+    """Change the user's own defaults by the page's labels, as the settings' "Defaults" does, and reload the page."""
+    path = server.scratch / "ui-config.json"
+    before = path.read_text("utf-8")
+    changed = {f"{DEFAULTS}/{label}/value": value for label, value in values.items()}
+    kept = json.loads(before)
+    assert changed.keys() <= kept.keys()
+    path.write_text(json.dumps(kept | changed), "utf-8")
+    server.reload()
+    try:
+        yield
+    finally:
+        path.write_text(before, "utf-8")
+        server.reload()
+
+
+@pytest.mark.seen("foreground_to_background", "the user's own defaults of the page")
+def test_own_defaults(webui_server: WebUIServer, tmp_path: Path) -> None:
+    label = to_label("mode", "foreground_to_background")
+    values = {"LayerDiffusion": True, "Layer mode": label, "Decode quality": "2", "Resize mode": "Just Resize"}
+    boxes = {"Checkerboard preview": True, "Blend": False}
+    with set_defaults(webui_server, values | boxes), opened(f"{webui_server.address}/", tmp_path, PATIENCE) as page:
+        assert page.element(f"{PANEL}_mode input").get_attribute("value") == label
+        page.element(f"{PANEL}_foreground_image")
+        assert not page.find(f"{PANEL}_background_image")
+        click(page, f"{PANEL}_advanced .label-wrap")
+        for name, chosen in (("views", "2"), ("resize_mode", "Just Resize")):
+            picked = page.element(f"{PANEL}_{name}").find_elements("css selector", "label.selected")
+            assert [each.text for each in picked] == [chosen]
+        assert not page.element(f"{PANEL}_outputs_blend input").is_selected()
+        assert page.element(f"{PANEL}_outputs_background input").is_selected()
+
+
+@contextmanager
+def set_options(server: WebUIServer, values: dict[str, Any]) -> Iterator[None]:
+    before = server.get("/sdapi/v1/options")
+    assert server.post("/sdapi/v1/options", values).status == 200
+    try:
+        yield
+    finally:
+        assert server.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
+
+
+@pytest.mark.seen("foreground", "a grid of a batch, and Save with jpg")
+def test_grid_and_save_button(webui_server: WebUIServer, page: Page, tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    with set_options(
+        webui_server, {"samples_format": "jpg", "outdir_save": str(saved), "use_save_to_dirs_for_ui": False}
+    ):
+        page.element("#txt2img_prompt textarea").send_keys("a red apple")
+        set_small(page)
+        page.run(SET_NUMBER, "#txt2img_batch_count input[type=number]", "2")
+        click(page, f"{PANEL}_enabled .label-wrap")
+        page.element(f"{PANEL}_mode input")
+        click(page, "#txt2img_generate")
+        page.wait(lambda: len(list_pictures(page)) >= 3, "the pictures")
+        pictures = [fetch(webui_server, address) for address in list_pictures(page)]
+        assert [picture.mode for picture in pictures] == ["RGB", "RGBA", "RGBA"]
+        assert pictures[0].size in ((128, 64), (64, 128))
+        click(page, "#save_txt2img")
+        page.wait(lambda: len(list(saved.glob("*.png"))) == 2, "the files")
+        assert [Image.open(path).mode for path in saved.glob("*.png")] == ["RGBA", "RGBA"]
+
+
+@pytest.mark.seen("foreground", "saved previews")
+def test_previews_are_saved_under_the_layers_name(webui_server: WebUIServer, tmp_path: Path) -> None:
+    values = {"layerdiffusion_save_previews": True, "outdir_txt2img_samples": str(tmp_path), "save_to_dirs": False}
+    with set_options(webui_server, values):
+        layers = {"mode": "foreground", "outputs": ["rgba", "checker", "alpha"]}
+        answer = webui_server.ask(layers, save_images=True, batch_size=2)
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    layer_names = [name for name in names if not name.endswith(("-checker.png", "-alpha.png"))]
+    assert len(layer_names) == 2
+    stems = [name.removesuffix(".png") for name in layer_names]
+    assert names == sorted(f"{stem}{end}.png" for stem in stems for end in ("", "-checker", "-alpha"))
+    assert [image.mode for image in answer.images] == ["RGBA", "RGBA", "RGB", "RGB", "RGB", "RGB"]
+    kinds = [image.info["parameters"].rpartition("layerdiffusion_preview: ")[2] for image in answer.images[2:]]
+    assert kinds == ["checker", "checker", "alpha", "alpha"]
 
 
 def list_pictures(page: Page) -> list[str]:

@@ -57,6 +57,19 @@ def test_plot_over_modes(webui: WebUIServer) -> None:
     assert len({image.tobytes() for image in singles}) == len(PLOTTED)
 
 
+@pytest.mark.seen("any", "X/Y/Z plot with a mode that is refused")
+def test_plot_with_a_refused_mode(webui: WebUIServer) -> None:
+    script = need_script(webui, "x/y/z plot")
+    modes = ["foreground", "foreground_conv"]  # the second needs SDXL
+    arguments = write_plot_arguments(webui, script, "[LayerDiffusion] Layer mode", modes)
+    answer = webui.txt2img({"mode": "foreground"}, script_name=script, script_args=arguments)
+    made, told = (image for image in answer.images if image.size == (128, 128))
+    assert (made.mode, told.mode) == ("RGBA", "RGB")
+    grey = np.asarray(told.convert("L"))
+    assert np.median(grey) > 200, "paper"
+    assert (grey < 150).mean() > 0.02, "letters"
+
+
 @pytest.mark.seen("{mode}", "with dynamic prompts")
 @pytest.mark.parametrize("mode", ["foreground", "together"])
 def test_dynamic_prompts(webui: WebUIServer, mode: str) -> None:

@@ -191,7 +191,9 @@ def test_a_client_may_send_what_script_info_shows(page):
     )
 
 
-@pytest.mark.parametrize(("ticked", "expected"), [(["ora", "rgba"], ("rgba", "ora")), (["background"], ("background",))])
+@pytest.mark.parametrize(
+    ("ticked", "expected"), [(["ora", "rgba"], ("rgba", "ora")), (["background"], ("background",))]
+)
 def test_the_boxes_that_are_ticked_are_the_outputs(page, ticked, expected):
     values = {name: control.value for name, control in page.named.items()}
     values |= {box: box.removeprefix("outputs_") in ticked for box in OUTPUT_BOXES}
