@@ -116,6 +116,7 @@ def _assemble(
     shared.cmd_opts.layerdiffusion_dir = str(weights or _find_weights(model) or "") or None
     shared.traits = traits
     shared.opts = importlib.import_module("modules.options").make_options(str(outputs))
+    shared.opts.data["layerdiffusion_save_previews"] = True  # so that the page offers them under good names
     if traits.stealth_infotext:
         shared.opts.data_labels["stealth_pnginfo_option"] = shared.OptionInfo("Alpha", "Stealth infotext")
     shared.sd_model = LoadedModel(pipe, model)

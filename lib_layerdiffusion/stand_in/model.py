@@ -14,6 +14,7 @@ from torch import Tensor
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
 from lib_layerdiffusion.hosts.prompts import encode_prompts
+from lib_layerdiffusion.refusal import Refusal
 
 TIME_IDS = 6  # numbers for sizes and crop that an SDXL UNet gets together with the pooled text
 
@@ -70,14 +71,18 @@ class LoadedModel:
         vae = self.pipe.vae
         return vae.decode((latents / self.scale_factor).to(vae.device, vae.dtype)).sample.float()
 
-    def get_learned_conditioning(self, texts: Sequence[str]) -> Tensor | dict[str, Tensor]:
+    def get_learned_conditioning(self, texts: Sequence[str], clip_skip: int = 1) -> Tensor | dict[str, Tensor]:
         """Encode prompts to [B, tokens, C]; for SDXL to that as `crossattn`, and `vector` (pooled text, sizes).
 
-        Long prompts take several windows of the text encoder; all get as many as the longest needs.
+        Long prompts take several windows of the text encoder; all get as many as the longest needs. `clip_skip`: the
+        text encoder's layer from the end, as WebUIs count; without effect on SDXL, as there.
         """
+        layers = self.pipe.text_encoder.config.num_hidden_layers
+        if not self.is_sdxl and not 1 <= clip_skip <= layers:
+            raise Refusal(f"Clip skip must be from 1 to {layers}, as many layers as this text encoder has.")
         if not getattr(texts, "is_negative_prompt", False):
             self._note_unknown_words(texts)
-        encoded = encode_prompts(self.pipe, texts)
+        encoded = encode_prompts(self.pipe, texts, clip_skip=0 if self.is_sdxl else clip_skip - 1)
         if encoded.pooled is None:
             return encoded.states.float()
         width, height = getattr(texts, "width", None) or 1024, getattr(texts, "height", None) or 1024

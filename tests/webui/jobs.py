@@ -86,6 +86,8 @@ class WebUI:
         p.scripts = runner
         args = [0, *(control.value for control in runner.inputs[1:])]
         script = next((each for each in runner.scripts if each.title() == "LayerDiffuse"), None)
+        if script is not None:
+            args[script.args_from] = False  # the page begins with the panel on, a request with it off
         sent = [layers] if isinstance(layers, dict) else list(layers or [])
         if page is not None:
             from lib_layerdiffusion.webui.arguments import PAGE_ORDER

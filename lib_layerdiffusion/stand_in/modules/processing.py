@@ -55,6 +55,8 @@ class StableDiffusionProcessing:
     seed: Any = -1
     subseed: Any = -1
     subseed_strength: float = 0
+    seed_resize_from_h: int = 0
+    seed_resize_from_w: int = 0
     sampler_name: str | None = None
     scheduler: str | None = None
     batch_size: int = 1
@@ -189,7 +191,14 @@ class StableDiffusionProcessing:
         part = self.batch_part
         self.restore_prompts()
         self.seeds, self.subseeds = self.all_seeds[part], self.all_subseeds[part]
-        self.rng = ImageRNG((opt_C, self.height // opt_f, self.width // opt_f), self.seeds)
+        self.rng = self.make_rng((opt_C, self.height // opt_f, self.width // opt_f))
+
+    def make_rng(self, shape: Sequence[int]) -> ImageRNG:
+        """The random numbers of the batch for latents of that shape [C, H, W]."""
+        varied = {
+            name: getattr(self, name) for name in ("subseed_strength", "seed_resize_from_h", "seed_resize_from_w")
+        }
+        return ImageRNG(shape, self.seeds, self.subseeds, **varied)
 
     def parse_extra_network_prompts(self) -> None:
         self.prompts, self.extra_network_data = extra_networks.parse_prompts(self.prompts)
@@ -342,7 +351,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
         self.sampler = sd_samplers.create_sampler(self.hr_sampler_name or self.sampler_name, self.sd_model)
         samples = self._enlarge(samples, decoded)
         shared.state.nextjob()
-        self.rng = ImageRNG(samples.shape[1:], self.seeds)
+        self.rng = self.make_rng(samples.shape[1:])
         noise = self.rng.next()
         if not self.disable_extra_networks:
             extra_networks.activate(self, self.hr_extra_network_data)
@@ -523,7 +532,8 @@ def process_images_inner(p: StableDiffusionProcessing) -> Processed:
     p.sd_model.comments, p.sd_model.extra_generation_params = [], {}
     p.setup_prompts()
     count = len(p.all_prompts)
-    p.all_seeds = seed if isinstance(seed, list) else [seed + n for n in range(count)]
+    differ = not p.subseed_strength  # a variation keeps the seed and counts the other one up
+    p.all_seeds = seed if isinstance(seed, list) else [seed + n * differ for n in range(count)]
     p.all_subseeds = subseed if isinstance(subseed, list) else [subseed + n for n in range(count)]
     if p.scripts is not None:
         p.scripts.process(p)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import shared
+
 AND = re.compile(r"\bAND\b")
 WEIGHT = re.compile(r"^(?P<text>.*?)(?:\s*:\s*(?P<weight>[-+]?(?:\d+\.?\d*|\.\d+)))?\s*$", re.DOTALL)
 
@@ -56,7 +58,7 @@ def get_learned_conditioning(
     model: Any, prompts: SdConditioning, steps: int, hires_steps: int | None = None, use_old_scheduling: bool = False
 ) -> list[list[ScheduledPromptConditioning]]:
     """One schedule for each prompt."""
-    encoded = model.get_learned_conditioning(prompts)
+    encoded = model.get_learned_conditioning(prompts, shared.opts.CLIP_stop_at_last_layers)
     return [[ScheduledPromptConditioning(steps, _take(encoded, index))] for index in range(len(prompts))]
 
 

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import html
-import logging
-import tempfile
-import threading
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 
-from . import infotext_utils, scripts, sd_samplers, shared
-from .call_queue import queue_lock
-from .processing import (
-    StableDiffusionProcessing,
-    StableDiffusionProcessingImg2Img,
-    StableDiffusionProcessingTxt2Img,
-    process_images,
-)
+from . import images, infotext_utils, scripts, sd_samplers, shared
 from .script_callbacks import call
-
-logger = logging.getLogger(__name__)
+from .ui_components import Switch, ToolButton
+from .ui_jobs import Shown, make_job, read_values, show_error, show_job
 
 PAGE_TITLE = "LayerDiffusion"
-HEAD = "# LayerDiffusion\nType what to paint, tick **LayerDiffusion** below, press Generate."
-# Transparent images on a checkerboard, and nothing about gradio.
-STYLE = """
-.grid-wrap img, .preview img, .thumbnail-item img {
-    background: repeating-conic-gradient(#ccc 0% 25%, #fff 0% 50%) 50% / 16px 16px;
-}
-footer { display: none !important; }
-"""
+HEAD = "# LayerDiffusion\nType what to paint, or choose a word, and press Generate (Ctrl+Enter)."
+FOLDER = Path(__file__).parents[1]
 SYSTEM_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # from nowhere else
 RESIZE_MODES = ["Just resize", "Crop and resize", "Resize and fill", "Just resize (latent upscale)"]
 FILLS = ["fill", "original", "latent noise", "latent nothing"]
 AREAS = ["Whole picture", "Only masked"]
-WAIT = 0.3  # seconds between two looks at a job's progress
+SIZE_STEP = 8  # pixels
+# Small buttons: a sign, and what it does.
+TOOLS = {
+    "swap": ("\u21c5", "Swap width and height"),
+    "size_of_image": ("\U0001f4d0", "Take the size of the image"),
+    "any_seed": ("\U0001f3b2", "Another seed each time"),
+    "same_seed": ("\u267b\ufe0f", "Take the seed of the chosen picture"),
+}
+QUIET = {"show_progress": "hidden", "queue": False}
+NO_PARAMETERS = "This picture has no parameters: choose one that a WebUI or this page saved as PNG."
 
 
 @dataclass
@@ -48,6 +42,8 @@ class Tab:
 
     name: str
     fields: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
+    pasted: list[Any] = field(default_factory=list)  # what an infotext fills
 
     def id(self, name: str) -> str:
         return f"{self.name}_{name}"
@@ -57,20 +53,35 @@ def create_ui() -> gr.Blocks:
     """The whole page."""
     call("before_ui")
     theme = gr.themes.Default(**SYSTEM_FONTS)
-    with gr.Blocks(theme=theme, title=PAGE_TITLE, analytics_enabled=False, css=STYLE + style_sheets()) as demo:
+    style = "\n".join(read_all("style.css", (FOLDER / "page.css",)))
+    about = {"title": PAGE_TITLE, "analytics_enabled": False, "css": style, "head": make_head()}
+    texts, images_to_images = Tab("txt2img"), Tab("img2img")
+    with gr.Blocks(theme=theme, **about) as demo:
         gr.Markdown(HEAD)
-        with gr.Tab("txt2img", elem_id="tab_txt2img"):
-            create_tab(Tab("txt2img"), scripts.scripts_txt2img)
-        with gr.Tab("img2img", elem_id="tab_img2img"):
-            create_tab(Tab("img2img"), scripts.scripts_img2img)
+        with gr.Tabs() as tabs:
+            with gr.Tab("txt2img", id="txt2img", elem_id="tab_txt2img"):
+                create_tab(texts, scripts.scripts_txt2img)
+            with gr.Tab("img2img", id="img2img", elem_id="tab_img2img"):
+                create_tab(images_to_images, scripts.scripts_img2img)
+        for tab in (texts, images_to_images):
+            connect_send(tab, images_to_images, tabs)
     return demo
 
 
-def style_sheets() -> str:
-    """The extensions' style sheets, one after the other."""
-    folders = {data.basedir for data in scripts.scripts_data}
-    paths = [Path(folder) / "style.css" for folder in sorted(folders)]
-    return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+def make_head() -> str:
+    """The page's scripts and the extensions', with the settings that they read."""
+    opts = json.dumps({name: getattr(shared.opts, name) for name in shared.opts.data_labels}, default=str)
+    sources = read_all("javascript/*.js", (FOLDER / "page.js",))
+    tooltips = json.dumps({name: tooltip for name, (_, tooltip) in TOOLS.items()})
+    text = "\n".join([f"const opts = {opts}, tooltips = {tooltips};", *sources]).replace("</", "<\\/")
+    return f"<script>{text}</script>"
+
+
+def read_all(pattern: str, first: tuple[Path, ...]) -> list[str]:
+    """The page's own files, then the extensions' that match."""
+    folders = sorted({data.basedir for data in scripts.scripts_data})
+    paths = [*first, *(path for folder in folders for path in sorted(Path(folder).glob(pattern)))]
+    return [path.read_text(encoding="utf-8") for path in paths]
 
 
 def create_tab(tab: Tab, runner: scripts.ScriptRunner) -> None:
@@ -78,12 +89,15 @@ def create_tab(tab: Tab, runner: scripts.ScriptRunner) -> None:
     with gr.Row():
         with gr.Column(scale=4):
             add_prompts(tab)
-        with gr.Column(scale=1, min_width=120):
+        with gr.Column(scale=1, min_width=200):
             generate = gr.Button("Generate", variant="primary", elem_id=tab.id("generate"))
             with gr.Row():
-                interrupt = gr.Button("Interrupt", size="sm", min_width=60, elem_id=tab.id("interrupt"))
-                skip = gr.Button("Skip", size="sm", min_width=60, elem_id=tab.id("skip"))
+                stops = [
+                    gr.Button(name, size="sm", min_width=60, visible=False, elem_id=tab.id(name.lower()))
+                    for name in ("Interrupt", "Skip")
+                ]
             paste = gr.Button("Read parameters from prompt", size="sm", elem_id=tab.id("paste"))
+            read = gr.File(label="Parameters from a picture", file_types=["image"], height=110, elem_id=tab.id("read"))
     with gr.Row():
         with gr.Column():
             if runner.is_img2img:
@@ -95,37 +109,112 @@ def create_tab(tab: Tab, runner: scripts.ScriptRunner) -> None:
         with gr.Column():
             progress = gr.HTML(elem_id=tab.id("progress"))
             gallery = gr.Gallery(label="Images", columns=4, object_fit="contain", elem_id=tab.id("gallery"))
+            send = gr.Button("Send to img2img", size="sm", elem_id=tab.id("send_to_img2img"))
             files = gr.Files(label="Files", interactive=False, elem_id=tab.id("files"))
             text = gr.Textbox(label="Parameters", lines=3, interactive=False, elem_id=f"generation_info_{tab.name}")
+    infotexts, pictures, chosen = gr.State([]), gr.State([]), gr.State(0)
+    tab.parts |= {"progress": progress, "send": send, "infotexts": infotexts, "pictures": pictures, "chosen": chosen}
+    for control in inputs:
+        if isinstance(control, Switch):  # whoever opens this page came for it
+            control.value = control.accordion.visible = True
     names = list(tab.fields)
-    infotexts = gr.State([])
 
-    def run(*values: Any) -> Iterator[tuple[Any, ...]]:
-        yield from show_job(lambda: make_job(tab, runner, dict(zip(names, values, strict=False)), values[len(names) :]))
+    def run(*values: Any) -> Iterator[list[Any]]:
+        def make() -> Any:
+            named = read_values(tab.fields, dict(zip(names, values, strict=False)))
+            return make_job(runner.is_img2img, runner, named, values[len(names) :])
 
-    outputs = [progress, gallery, files, text, infotexts]
+        for shown in show_job(make):
+            yield update_page(shown)
+
+    outputs = [progress, *stops, gallery, files, text, infotexts, pictures, chosen]
     generate.click(run, [*tab.fields.values(), *inputs], outputs, show_progress="hidden")
-    interrupt.click(shared.state.interrupt, queue=False)
-    skip.click(shared.state.skip, queue=False)
-    gallery.select(show_infotext, infotexts, text, show_progress="hidden", queue=False)
-    pasted = paste_fields(tab, runner)
-    infotext_utils.add_paste_fields(tab.name, pasted)
-    pasted = infotext_utils.paste_fields[tab.name]["fields"]
-    paste.click(
-        lambda infotext: infotext_utils.paste(infotext, pasted), tab.fields["prompt"], [each[0] for each in pasted]
-    )
+    for button, act in zip(stops, (shared.state.interrupt, shared.state.skip), strict=True):
+        button.click(act, queue=False)
+    gallery.select(show_infotext, infotexts, [text, chosen], **QUIET)
+    infotext_utils.add_paste_fields(tab.name, paste_fields(tab, runner))
+    tab.pasted = infotext_utils.paste_fields[tab.name]["fields"]
+    filled = [each[0] for each in tab.pasted]
+    paste.click(lambda infotext: infotext_utils.paste(infotext, tab.pasted), tab.fields["prompt"], filled)
+    read.upload(lambda path: read_picture(path, tab), read, [read, progress, *filled], **QUIET)
+    connect_tools(tab)
+
+
+def update_page(shown: Shown) -> list[Any]:
+    """What a job's buttons, pictures, files and texts become."""
+    stops = [gr.update(visible=shown.running)] * 2
+    if shown.pictures is None:
+        return [shown.message, *stops, *[gr.update()] * 6]
+    texts = shown.infotexts or []
+    return [shown.message, *stops, shown.pictures, shown.files, texts[0] if texts else "", texts, shown.pictures, 0]
+
+
+def read_picture(path: Any, tab: Tab) -> list[Any]:
+    """Fill the tab's fields from a picture's parameters; the place where it was dropped is empty again."""
+    try:
+        with Image.open(path) as picture:
+            text, _ = images.read_info_from_image(picture)
+    except OSError:
+        text = None
+    if not text:
+        return [None, show_error(NO_PARAMETERS), *[gr.update()] * len(tab.pasted)]
+    return [None, "", *infotext_utils.paste(text, tab.pasted)]
+
+
+def connect_send(tab: Tab, target: Tab, tabs: Any) -> None:
+    """Send the chosen picture and its parameters to image to image."""
+
+    def send(pictures: list[str], infotexts: list[str], chosen: int) -> list[Any]:
+        if chosen >= len(pictures):
+            empty = [gr.update()] * (2 + len(target.pasted))
+            return [show_error("There is no picture yet: generate one first."), *empty]
+        updates = infotext_utils.paste(infotexts[chosen], target.pasted)
+        return ["", gr.update(selected=target.name), pictures[chosen], *updates]
+
+    outputs = [tab.parts["progress"], tabs, target.fields["init_images"], *(each[0] for each in target.pasted)]
+    inputs = [tab.parts[name] for name in ("pictures", "infotexts", "chosen")]
+    tab.parts["send"].click(send, inputs, outputs, **QUIET)
+
+
+def connect_tools(tab: Tab) -> None:
+    """What the small buttons next to sizes and seed do."""
+    sides = [tab.fields["width"], tab.fields["height"]]
+    tab.parts["swap"].click(None, sides, sides, js="(width, height) => [height, width]")
+    tab.parts["any_seed"].click(None, None, tab.fields["seed"], js="() => -1")
+    inputs = [tab.parts["infotexts"], tab.parts["chosen"]]
+    tab.parts["same_seed"].click(find_seed, inputs, tab.fields["seed"], **QUIET)
+    if "size_of_image" in tab.parts:
+        tab.parts["size_of_image"].click(measure, tab.fields["init_images"], sides, **QUIET)
+
+
+def find_seed(infotexts: list[str], chosen: int) -> Any:
+    """The seed of the chosen picture."""
+    params = infotext_utils.parse_generation_parameters(infotexts[chosen]) if chosen < len(infotexts) else {}
+    return int(params["Seed"]) if str(params.get("Seed", "")).isdigit() else gr.update()
+
+
+def measure(image: Any) -> Any:
+    """Width and height of an image, as multiples of what a latent's element covers; unchanged without an image."""
+    if image is None:
+        return gr.update(), gr.update()
+    return tuple(max(round(side / SIZE_STEP), 1) * SIZE_STEP for side in image.size)
 
 
 def add_prompts(tab: Tab) -> None:
-    tab.fields["prompt"] = gr.Textbox(label="Prompt", lines=2, elem_id=tab.id("prompt"))
+    tab.fields["prompt"] = gr.Textbox(
+        label="Prompt", lines=2, placeholder="A picture with parameters may be dropped here", elem_id=tab.id("prompt")
+    )
     tab.fields["negative_prompt"] = gr.Textbox(label="Negative prompt", elem_id=tab.id("neg_prompt"))
     if shared.examples:
-        gr.Examples([[text] for text in shared.examples], tab.fields["prompt"], examples_per_page=50, label="It knows")
+        words = [html.escape(text) for text in shared.examples]
+        buttons = "".join(f'<button type="button" data-prompt="{text}">{text}</button>' for text in words)
+        gr.HTML(f'<div class="words"><span>It knows</span>{buttons}</div>', elem_id=tab.id("words"))
 
 
 def add_settings(tab: Tab) -> None:
     """Sampler, steps, size, batches, guidance, seed."""
     usual = shared.defaults
+    of_image = ["size_of_image"] if tab.name == "img2img" else []
     names = [sampler.name for sampler in sd_samplers.all_samplers]
     tab.fields |= {
         **in_row(
@@ -135,6 +224,7 @@ def add_settings(tab: Tab) -> None:
         **in_row(
             width=lambda: gr.Slider(64, 2048, usual["width"], step=8, label="Width", elem_id=tab.id("width")),
             height=lambda: gr.Slider(64, 2048, usual["height"], step=8, label="Height", elem_id=tab.id("height")),
+            tools=lambda: add_tools(tab, "swap", *of_image),
         ),
         **in_row(
             n_iter=lambda: gr.Slider(1, 100, 1, step=1, label="Batch count", elem_id=tab.id("batch_count")),
@@ -143,8 +233,17 @@ def add_settings(tab: Tab) -> None:
         **in_row(
             cfg_scale=lambda: gr.Slider(1, 30, usual["cfg_scale"], step=0.5, label="CFG scale", elem_id=tab.id("cfg")),
             seed=lambda: gr.Number(-1, precision=0, label="Seed (-1: any)", elem_id=tab.id("seed")),
+            tools=lambda: add_tools(tab, "any_seed", "same_seed"),
         ),
     }
+
+
+def add_tools(tab: Tab, *names: str) -> None:
+    """Some of `TOOLS`."""
+    with gr.Column(scale=0, min_width=44):
+        for name in names:
+            sign, tooltip = TOOLS[name]
+            tab.parts[name] = ToolButton(sign, tooltip=tooltip, elem_id=tab.id(name))
 
 
 def add_hires_fix(tab: Tab) -> None:
@@ -195,9 +294,10 @@ def add_start(tab: Tab) -> None:
 
 
 def in_row(**makers: Callable[[], Any]) -> dict[str, Any]:
-    """Make components side by side."""
+    """Make components side by side; those that are fields of the job."""
     with gr.Row():
-        return {name: make() for name, make in makers.items()}
+        made = {name: make() for name, make in makers.items()}
+    return {name: component for name, component in made.items() if component is not None}
 
 
 def paste_fields(tab: Tab, runner: scripts.ScriptRunner) -> list[Any]:
@@ -211,84 +311,6 @@ def paste_fields(tab: Tab, runner: scripts.ScriptRunner) -> list[Any]:
     ] + runner.infotext_fields
 
 
-def make_job(
-    tab: Tab, runner: scripts.ScriptRunner, values: dict[str, Any], args: tuple[Any, ...]
-) -> StableDiffusionProcessing:
-    """The job that the page's values ask for."""
-    opts = shared.opts
-    for name in ("samples", "grids"):
-        values[f"outpath_{name}"] = getattr(opts, f"outdir_{tab.name}_{name}")
-    values |= {name: int(values[name]) for name in ("width", "height", "steps", "batch_size", "n_iter", "seed")}
-    if runner.is_img2img:
-        if values["init_images"] is None:
-            raise ValueError("Choose an image to start from")
-        values |= {"init_images": [values["init_images"]], "inpaint_full_res": bool(values["inpaint_full_res"])}
-        p: StableDiffusionProcessing = StableDiffusionProcessingImg2Img(**values)
-    else:
-        p = StableDiffusionProcessingTxt2Img(**values)
-    p.scripts = runner
-    p.script_args = args
-    return p
-
-
-def show_job(make: Callable[[], StableDiffusionProcessing]) -> Iterator[tuple[Any, ...]]:
-    """Run a job in another thread, show its progress, and then what it made."""
-    result: dict[str, Any] = {}
-    worker = threading.Thread(target=run_job, args=(make, result), daemon=True)
-    worker.start()
-    while worker.is_alive():
-        yield (progress_bar(), *[gr.update()] * 4)
-        worker.join(WAIT)
-    error = result.get("error")
-    if error is not None:
-        yield f"<div class='error'>{html.escape(str(error))}</div>", [], None, "", []
-        return
-    processed = result["processed"]
-    texts = [image.info.get("parameters", "") for image in processed.images]
-    paths = [image_file(image) for image in processed.images]
-    comments = "".join(f"<p class='comments'>{html.escape(line)}</p>" for line in processed.comments.splitlines())
-    yield comments, paths, paths, texts[0] if texts else processed.info, texts
-
-
-def run_job(make: Callable[[], StableDiffusionProcessing], result: dict[str, Any]) -> None:
-    """Make all images; the result or the exception is put into `result`."""
-    with queue_lock:
-        shared.state.begin(job="page")
-        try:
-            p = make()
-            processed = p.scripts.run(p, *p.script_args)
-            result["processed"] = process_images(p) if processed is None else processed
-            p.close()
-        except Exception as error:
-            logger.exception("The job failed")
-            result["error"] = error
-        finally:
-            shared.state.end()
-
-
-def progress_bar() -> str:
-    """How far the current job is."""
-    state = shared.state
-    jobs, steps = max(state.job_count, 1), max(state.sampling_steps, 1)
-    share = min((state.job_no + state.sampling_step / steps) / jobs, 1)
-    step = f"Step {state.sampling_step} of {state.sampling_steps}" if state.sampling_steps else "Starting"
-    text = state.textinfo or step
-    return f"<progress max='100' value='{100 * share:.0f}' style='width: 100%'></progress><p>{html.escape(text)}</p>"
-
-
-def image_file(image: Any) -> str:
-    """The file of an image that was saved, else a temporary PNG."""
-    saved = getattr(image, "already_saved_as", None)
-    if saved:
-        return saved
-    info = PngInfo()
-    if text := image.info.get("parameters"):
-        info.add_text("parameters", text)
-    with tempfile.NamedTemporaryFile(suffix=".png", delete=False) as file:
-        image.save(file, format="PNG", pnginfo=info)
-    return file.name
-
-
-def show_infotext(texts: list[str], event: gr.SelectData) -> str:
-    """The parameters of the image that was clicked."""
-    return texts[event.index] if event.index < len(texts) else ""
+def show_infotext(texts: list[str], event: gr.SelectData) -> tuple[str, int]:
+    """The parameters of the image that was clicked, and its place."""
+    return (texts[event.index] if event.index < len(texts) else ""), event.index

@@ -59,4 +59,4 @@ def InputAccordion(value: bool = False, **named: Any) -> Switch:
 
 def ToolButton(value: str = "", *, tooltip: str | None = None, **named: Any) -> gr.Button:
     """A small button that shows a sign."""
-    return gr.Button(value, size="sm", min_width=40, **named)
+    return gr.Button(value, size="sm", min_width=40, scale=0, **named)

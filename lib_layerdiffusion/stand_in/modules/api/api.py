@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from .. import errors, images, infotext_utils, scripts, sd_samplers, shared
+from ..inputs import read_inputs
 from ..processing import (
     StableDiffusionProcessing,
     StableDiffusionProcessingImg2Img,
@@ -304,11 +305,11 @@ class Api:
 
 
 def read_request(kind: type[StableDiffusionProcessing], body: Mapping[str, Any]) -> SimpleNamespace:
-    """A request with every field; unknown ones are left out, as WebUIs do."""
+    """A request with every field; unknown ones are left out, as WebUIs do. HTTPException for a wrong kind."""
     probe = kind()
     known = {each.name: getattr(probe, each.name) for each in fields(kind)} | REQUEST_ONLY | shared.defaults
     given = {name: value for name, value in body.items() if name in known and value is not None}
-    return SimpleNamespace(**known | given, kind=kind, given=set(given))
+    return SimpleNamespace(**known | read_inputs(kind, given), kind=kind, given=set(given))
 
 
 def make_processing(request: SimpleNamespace, tab: str) -> StableDiffusionProcessing:
