@@ -5,6 +5,7 @@
     const PICTURES = "[id$='_gallery'] img, #lightboxModal img";
     const TRANSPARENT = "layerdiffusion-transparent";
     const UNAVAILABLE = "layerdiffusion-unavailable";
+    const TRIES = 15; // seconds
     const SAMPLE = 16; // pixels a side to which a picture is reduced to find its transparency
 
     function shown(button) {
@@ -40,9 +41,18 @@
         });
     }
 
+    // What the status says of modes that can't run; null as long as nothing was looked up.
     function readUnavailable(tab) {
         const status = gradioApp().querySelector(`#script_${tab}_layerdiffuse_status .layerdiffusion-status`);
-        return JSON.parse((status && status.dataset.unavailable) || "{}");
+        return JSON.parse((status && status.dataset.unavailable) || "null");
+    }
+
+    // A panel that is open from the start, by the user's own defaults, before its button can be clicked.
+    function refreshAtStart(tab, tries) {
+        if (tries > 0 && readUnavailable(tab) === null) {
+            refresh(tab);
+            setTimeout(() => refreshAtStart(tab, tries - 1), 1000);
+        }
     }
 
     // The list of modes is made anew each time that it opens.
@@ -52,7 +62,7 @@
             return;
         }
         new MutationObserver(() => {
-            const reasons = readUnavailable(tab);
+            const reasons = readUnavailable(tab) || {};
             mode.querySelectorAll("li").forEach((entry) => {
                 const reason = reasons[entry.getAttribute("aria-label")];
                 const note = entry.querySelector(".layerdiffusion-why");
@@ -99,6 +109,6 @@
     onUiLoaded(() => TABS.forEach((tab) => {
         followGenerations(tab);
         greyOut(tab);
-        refresh(tab); // of a panel that the user's own defaults open
+        refreshAtStart(tab, TRIES);
     }));
 })();

@@ -59,7 +59,8 @@ function onOptionsChanged() {}
         const prompt = onPrompt(event);
         if (prompt) {
             event.preventDefault();
-            const input = document.querySelector(`#${prompt.id.replace("_prompt", "_read")} input[type=file]`);
+            const button = document.querySelector(`#${prompt.id.replace("_prompt", "_read")}`);
+            const input = button.parentElement.querySelector("input[type=file]");
             input.files = event.dataTransfer.files;
             input.dispatchEvent(new Event("change", {bubbles: true}));
         }

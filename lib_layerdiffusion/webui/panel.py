@@ -66,7 +66,7 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
         made[name] = component(**named | settings, visible=visible, elem_id=elem_id(name))
 
     with switch_accordion(TITLE, elem_id("enabled")) as made["enabled"]:
-        with gr.Row():
+        with gr.Row(elem_id=elem_id("mode_row")):
             add("mode", gr.Dropdown, choices=list_modes(), **_start("mode"), info=_help("mode"))
             refresh = tool_button("\u21bb", REFRESH, elem_id("refresh"))
         report = gr.HTML(status.hint(), elem_id=elem_id("status"))

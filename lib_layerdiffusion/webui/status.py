@@ -47,7 +47,7 @@ NO_FILE, DAMAGED, OTHER_CHECKPOINT = "file missing", "file damaged", "not for th
 
 def hint() -> str:
     """What is shown before anything is looked up, as HTML."""
-    return _to_html([Line("note", "", HINT)])
+    return _to_html([Line("note", "", HINT)], None)
 
 
 def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> str:
@@ -57,7 +57,7 @@ def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> 
         return _to_html(lines, find_unavailable(extension))
     except Exception as error:  # a status line must not break the page
         logger.warning("The status can't be shown", exc_info=not isinstance(error, Refusal))
-        return _to_html([Line("bad", "", str(error) or type(error).__name__)])
+        return _to_html([Line("bad", "", str(error) or type(error).__name__)], {})
 
 
 def find_host(extension: Extension) -> DetectedHost | None:
@@ -142,10 +142,13 @@ def _describe_files(store: WeightStore, mode: Mode, is_img2img: bool, label: str
             yield Line("bad", FILES, f"{prefix}{row.cure}")
 
 
-def _to_html(lines: list[Line], unavailable: dict[str, Obstacle] | None = None) -> str:
-    reasons = {to_label("mode", name): [each.short, each.sentence] for name, each in (unavailable or {}).items()}
-    data = escape(json.dumps(reasons, ensure_ascii=False))
-    return f'<div class="layerdiffusion-status" data-unavailable="{data}">{"".join(map(_row_to_html, lines))}</div>'
+def _to_html(lines: list[Line], unavailable: dict[str, Obstacle] | None) -> str:
+    """Statements, and what the page is to mark in its list of modes; None if that wasn't looked up."""
+    data = ""
+    if unavailable is not None:
+        reasons = {to_label("mode", name): [each.short, each.sentence] for name, each in unavailable.items()}
+        data = f' data-unavailable="{escape(json.dumps(reasons, ensure_ascii=False))}"'
+    return f'<div class="layerdiffusion-status"{data}>{"".join(map(_row_to_html, lines))}</div>'
 
 
 def _row_to_html(line: Line) -> str:

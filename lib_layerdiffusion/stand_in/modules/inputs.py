@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fastapi import HTTPException
 
@@ -38,7 +39,8 @@ def read_inputs(kind: type[StableDiffusionProcessing], values: Mapping[str, Any]
 
 
 def _read(name: str, hint: Any, value: Any) -> Any:
-    kinds = [each for each in get_args(hint) or (hint,) if each is not type(None)]
+    members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = [get_origin(each) or each for each in members if each is not type(None)]
     if value is None or len(kinds) != 1:
         return value
     match kinds[0]:
@@ -64,7 +66,7 @@ def read_number(name: str, value: Any, whole: bool, limits: tuple[float, float] 
         raise refuse(f"{wanted}, not {_show(value)}.") from None
     if not low <= number <= high or not math.isfinite(number) or (whole and number != int(number)):
         raise refuse(f"{wanted}, not {_show(value)}.")
-    return int(number) if whole else number
+    return int(number) if whole else float(number)
 
 
 def _read_flag(name: str, value: Any) -> bool:

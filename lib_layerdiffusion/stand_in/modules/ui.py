@@ -28,9 +28,9 @@ SIZE_STEP = 8  # pixels
 # Small buttons: a sign, and what it does.
 TOOLS = {
     "swap": ("\u21c5", "Swap width and height"),
-    "size_of_image": ("\U0001f4d0", "Take the size of the image"),
-    "any_seed": ("\U0001f3b2", "Another seed each time"),
-    "same_seed": ("\u267b\ufe0f", "Take the seed of the chosen picture"),
+    "size_of_image": ("\u2922", "Take the size of the image"),
+    "any_seed": ("\u2684", "Another seed each time"),
+    "same_seed": ("\u267b", "Take the seed of the chosen picture"),
 }
 QUIET = {"show_progress": "hidden", "queue": False}
 NO_PARAMETERS = "This picture has no parameters: choose one that a WebUI or this page saved as PNG."
@@ -97,7 +97,9 @@ def create_tab(tab: Tab, runner: scripts.ScriptRunner) -> None:
                     for name in ("Interrupt", "Skip")
                 ]
             paste = gr.Button("Read parameters from prompt", size="sm", elem_id=tab.id("paste"))
-            read = gr.File(label="Parameters from a picture", file_types=["image"], height=110, elem_id=tab.id("read"))
+            read = gr.UploadButton(
+                "Read parameters from picture", file_types=["image"], size="sm", elem_id=tab.id("read")
+            )
     with gr.Row():
         with gr.Column():
             if runner.is_img2img:
@@ -136,7 +138,7 @@ def create_tab(tab: Tab, runner: scripts.ScriptRunner) -> None:
     tab.pasted = infotext_utils.paste_fields[tab.name]["fields"]
     filled = [each[0] for each in tab.pasted]
     paste.click(lambda infotext: infotext_utils.paste(infotext, tab.pasted), tab.fields["prompt"], filled)
-    read.upload(lambda path: read_picture(path, tab), read, [read, progress, *filled], **QUIET)
+    read.upload(lambda path: read_picture(path, tab), read, [progress, *filled], **QUIET)
     connect_tools(tab)
 
 
@@ -150,15 +152,15 @@ def update_page(shown: Shown) -> list[Any]:
 
 
 def read_picture(path: Any, tab: Tab) -> list[Any]:
-    """Fill the tab's fields from a picture's parameters; the place where it was dropped is empty again."""
+    """Fill the tab's fields from a picture's parameters."""
     try:
         with Image.open(path) as picture:
             text, _ = images.read_info_from_image(picture)
     except OSError:
         text = None
     if not text:
-        return [None, show_error(NO_PARAMETERS), *[gr.update()] * len(tab.pasted)]
-    return [None, "", *infotext_utils.paste(text, tab.pasted)]
+        return [show_error(NO_PARAMETERS), *[gr.update()] * len(tab.pasted)]
+    return ["", *infotext_utils.paste(text, tab.pasted)]
 
 
 def connect_send(tab: Tab, target: Tab, tabs: Any) -> None:
@@ -202,9 +204,13 @@ def measure(image: Any) -> Any:
 
 def add_prompts(tab: Tab) -> None:
     tab.fields["prompt"] = gr.Textbox(
-        label="Prompt", lines=2, placeholder="A picture with parameters may be dropped here", elem_id=tab.id("prompt")
+        "",
+        label="Prompt",
+        lines=2,
+        placeholder="A picture with parameters may be dropped here",
+        elem_id=tab.id("prompt"),
     )
-    tab.fields["negative_prompt"] = gr.Textbox(label="Negative prompt", elem_id=tab.id("neg_prompt"))
+    tab.fields["negative_prompt"] = gr.Textbox("", label="Negative prompt", elem_id=tab.id("neg_prompt"))
     if shared.examples:
         words = [html.escape(text) for text in shared.examples]
         buttons = "".join(f'<button type="button" data-prompt="{text}">{text}</button>' for text in words)
