@@ -130,9 +130,11 @@ def test_previews_come_last_and_are_labelled() -> None:
     assert processed.infotexts[:2] == ["text 0", "text 3"]
     texts = [image.info["parameters"] for image in processed.images[2:]]
     assert processed.infotexts[2:] == texts
-    assert [text.rpartition(": ")[2] for text in texts] == ["checker", "alpha", "recomposite"] * 2
-    rgba, alpha = (np.asarray(processed.images[index]) for index in (0, 3))
-    assert np.array_equal(alpha[..., 0], rgba[..., 3])
+    kinds = ["checker", "checker", "alpha", "alpha", "recomposite", "recomposite"]
+    assert [text.rpartition(": ")[2] for text in texts] == kinds, "each kind for itself, to be compared"
+    for index in (0, 1):
+        rgba, alpha = (np.asarray(processed.images[each]) for each in (index, 4 + index))
+        assert np.array_equal(alpha[..., 0], rgba[..., 3])
 
 
 def test_layers_that_are_not_wanted_stay_out_but_never_all() -> None:
@@ -161,6 +163,38 @@ def test_files_lie_next_to_the_saved_image(tmp_path: Any) -> None:
     one.images["foreground"].already_saved_as = str(tmp_path / "00001-5.png")
     results.deliver([one], LayerOptions(outputs=("rgba", "ora")), answer([one]))
     assert [path.name for path in tmp_path.iterdir()] == ["00001-5.ora"]
+
+
+def test_previews_are_saved_only_where_that_is_wanted(tmp_path: Any) -> None:
+    options = LayerOptions(outputs=("rgba", "checker", "alpha"))
+    one = make_set()
+    one.images["foreground"].already_saved_as = str(tmp_path / "1.5-a cat.png")
+    results.deliver([one], options, answer([one]))
+    assert list(tmp_path.iterdir()) == []
+    processed = answer([one])
+    assert results.deliver([one], options, processed, save_previews=True) == []
+    names = ["1.5-a cat-alpha.png", "1.5-a cat-checker.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    checker = processed.images[1]
+    assert checker.already_saved_as == str(tmp_path / names[1]), "by which a WebUI shows and names it"
+    with Image.open(checker.already_saved_as) as file:
+        assert np.array_equal(np.asarray(file), np.asarray(checker))
+        assert file.info["parameters"] == checker.info["parameters"]
+
+
+def test_a_preview_that_can_not_be_saved_is_told(tmp_path: Any) -> None:
+    one = make_set()
+    one.images["foreground"].already_saved_as = str(tmp_path / "gone" / "1.png")
+    told = results.deliver([one], LayerOptions(outputs=("rgba", "alpha")), answer([one]), save_previews=True)
+    assert len(told) == 1
+    assert "1-alpha.png" in told[0]
+
+
+def test_previews_of_images_that_are_not_saved_are_only_shown() -> None:
+    one = make_set()
+    processed = answer([one])
+    assert results.deliver([one], LayerOptions(outputs=("rgba", "alpha")), processed, save_previews=True) == []
+    assert not hasattr(processed.images[-1], "already_saved_as")
 
 
 def test_files_that_have_no_place_are_told() -> None:

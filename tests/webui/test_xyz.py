@@ -5,9 +5,11 @@ from __future__ import annotations
 from copy import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from lib_layerdiffusion.modes import MODE_NAMES, MODES
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.webui import xyz
 from tests.webui.panel_host import installed, make_modules
 
@@ -88,3 +90,40 @@ def test_offered_choices_are_allowed_values(axes):
     assert {label.removeprefix("[LayerDiffusion] ") for label in offered} == {"Layer mode", "Decode quality"}
     for axis in offered.values():
         axis.confirm(SimpleNamespace(), [axis.type(choice) for choice in axis.choices()])
+
+
+# -- refused cells
+
+
+@pytest.mark.parametrize("size", [(512, 512), (128, 320), (64, 64)])
+def test_a_refused_cell_shows_its_sentence(size):
+    sentence = "Layer mode 'foreground_conv' exists for SDXL only: load an SDXL checkpoint."
+    with installed(make_modules()) as modules:
+        (replaced,) = xyz.add()
+        plot = plot_of(modules)
+        p = SimpleNamespace(width=size[0], height=size[1], seed=3, refusal=Refusal(sentence))
+        answer = plot.process_images(p)
+        assert plot.process_images(SimpleNamespace(refusal=None)).refusal is None, "a good one is as ever"
+        replaced.restore()
+        with pytest.raises(Refusal):
+            plot.process_images(p)
+    (picture,) = answer.images
+    assert (picture.mode, picture.size, answer.p, answer.seed) == ("RGB", size, p, 3)
+    assert picture.getpixel((size[0] - 1, 0)) == xyz.PAPER
+    red = (np.asarray(picture).astype(int)[..., 1] < 120).mean()
+    assert 0.01 < red < 0.3, "letters"
+
+
+def test_other_failures_of_a_cell_stay_failures():
+    with installed(make_modules()) as modules:
+        xyz.add()
+        with pytest.raises(ValueError, match="spilled"):
+            plot_of(modules).process_images(SimpleNamespace(refusal=ValueError("spilled")))
+
+
+def test_the_sentence_is_shown_by_one_function_however_often_axes_are_added():
+    with installed(make_modules()) as modules:
+        assert len(xyz.add()) == 1
+        before = plot_of(modules).process_images
+        assert xyz.add() == []
+        assert plot_of(modules).process_images is before
