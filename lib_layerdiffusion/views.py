@@ -111,8 +111,8 @@ def decode(
     other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels aren't
     allowed; Cancelled when `progress` returns False.
     """
-    if views not in VIEW_COUNTS:
-        raise Refusal(f"The transparent decoder takes 1, 2, 4 or 8 views, not {views}: choose one of these.")
+    if isinstance(views, bool) or views not in VIEW_COUNTS:
+        raise Refusal(f"The transparent decoder takes one of the numbers 1, 2, 4 and 8 as views, not {views!r}.")
     if view_batch is not None and view_batch < 1:
         raise Refusal(f"view_batch is how many views run at once, so {view_batch} can't be served: use 1 or more.")
     if max_pixels is not None and max_pixels < 1:

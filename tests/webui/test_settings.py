@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import gradio as gr
 
@@ -41,6 +42,13 @@ def test_settings_are_in_one_section_with_label_and_explanation():
         assert len(option.label) > 10
         assert option.comment_after.startswith("<span class='info'>(")
         assert option.label not in option.comment_after
+
+
+def test_every_setting_is_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "modes.md").read_text("utf-8")
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    for setting in settings.SETTINGS:
+        assert setting.label in rows
 
 
 def test_api_clients_cannot_change_folder_server_or_downloads():
