@@ -90,9 +90,10 @@ class WebUI:
             args[script.args_from] = False  # the page begins with the panel on, a request with it off
         sent = [layers] if isinstance(layers, dict) else list(layers or [])
         if page is not None:
-            from lib_layerdiffusion.webui.arguments import PAGE_ORDER
+            from lib_layerdiffusion.webui.arguments import OUTPUT_BOXES, PAGE_ORDER
 
-            for name, value in page.items():
+            boxes = {box: box.removeprefix("outputs_") in page["outputs"] for box in OUTPUT_BOXES if "outputs" in page}
+            for name, value in {**{name: page[name] for name in page if name != "outputs"}, **boxes}.items():
                 args[script.args_from + PAGE_ORDER.index(name)] = value
         for index, value in enumerate(sent):
             args[script.args_from + index] = value

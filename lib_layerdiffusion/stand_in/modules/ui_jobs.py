@@ -71,7 +71,7 @@ def read_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
         match component:
             case gr.Slider():
                 limits = component.minimum, component.maximum
-                checked[name] = read_number(component.label, values[name], component.step >= 1, limits)
+                checked[name] = read_number(component.label, values[name], (component.step or 0) >= 1, limits)
             case gr.Number():
                 given = -1 if values[name] in (None, "") else values[name]
                 checked[name] = read_number("Seed", given, True, LIMITS["seed"])
