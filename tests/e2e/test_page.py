@@ -34,6 +34,7 @@ MODES_ON_THE_PAGE = {  # mode -> the image it needs, and the modes of the pictur
     "background_to_foreground": ("background", "A-"),
 }
 DEFAULTS = "customscript/layerdiffusion.py/txt2img"  # in the WebUI's ui-config.json
+SWITCH = "LayerDiffusion"
 GALLERY = "#txt2img_gallery"
 
 
@@ -121,9 +122,15 @@ def set_defaults(server: WebUIServer, values: dict[str, Any]) -> Iterator[None]:
 @pytest.mark.seen("foreground_to_background", "the user's own defaults of the page")
 def test_own_defaults(webui_server: WebUIServer, tmp_path: Path) -> None:
     label = to_label("mode", "foreground_to_background")
-    values = {"LayerDiffusion": True, "Layer mode": label, "Decode quality": "2", "Resize mode": "Just Resize"}
+    values = {"Layer mode": label, "Decode quality": "2", "Resize mode": "Just Resize"}
     boxes = {"Checkerboard preview": True, "Blend": False}
+    kept = json.loads((webui_server.scratch / "ui-config.json").read_text("utf-8"))
+    keeps_switch = f"{DEFAULTS}/{SWITCH}/value" in kept  # gradio 4's WebUIs keep no accordion's
+    values |= {SWITCH: True} if keeps_switch else {}
     with set_defaults(webui_server, values | boxes), opened(f"{webui_server.address}/", tmp_path, PATIENCE) as page:
+        if not keeps_switch:
+            click(page, f"{PANEL}_enabled .label-wrap")
+        page.wait(lambda: page.find(f"{PANEL}_status .layerdiffusion-status[data-unavailable]"), "the status")
         assert page.element(f"{PANEL}_mode input").get_attribute("value") == label
         page.element(f"{PANEL}_foreground_image")
         assert not page.find(f"{PANEL}_background_image")

@@ -56,7 +56,8 @@ def test_page_values_make_a_transparent_image(webui, name, tmp_path):
     processed = webui.txt2img(is_api=False, page=page, **settings)
     assert_transparent(processed.images[0])
     assert [image.mode for image in processed.images[1:]] == ["RGB"]
-    (path,) = tmp_path.iterdir()
+    path, preview = sorted(tmp_path.iterdir(), key=lambda each: len(each.name))
+    assert preview.name == f"{path.stem}-checker.png"
     saved = Image.open(path)
     assert saved.tobytes() == processed.images[0].tobytes()
     params = webui.module("infotext_utils").parse_generation_parameters(saved.info["parameters"])
