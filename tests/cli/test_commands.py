@@ -335,6 +335,19 @@ class TestComposite:
         assert (outcome.code, outcome.err.startswith(said), outcome.err.count("\n")) == (2, True, 1), outcome.err
 
 
+@pytest.mark.parametrize(("prompts", "unknown"), [(["red frog", "frog zebra"], "'zebra'"), (["(frog:1.2)"], None)])
+def test_words_that_the_embedded_model_does_not_know_are_told(
+    prompts: list[str], unknown: str | None, run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows "red" by the red apple."""
+    settings = ["--model", "embedded", "--steps", "1", "--views", "1", "--out", str(tmp_path)]
+    assert run("generate", *prompts, *settings).code == 0
+    told = [record.message for record in caplog.records if "doesn't know" in record.message]
+    assert [text.partition(" and may draw")[0] for text in told] == (
+        [f"The embedded model doesn't know {unknown}"] if unknown else []
+    )
+
+
 class TestDoctor:
     def test_whole(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         model = tmp_path / "model"

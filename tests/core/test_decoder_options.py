@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,13 @@ def test_median_equals_a_plain_loop_over_the_views(decoder: TransparentDecoder, 
     assert output.min() >= 0
     assert output.max() <= 1
     assert (output - decode_plainly(decoder, pixel, latent, views)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("views", ["4", True, 3, None])
+def test_views_are_one_of_four_numbers(decoder: TransparentDecoder, views: Any) -> None:
+    pixel, latent = torch.rand(1, 3, 64, 64), torch.randn(1, 4, 8, 8)
+    with pytest.raises(Refusal, match=f"takes one of the numbers 1, 2, 4 and 8 as views, not {views!r}"):
+        decoder.decode(pixel, latent, views=views)
 
 
 def test_views_differ_and_the_default_is_eight(decoder: TransparentDecoder) -> None:

@@ -134,6 +134,26 @@ def test_a_bad_value_is_refused_with_what_is_allowed(values, sentence):
             LayerOptions(**values)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_refusal_offers_what_was_sent(name):
+    """The same value in another type is told by its type: "4" isn't the number 4."""
+    about = next(each for each in fields(LayerOptions) if each.name == name).metadata
+    allowed = [*about.get("choices", ()), *(about[limit] for limit in ("minimum", "maximum") if limit in about)]
+    for value in [*map(str, allowed), "true", "0.5", "4"]:
+        said = refuse(name, value)
+        assert f"did you mean {value!r}" not in said
+        assert not said or value not in map(str, allowed) or "must be" in said or "the text" in said
+
+
+def refuse(name: str, value: object) -> str:
+    """The sentence by which a value is refused; "" if it isn't."""
+    try:
+        LayerOptions.from_dict({name: value})
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
+
+
 def test_a_long_value_is_shortened_in_the_refusal():
     with pytest.raises(Refusal) as refusal:
         LayerOptions(weight="x" * 10_000)

@@ -23,8 +23,8 @@ PROMPT, SEED = "red apple", "5"
 
 
 def generate(page: Page) -> None:
-    """Open the panel, type a prompt and generate, as README.md says."""
-    page.element("#script_txt2img_layerdiffuse_enabled-checkbox input").click()
+    """Type a prompt and generate, with the panel that is open from the start."""
+    page.wait(lambda: page.find("#script_txt2img_layerdiffuse_status .layerdiffusion-good"), "the status")
     page.element("#txt2img_prompt textarea").send_keys(PROMPT)
     seed = page.element("#txt2img_seed input")
     seed.clear()

@@ -99,6 +99,14 @@ def test_an_exception_in_the_job_is_the_answer(webui):
     assert webui.shared.state.job_count == 0
 
 
+def test_words_that_the_embedded_model_does_not_know_are_told(webui):
+    info = json.loads(webui.post("txt2img", prompt="frog (zebra:1.2) Frog", **SMALL).json()["info"])
+    assert info["extra_generation_params"]["Unknown words"] == "zebra"
+    assert "Unknown words: zebra" in info["infotexts"][0]
+    known = json.loads(webui.post("txt2img", prompt="frog", **SMALL).json()["info"])
+    assert "Unknown words" not in known["infotexts"][0]
+
+
 def test_interrupt_and_skip_are_told(webui):
     assert webui.request("POST", "/sdapi/v1/interrupt").json() == {}
     assert webui.shared.state.interrupted
