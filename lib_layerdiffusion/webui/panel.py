@@ -84,7 +84,10 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
             add("resize_mode", gr.Radio, choices=list(LABELS["resize_mode"].values()), **_start("resize_mode"))
             add("views", gr.Radio, choices=list(LABELS["views"].values()), **_start("views"), info=_help("views"))
             about = FIELDS["outputs"].metadata
-            gr.HTML(f'<p class="layerdiffusion-heading">{about["label"]}</p><p>{about["help"]}</p>')
+            gr.HTML(
+                f'<p class="layerdiffusion-heading">{about["label"]}</p>'
+                f'<p class="layerdiffusion-help">{about["help"]}</p>'
+            )
             with gr.Row(elem_id=elem_id("outputs")):
                 for output, label in OUTPUT_LABELS.items():
                     ticked = output in LayerOptions.outputs
