@@ -11,8 +11,9 @@ from lib_layerdiffusion.version import __version__
 
 if TYPE_CHECKING:
     from lib_layerdiffusion.hosts.diffusers import layer_diffusion
+    from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 
-__all__ = ["__version__", "layer_diffusion"]
+__all__ = ["__version__", "layer_diffusion", "layer_scene"]
 
 
 class _SharedPath(list[str]):
@@ -35,9 +36,15 @@ __path__ = _SharedPath(__path__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import `layer_diffusion`, and with it torch and diffusers, only when it is asked for."""
-    if name == "layer_diffusion":
-        from lib_layerdiffusion.hosts.diffusers import layer_diffusion
+    """Import `layer_diffusion` or `layer_scene`, and with it torch and diffusers, only when it is asked for."""
+    match name:
+        case "layer_diffusion":
+            from lib_layerdiffusion.hosts.diffusers import layer_diffusion
 
-        return layer_diffusion
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return layer_diffusion
+        case "layer_scene":
+            from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
+
+            return layer_scene
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

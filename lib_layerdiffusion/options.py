@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lib_layerdiffusion.modes import MODE_NAMES, Role, name_mode
 from lib_layerdiffusion.refusal import Refusal, list_choices
@@ -16,6 +16,7 @@ from lib_layerdiffusion.refusal import Refusal, list_choices
 if TYPE_CHECKING:  # numpy and Pillow are imported where an image is given, so that `--help` needs neither
     import numpy as np
     from PIL import Image
+    from typing_extensions import Self
 
     LayerImage = np.ndarray[Any, Any] | Image.Image | str | os.PathLike[str] | None
 
@@ -46,28 +47,60 @@ POSITIONAL: tuple[str, ...] = (
 )
 
 
-def _option(default: Any, kind: str, label: str, help: str, **limits: Any) -> Any:
+def option(default: Any, kind: str, label: str, help: str, **limits: Any) -> Any:
+    """A field of a class of options."""
     return field(default=default, metadata={"kind": kind, "label": label, "help": help, **limits})
 
 
-@dataclass(frozen=True, eq=False)
-class LayerOptions:
-    """What a user can choose. Any value that isn't allowed is a Refusal at construction, so an instance is valid.
+class Checked:
+    """A frozen dataclass of options. Any value that isn't allowed is a Refusal at construction: an instance is valid.
 
-    Each field's metadata has `kind` (switch, number, choice, choices, text, image), `label`, `help` and, as they apply,
-    `minimum`, `maximum`, `step` and `choices`. Images are carried, not read: an array, a Pillow image, a path or an
-    encoded string, which the caller, who knows where it comes from, turns into pixels.
+    Each field's metadata has `kind` (switch, number, choice, choices, text, texts, image), `label`, `help` and, as they
+    apply, `minimum`, `maximum`, `step` and `choices`. Images are carried, not read: an array, a Pillow image, a path or
+    an encoded string, which the caller, who knows where it comes from, turns into pixels.
     """
 
-    enabled: bool = _option(True, "switch", "Enable", "Generate transparent layers.")
-    mode: str = _option(
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, check(each, getattr(self, each.name)))
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType] - arrays have no hash
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Options by name; what is absent or None keeps its default. Refusal on an unknown name or a bad value."""
+        names = [each.name for each in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise Refusal(f"There is no option {name!r}: {list_choices(name, names)}.")
+        return cls(**{name: value for name, value in values.items() if value is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options by name, tuples as lists; `from_dict` reads it back."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class LayerOptions(Checked):
+    """What a user can choose for a generation."""
+
+    enabled: bool = option(True, "switch", "Enable", "Generate transparent layers.")
+    mode: str = option(
         "foreground",
         "choice",
         "Layer mode",
         "What is generated from what; the base-model family is read from the loaded checkpoint.",
         choices=MODE_NAMES,
     )
-    weight: float = _option(
+    weight: float = option(
         1.0,
         "number",
         "Weight",
@@ -76,7 +109,7 @@ class LayerOptions:
         maximum=2.0,
         step=0.05,
     )
-    start_at: float = _option(
+    start_at: float = option(
         0.0,
         "number",
         "Start at",
@@ -85,7 +118,7 @@ class LayerOptions:
         maximum=1.0,
         step=0.05,
     )
-    stop_at: float = _option(
+    stop_at: float = option(
         1.0,
         "number",
         "Stop at",
@@ -94,18 +127,18 @@ class LayerOptions:
         maximum=1.0,
         step=0.05,
     )
-    views: int = _option(
+    views: int = option(
         8,
         "choice",
         "Decode quality",
         "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest.",
         choices=VIEW_COUNTS,
     )
-    # `_option` returns a dataclass field, so nothing mutable is shared.
-    foreground_image: LayerImage = _option(None, "image", "Foreground image", "RGBA, for modes that start from one.")  # noqa: RUF009
-    background_image: LayerImage = _option(None, "image", "Background image", "For modes that start from one.")  # noqa: RUF009
-    blend_image: LayerImage = _option(None, "image", "Blend image", "Foreground over background, where needed.")  # noqa: RUF009
-    resize_mode: str = _option(
+    # `option` returns a dataclass field, so nothing mutable is shared.
+    foreground_image: LayerImage = option(None, "image", "Foreground image", "RGBA, for modes that start from one.")  # noqa: RUF009
+    background_image: LayerImage = option(None, "image", "Background image", "For modes that start from one.")  # noqa: RUF009
+    blend_image: LayerImage = option(None, "image", "Blend image", "Foreground over background, where needed.")  # noqa: RUF009
+    resize_mode: str = option(
         "crop",
         "choice",
         "Resize mode",
@@ -113,43 +146,23 @@ class LayerOptions:
         "fill (resize and fill).",
         choices=tuple(RESIZE_MODES),
     )
-    foreground_prompt: str = _option("", "text", "Foreground prompt", "Put before the prompt for the foreground only.")
-    background_prompt: str = _option("", "text", "Background prompt", "Put before the prompt for the background only.")
-    blend_prompt: str = _option("", "text", "Blend prompt", "Put before the prompt for the blend only.")
-    outputs: tuple[str, ...] = _option(
+    foreground_prompt: str = option("", "text", "Foreground prompt", "Put before the prompt for the foreground only.")
+    background_prompt: str = option("", "text", "Background prompt", "Put before the prompt for the background only.")
+    blend_prompt: str = option("", "text", "Blend prompt", "Put before the prompt for the blend only.")
+    outputs: tuple[str, ...] = option(
         ("rgba", "background", "blend"),
         "choices",
         "Outputs",
         "What is returned, if the mode makes it: layers, previews (checker, alpha, recomposite), files (psd, ora).",
         choices=OUTPUTS,
     )
-    batch_counts: str = _option(
+    batch_counts: str = option(
         "sets",
         "choice",
         "Batch size counts",
         "sets: a batch of 1 gives all layers of a set; images: the batch must be a multiple of the layers in a set.",
         choices=("sets", "images"),
     )
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, _check(each, getattr(self, each.name)))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LayerOptions):
-            return NotImplemented
-        return all(_same(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType] - arrays have no hash
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LayerOptions:
-        """Options by name; what is absent or None keeps its default. Refusal on an unknown name or a bad value."""
-        names = [each.name for each in fields(cls)]
-        for name in values:
-            if name not in names:
-                raise Refusal(f"There is no option {name!r}: {list_choices(name, names)}.")
-        return cls(**{name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def from_positional(cls, values: Sequence[Any] | None) -> LayerOptions:
@@ -168,11 +181,6 @@ class LayerOptions:
         named.pop("output_origin", None)
         layers = cls.outputs  # the class attribute is the field's default
         return cls.from_dict({"enabled": False, "outputs": (*layers, "checker"), "batch_counts": "images"} | named)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All options by name, tuples as lists; `from_dict` reads it back."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def image(self, role: Role) -> LayerImage:
         """The image given for a role."""
@@ -198,16 +206,20 @@ FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(LayerOpti
 
 
 def parse(name: str, text: str) -> Any:
-    """An option's value from its text, as flags and infotexts have it; Refusal when it isn't allowed.
+    """The value of one of `FIELDS` from its text, as flags and infotexts have it; Refusal when it isn't allowed.
 
     Several choices are joined by "+".
     """
-    option = FIELDS[name]
+    return parse_field(FIELDS[name], text)
+
+
+def parse_field(option: Field[Any], text: str) -> Any:
+    """As `parse`, for a field of any class of options."""
     readers: dict[str, Any] = {"number": float, "choice": type(option.default), "choices": lambda text: text.split("+")}
     value = text
     with contextlib.suppress(ValueError):  # text that isn't a number is refused as it is
         value = readers.get(option.metadata["kind"], str)(text)
-    return _check(option, value)
+    return check(option, value)
 
 
 def check_text(name: str, value: Any) -> str:
@@ -255,7 +267,7 @@ def _describe(option: Field[Any]) -> dict[str, Any]:
     return entry | {"default": list(default) if isinstance(default, tuple) else default}
 
 
-def _check(option: Field[Any], value: Any) -> Any:
+def check(option: Field[Any], value: Any) -> Any:
     """The value in its canonical form; Refusal when it isn't allowed."""
     match option.metadata["kind"]:
         case "switch":
@@ -272,6 +284,8 @@ def _check(option: Field[Any], value: Any) -> Any:
             return tuple(dict.fromkeys(_check_choice(option, each) for each in value))
         case "image":
             return _check_image(option, value)
+        case "texts":
+            return _check_texts(option, value)
         case _:
             return check_text(option.name, value)
 
@@ -296,6 +310,14 @@ def _check_image(option: Field[Any], value: Any) -> Any:
     if not isinstance(value, np.ndarray | Image.Image):
         raise _wrong(option, value, "an array, a Pillow image, a path, an encoded string or nothing")
     return value
+
+
+def _check_texts(option: Field[Any], value: Any) -> tuple[str, ...]:
+    """Texts without the empty ones: a list of them, or one text with one on each line."""
+    lines = value.splitlines() if isinstance(value, str) else value
+    if not isinstance(lines, list | tuple):
+        raise _wrong(option, value, "a list of texts, or a text with one on each line")
+    return tuple(filter(None, (check_text(option.name, line).strip() for line in lines)))
 
 
 def _check_choice(option: Field[Any], value: Any) -> Any:

@@ -184,7 +184,7 @@ class Session:
         if latents is None:
             raise RuntimeError("nothing was collected")
         pixels = (self.host.decode(latents) if pixels is None else pixels).float().cpu()
-        images = [_to_image(image, plan.size) for image in pixels]
+        images = [to_image(image, plan.size) for image in pixels]
         frames = len(plan.frames)
         if plan.mode.transparent_frame is not None:
             own = slice(plan.mode.transparent_frame, None, frames)
@@ -207,7 +207,7 @@ class Session:
             )
         pixels = self.host.decode(latents) if pixels is None else pixels
         decoded = self._decode_as_fits(decoder, pixels.float(), latents.float(), views or self.plan.views, progress)
-        return [_to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded]
+        return [to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded]
 
     def _decode_as_fits(
         self, decoder: TransparentDecoder, pixels: Tensor, latents: Tensor, views: int, progress: Progress | None
@@ -347,13 +347,16 @@ def _to_tensor(image: Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
 
 
-def _to_image(pixels: Tensor, size: tuple[int, int]) -> Image:
-    """[3 or 4, H, W], 0..1 to RGBA uint8, cropped to `size` (width, height)."""
+def to_image(pixels: Tensor, size: tuple[int, int]) -> Image:
+    """[3 or 4, H, W], 0..1 to RGBA uint8, cropped to `size` (width, height).
+
+    Opaque pixels are cut off and not rounded, as WebUIs do, so that the same request has the same bytes everywhere.
+    """
     width, height = size
-    image = (pixels[:, :height, :width].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    if image.shape[2] == 3:
-        image = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=2)
-    return np.ascontiguousarray(image)
+    values = (pixels[:, :height, :width].clamp(0, 1) * 255).permute(1, 2, 0)
+    if values.shape[2] == 3:
+        return np.dstack([values.byte().numpy(), np.full((height, width), 255, np.uint8)])
+    return np.ascontiguousarray(values.round().byte().numpy())
 
 
 def _part(progress: Progress | None, index: int, count: int) -> Progress | None:

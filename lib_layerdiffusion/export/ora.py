@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from typing import BinaryIO
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ from . import png, whole_file
 
 THUMBNAIL = 256  # largest side, by the format's specification
 MIMETYPE = "image/openraster"
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # characters that XML 1.0 can't hold
 
 
 def write(stack: LayerStack, path: str | os.PathLike[str]) -> None:
@@ -33,7 +35,8 @@ def write_to(stack: LayerStack, file: BinaryIO) -> None:
         for index, layer in reversed(list(enumerate(stack.layers))):  # listed from the top
             source = f"data/layer{index}.png"
             x, y = layer.offset
-            attributes = {"composite-op": "svg:src-over", "name": layer.name, "src": source, "x": str(x), "y": str(y)}
+            name = NOT_XML.sub("\N{REPLACEMENT CHARACTER}", layer.name)
+            attributes = {"composite-op": "svg:src-over", "name": name, "src": source, "x": str(x), "y": str(y)}
             ElementTree.SubElement(listed, "layer", attributes)
             archive.writestr(source, png.encode(layer.image), zipfile.ZIP_STORED)
         merged = composite(stack)

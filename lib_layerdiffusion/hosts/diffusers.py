@@ -28,7 +28,7 @@ from lib_layerdiffusion.outputs import name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
 from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
-from lib_layerdiffusion.session import Image, Progress, Session, extend
+from lib_layerdiffusion.session import Image, Progress, Session, extend, to_image
 from lib_layerdiffusion.views import Cancelled
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
@@ -193,12 +193,11 @@ class LayerDiffusion:
         of the same kinds, paints the layer into it by the mask: what is black keeps its bytes, colour and alpha.
         """
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
-        _check_request(prompts, seeds, negative_prompt, cfg)
+        check_request(prompts, seeds, negative_prompt, cfg)
         self._check_settings(settings, steps)
         starts = self._take_starts(settings, len(prompts))
         masks = self._take_masks(settings, len(prompts)) if starts else []
         width, height = self._size(width, height, starts, settings)
-        frames = len(self.mode.frames)
         transparent = any(start[..., 3].min() < 255 for start in starts)
         facts = Facts(self.host.family, width, height, len(prompts), steps=steps, transparent_input=transparent)
         plan = make_plan(self.options, facts)
@@ -213,20 +212,9 @@ class LayerDiffusion:
             settings["image"] = _prepare(starts, plan)
         if masks:
             settings["mask_image"] = _prepare(masks, plan)
-        settings |= self._read_prompts(prompts, negative_prompt, plan, settings)
-        if "width" in self._parameters:
-            settings |= {"width": plan.width, "height": plan.height}
         views = plan.views if plan.mode.decoder else 0
-        follow = _follow(progress, views, settings.pop("callback_on_step_end", None))
         with self.session.sampling():
-            latents: Tensor = self.host.pipe(
-                num_inference_steps=steps,
-                guidance_scale=cfg,
-                generator=[torch.Generator("cpu").manual_seed(seed + n) for seed in seeds for n in range(frames)],
-                output_type="latent",
-                callback_on_step_end=follow,
-                **settings,
-            ).images
+            latents = self._sample(plan, prompts, seeds, negative_prompt, steps, cfg, progress, views, settings)
         self.session.collect(latents)
         sets = self.session.decode(progress=_after(progress, self.host.pipe.num_timesteps, views))
         finished: list[LayerStack] = []
@@ -235,14 +223,7 @@ class LayerDiffusion:
                 start, mask = (given[index % len(given)] for given in (starts, masks))
                 share = np.asarray(np.asarray(PIL.Image.fromarray(mask).convert("L"))[..., None] / 255, np.float32)
                 images = {role: paint(start, image, share) for role, image in images.items()}
-            written = {
-                "Steps": steps,
-                **describe(self.host.pipe.scheduler),
-                "CFG scale": f"{cfg:g}",
-                "Seed": seed,
-                "Size": "{}x{}".format(*plan.size),
-                **infotext.describe(self.options),
-            }
+            written = describe_sampling(self.host.pipe, steps, cfg, seed, plan.size) | infotext.describe(self.options)
             layers = tuple(
                 Layer(role, images[role], role)
                 for role in PAINTING_ORDER
@@ -250,6 +231,25 @@ class LayerDiffusion:
             )
             finished.append(LayerStack(layers, plan.size, infotext.compose(prompt, negative_prompt, written)))
         return finished
+
+    def plain(
+        self,
+        prompt: str,
+        seed: int,
+        negative_prompt: str = "",
+        *,
+        size: tuple[int, int],
+        steps: int = STEPS,
+        cfg: float = GUIDANCE,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Image:
+        """A picture of the pipeline itself, as it is without layers: opaque RGBA uint8 of `size` (width, height)."""
+        check_request([prompt], [seed], negative_prompt, cfg)
+        self._check_settings(settings)
+        plan = make_plan(LayerOptions(), Facts(self.host.family, *size, steps=steps))
+        latents = self._sample(plan, [prompt], [seed], negative_prompt, steps, cfg, progress, 0, dict(settings))
+        return to_image(self.host.decode(latents.float() / self.host.scaling_factor)[0].cpu(), size)
 
     def encode(self, rgba: Any) -> Tensor:
         """Encode an RGBA image (uint8 array, Pillow image or path) with its transparency.
@@ -282,6 +282,33 @@ class LayerDiffusion:
         """An image of the plan's size as its latent in VAE space."""
         with self.session.encoding(rgba) as pixels:
             return self.host.encode(pixels)
+
+    def _sample(
+        self,
+        plan: Plan,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative_prompt: str,
+        steps: int,
+        cfg: float,
+        progress: Progress | None,
+        views: int,
+        settings: dict[str, Any],
+    ) -> Tensor:
+        """Let the pipeline sample the images of a plan: latents in sampler space."""
+        settings |= self._read_prompts(prompts, negative_prompt, plan, settings)
+        if "width" in self._parameters:
+            settings |= {"width": plan.width, "height": plan.height}
+        follow = _follow(progress, views, settings.pop("callback_on_step_end", None))
+        frames = len(plan.frames)
+        return self.host.pipe(
+            num_inference_steps=steps,
+            guidance_scale=cfg,
+            generator=[torch.Generator("cpu").manual_seed(seed + n) for seed in seeds for n in range(frames)],
+            output_type="latent",
+            callback_on_step_end=follow,
+            **settings,
+        ).images
 
     def _read(self, image: Any, size: tuple[int, int]) -> Image:
         return fit(read_image(image), size, self.options.resize_mode)
@@ -409,14 +436,21 @@ def layer_diffusion(
     and files are what `layers.composite` and `export` make of a stack. Refusal when a request can't be served.
     """
     host = DiffusersHost(pipe)
-    ld = LayerDiffusion(host, LayerOptions.from_dict({"mode": mode, **options}), _open_store(pipe, weights))
+    ld = LayerDiffusion(host, LayerOptions.from_dict({"mode": mode, **options}), open_store(pipe, weights))
     try:
         yield ld
     finally:
         ld.session.close()
 
 
-def _open_store(pipe: Any, weights: WeightStore | Path | str | None) -> WeightStore:
+def describe_sampling(pipe: Any, steps: int, cfg: float, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The settings that an infotext begins with."""
+    sampler = describe(pipe.scheduler)
+    return {"Steps": steps, **sampler, "CFG scale": f"{cfg:g}", "Seed": seed, "Size": "{}x{}".format(*size)}
+
+
+def open_store(pipe: Any, weights: WeightStore | Path | str | None) -> WeightStore:
+    """The layer files for a pipeline: a store as it is, a folder's, or by default the pipeline's own or the cache's."""
     if isinstance(weights, WeightStore):
         return weights
     if weights is not None:
@@ -448,7 +482,7 @@ def _after(progress: Progress | None, steps: int, views: int) -> Progress | None
 
 
 def _join(extra: str, prompt: str) -> str:
-    return f"{extra}, {prompt}" if extra else prompt
+    return ", ".join(filter(None, (extra, prompt)))
 
 
 def _check_options(options: LayerOptions, mode: Mode) -> None:
@@ -472,7 +506,8 @@ def _check_options(options: LayerOptions, mode: Mode) -> None:
         )
 
 
-def _check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg: Any) -> None:
+def check_request(prompts: Any, seeds: Sequence[Any], negative_prompt: Any, cfg: Any) -> None:
+    """Refuse prompts, seeds or a guidance that can't be honoured."""
     if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
         raise Refusal("The prompts must be a list of one or more texts; give a single one to ld(prompt).")
     for prompt in prompts:

@@ -680,4 +680,4 @@ def _strip_networks(text: str) -> str:
 
 
 def _join(extras: Sequence[str] | None, frame: int, text: str) -> str:
-    return f"{extras[frame]}, {text}" if extras and extras[frame] else text
+    return ", ".join(filter(None, (extras[frame], text))) if extras else text

@@ -66,6 +66,14 @@ def test_an_ora_reads_back(stack, tmp_path):
     assert max(Image.open(io.BytesIO(file.read("Thumbnails/thumbnail.png"))).size) <= 256
 
 
+@pytest.mark.parametrize("name", ["a\x1bb", "a\0b", "a\x0bb", "a\ufffeb", "a\ud800b"])
+def test_a_name_that_xml_cannot_hold_is_changed_in_an_ora(name):
+    buffer = io.BytesIO()
+    ora.write_to(LayerStack((Layer(name, noise(2, 2, 0), "foreground"),), (2, 2)), buffer)
+    ((found, _, _),) = read_ora(io.BytesIO(buffer.getvalue()))[1]
+    assert found == "a\N{REPLACEMENT CHARACTER}b"
+
+
 def test_an_ora_says_what_it_is_in_its_first_bytes(stack):
     buffer = io.BytesIO()
     ora.write_to(stack, buffer)
