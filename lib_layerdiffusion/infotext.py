@@ -61,6 +61,11 @@ def mark_preview(text: str, preview: str) -> str:
     return f"{text}, {PREVIEW}: {preview}"
 
 
+def mark_layer(text: str, name: str) -> str:
+    """The infotext of one layer, from that of the stack that it belongs to."""
+    return f"{text}, {LAYER}: {_quote(name)}"
+
+
 def read(params: Mapping[str, str]) -> dict[str, Any]:
     """Each option in `OPTIONS` by name, from a parsed infotext: absent or unreadable ones are at their default.
 

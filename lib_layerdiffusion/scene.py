@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,9 @@ class Scene(Checked):
             )
 
 
+SCENE_FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(Scene)}
+
+
 @dataclass(frozen=True)
 class Pass:
     """One call of the model. Images have the names under which the plan keeps them."""
@@ -172,7 +175,7 @@ def read(params: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
-    values = {name: about.default for name, about in Scene.__dataclass_fields__.items()}
+    values = {name: about.default for name, about in SCENE_FIELDS.items()}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -5,7 +5,7 @@ Library, command line and WebUI give `make_scene` a function that makes one pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,19 @@ class MadeScene:
         """Whether the user ended it."""
         return isinstance(self.error, Cancelled | KeyboardInterrupt)
 
+    def pictures(self, outputs: Collection[str]) -> Iterator[tuple[str, Bytes]]:
+        """The images among the outputs by name, uint8: the layers from bottom to top, the recomposite, the blends.
+
+        Foregrounds are straight RGBA; the others are RGB where they are opaque.
+        """
+        if "layers" in outputs:
+            for layer in self.stack.layers:
+                yield layer.name, layer.image if layer.role == "foreground" else _drop_alpha(layer.image)
+        if "recomposite" in outputs and len(self.stack.layers) > 1:
+            yield "recomposite", _drop_alpha(composite(self.stack))
+        if "blend" in outputs:
+            yield from ((blend.name, _drop_alpha(blend.image)) for blend in self.blends)
+
     @property
     def notes(self) -> list[str]:
         """Sentences on what came out otherwise than asked for."""
@@ -52,8 +65,7 @@ class MadeScene:
             kept = ", ".join(layer.name for layer in self.stack.layers)
             sentences.append(f"The scene {reason}: {kept} kept, {', '.join(self.unmade) or 'no layer'} not made.")
         return sentences + [
-            f"The {each.name} differs from the layers put together by {each.difference:.1%} on average"
-            " (match_blend takes the foreground's colours from it)."
+            f"The {each.name} differs from the layers put together by {each.difference:.1%} on average."
             for each in self.blends
             if each.difference is not None and each.difference > NOTED_DIFFERENCE
         ]
@@ -117,6 +129,10 @@ def take_colour(foreground: Bytes, background: Bytes, blend: Bytes) -> Bytes:
 def measure_difference(one: Bytes, other: Bytes) -> float:
     """Mean distance of the colours of two images [H, W, 3 or 4] uint8, 0..1."""
     return float(np.abs(one[..., :3].astype(np.int16) - other[..., :3]).mean() / 255)
+
+
+def _drop_alpha(image: Bytes) -> Bytes:
+    return image[..., :3] if (image[..., 3] == 255).all() else image
 
 
 def _flatten(images: Mapping[str, Bytes], names: Sequence[str]) -> Bytes:

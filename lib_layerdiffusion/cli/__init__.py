@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 
 from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
-from lib_layerdiffusion.options import FIELDS, LayerOptions, parse
+from lib_layerdiffusion.options import FIELDS, parse_field
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Parser, Refusal, lacks_memory, lacks_space, refuse_path
+from lib_layerdiffusion.scene import SCENE_FIELDS
 from lib_layerdiffusion.version import __version__
 
 STRENGTH = 0.75  # of image to image, as in WebUIs
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_demo(command("demo", "Make pictures of the embedded model's prompts and a contact sheet."))
     _add_generate(command("generate", "Make transparent images from prompts."))
+    _add_scene(command("scene", "Make a background and foregrounds that fit it, each as a layer of its own."))
     _add_encode(command("encode", "Turn images into latents that carry their transparency."))
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
@@ -204,10 +206,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never download; name the missing file instead")
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
-    """Add the flag of a layer option, made from its description; where it isn't given, the value is None."""
+def _add_option(parser: argparse.ArgumentParser, option: Field[Any], short: bool = True) -> None:
+    """Add the flag of an option, made from its description; where it isn't given, the value is None.
+
+    short: let an image's flag do without "-image", too.
+    """
     about, flag = option.metadata, f"--{option.name.replace('_', '-')}"
-    settings: dict[str, Any] = {"type": _read_option(option.name), "metavar": option.name.rpartition("_")[2].upper()}
+    settings: dict[str, Any] = {"type": _read_option(option), "metavar": option.name.rpartition("_")[2].upper()}
+    default: Any = option.default
     names, values, choices = [flag], "", ", ".join(map(str, about.get("choices", ())))
     match about["kind"]:
         case "number":
@@ -217,21 +223,25 @@ def _add_option(parser: argparse.ArgumentParser, option: Field[Any]) -> None:
             values = f" One of {choices}; default {option.default}."
         case "choices":
             settings |= {"nargs": "+", "metavar": "OUTPUT"}
-            values = f" One or more of {choices}; default {' '.join(getattr(LayerOptions, option.name))}."
+            values = f" One or more of {choices}; default {' '.join(default)}."
         case "image":
-            names.append(flag.removesuffix("-image"))
+            names += [flag.removesuffix("-image")] if short else []
             settings["type"] = Path
+        case "texts":
+            settings |= {"type": str, "nargs": "+", "metavar": "TEXT"}
+        case "switch":
+            settings = {"action": "store_const", "const": True}
         case _:
             settings["metavar"] = "TEXT"
     parser.add_argument(*names, help=(about["help"] + values).replace("%", "%%"), **settings)
 
 
-def _read_option(name: str) -> Callable[[str], Any]:
-    """Make an argument type for the values of a layer option."""
+def _read_option(option: Field[Any]) -> Callable[[str], Any]:
+    """Make an argument type for the values of an option."""
 
     def read(text: str) -> Any:
         try:
-            return parse(name, text)
+            return parse_field(option, text)
         except Refusal as refusal:
             raise argparse.ArgumentTypeError(str(refusal)) from None
 
@@ -249,6 +259,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=_integer(1, 1000), default=STEPS, help=f"sampling steps (default {STEPS})")
     usual = f"default {usual_guidance(''):g}, embedded model {usual_guidance(EMBEDDED):g}"
     parser.add_argument("--cfg", type=_real(1, 30), default=None, help=f"guidance; 1 is none ({usual})")
+
+
+def _add_whole_sampling(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's own)")
+    text = f"schedule type: one of {', '.join(SCHEDULES)}; it may also stand at the sampler's end (DPM++ 2M Karras)"
+    parser.add_argument("--scheduler", metavar="TYPE", help=text)
+    for side in ("--width", "--height"):
+        parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -274,12 +293,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=_integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
     )
-    _add_sampling(parser)
-    parser.add_argument("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's own)")
-    text = f"schedule type: one of {', '.join(SCHEDULES)}; it may also stand at the sampler's end (DPM++ 2M Karras)"
-    parser.add_argument("--scheduler", metavar="TYPE", help=text)
-    for side in ("--width", "--height"):
-        parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
+    _add_whole_sampling(parser)
     text = "start from this image and its transparency (image to image); the size is then its own"
     parser.add_argument("--image", type=Path, metavar="IMAGE", help=text)
     text = "with --image: paint anew what is white here; what is black keeps its colour and transparency (inpainting)"
@@ -293,6 +307,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
             _add_option(parser, option)
     parser.add_argument("--checker", action="store_true", help="the same as adding checker to --outputs")
     parser.epilog = "docs/modes.md has a table of the layer modes."
+
+
+def _add_scene(parser: argparse.ArgumentParser) -> None:
+    text = "put after each layer's own prompt, such as a style or a light"
+    parser.add_argument("prompt", nargs="?", default="", metavar="PROMPT", help=text)
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what the layers should not show")
+    _add_whole_sampling(parser)
+    _add_out(parser, "outputs")
+    _add_model(parser)
+    for option in SCENE_FIELDS.values():
+        _add_option(parser, option, short=False)
+    parser.epilog = "docs/scenes.md says how the layers are made."
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:

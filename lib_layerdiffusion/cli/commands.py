@@ -8,7 +8,7 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -31,10 +31,11 @@ from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
+from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, start_from_image
 from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
 from lib_layerdiffusion.image_file import MAX_PIXELS, read_image, read_size
-from lib_layerdiffusion.infotext import mark_preview
+from lib_layerdiffusion.infotext import mark_layer, mark_preview
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
 from lib_layerdiffusion.layers import composite as put_over
@@ -43,6 +44,7 @@ from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_size, count_sets
 from lib_layerdiffusion.refusal import Refusal, using_path
+from lib_layerdiffusion.scene import SCENE_FIELDS, Scene
 from lib_layerdiffusion.upscaling import load_upscaler
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
@@ -98,11 +100,9 @@ def generate(arguments: argparse.Namespace) -> int:
     settings = _sampling(arguments, arguments.model)
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
     with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
+        pipe = _load_sampling(arguments)
         if start:
             pipe = start_from_image(pipe, masked="mask_image" in start)
-        if arguments.sampler or arguments.scheduler:
-            pipe.scheduler = make_scheduler(pipe.scheduler, arguments.sampler, arguments.scheduler)
         if arguments.model == EMBEDDED:
             _warn_of_unknown_words([*prompts, *(options.prompt(role) for role in ROLES)])
         every_layer: dict[str, Any] = {"outputs": LayerOptions.outputs, "batch_counts": LayerOptions.batch_counts}
@@ -143,6 +143,34 @@ def _generate_table(arguments: argparse.Namespace) -> int:
         _warn_of_unknown_words([*{job.prompt for job in jobs}])
     with OutputFolder(arguments.out) as out:
         bulk.run(bulk.Work(jobs, model, out.path, arguments.batch, arguments.workers), report=print)
+    return 0
+
+
+def scene(arguments: argparse.Namespace) -> int:
+    """Make the layers of a scene and write them; also what is complete when it ends early."""
+    read_names(arguments.sampler, arguments.scheduler)
+    options = _read_scene(arguments)
+    store = _store(arguments)
+    seed = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
+    settings = _sampling(arguments, arguments.model)
+    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    title = options.background or arguments.prompt or "scene"
+    with OutputFolder(arguments.out) as out:
+        pipe = _load_sampling(arguments)
+        if arguments.model == EMBEDDED:
+            _warn_of_unknown_words([arguments.prompt, options.background, *options.foregrounds])
+        with _progress(title) as progress:
+            made = layer_scene(
+                pipe, arguments.prompt, seed=seed, weights=store, progress=progress, **settings, **options.to_dict()
+            )
+        stem = f"{seed}-{slug(title)}"
+        for name, image in made.pictures(options.outputs):
+            _write(out, f"{stem}-{slug(name)}", image, mark_layer(made.stack.infotext, name))
+        _write_files(out, stem, made.stack, options.outputs)
+    for sentence in made.notes:
+        logger.warning("%s", sentence)
+    if made.error is not None:
+        raise made.error
     return 0
 
 
@@ -286,6 +314,14 @@ def doctor(arguments: argparse.Namespace) -> int:
     return int(any(finding.state == "broken" for finding in findings))
 
 
+def _load_sampling(arguments: argparse.Namespace) -> Any:
+    """Load the model, with the wanted sampler."""
+    pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
+    if arguments.sampler or arguments.scheduler:
+        pipe.scheduler = make_scheduler(pipe.scheduler, arguments.sampler, arguments.scheduler)
+    return pipe
+
+
 def _sampling(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     return {"steps": arguments.steps, "cfg": usual_guidance(model) if arguments.cfg is None else arguments.cfg}
 
@@ -308,6 +344,15 @@ def _read_start(arguments: argparse.Namespace) -> dict[str, Any]:
     strength = STRENGTH if arguments.strength is None else arguments.strength
     start = {"image": read_image(arguments.image), "strength": strength}
     return start if arguments.mask is None else start | {"mask_image": read_image(arguments.mask)}
+
+
+def _read_scene(arguments: argparse.Namespace) -> Scene:
+    """Read the options of a scene and the given images; Refusal when one of them is wrong."""
+    values = {name: value for name, value in vars(arguments).items() if name in SCENE_FIELDS and value is not None}
+    values |= {name: read_image(value) for name, value in values.items() if name.endswith("_image")}
+    if "outputs" in values:
+        values["outputs"] = [*chain(*values["outputs"])]
+    return Scene.from_dict(values)
 
 
 def _read_prompts(words: Sequence[str]) -> list[str]:
@@ -417,9 +462,14 @@ def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: Lay
     arranged = arrange(made, given, stack.size, stack.infotext)
     for name, preview in make_previews(arranged, made.get("foreground"), options.outputs):
         _write(out, f"{stem}-{name}", preview, mark_preview(stack.infotext, name))
+    _write_files(out, stem, arranged, options.outputs)
+
+
+def _write_files(out: OutputFolder, stem: str, stack: LayerStack, outputs: Collection[str]) -> None:
+    """Write the wanted layered files and tell their paths on stdout."""
     for name, write in WRITERS.items():
-        if name in options.outputs:
-            print(out.write(stem, f".{name}", partial(write, arranged)), flush=True)
+        if name in outputs:
+            print(out.write(stem, f".{name}", partial(write, stack)), flush=True)
 
 
 def _write(out: OutputFolder, stem: str, image: LayerStack | Pixels, infotext: str | None = None) -> None:
