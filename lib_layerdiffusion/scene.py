@@ -124,9 +124,8 @@ class ScenePlan:
     layers: tuple[tuple[str, Role], ...]  # names and roles from bottom to top
     given: Mapping[Role, str]  # the names of the layers whose images are given
     passes: tuple[Pass, ...]
-    blends: Mapping[
-        str, tuple[str, ...]
-    ]  # the layers that a blend shows, from bottom to top; the last one is new in it
+    blends: Mapping[str, tuple[str, ...]]  # the layers that each shows, from bottom to top; the last is new in it
+    images: int  # that are sampled in all
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -214,7 +213,7 @@ class _Planner:
         for index in range(done, len(self.names)):
             self._add_foreground(index)
         layers: list[tuple[str, Role]] = [(BACKGROUND, "background"), *((name, "foreground") for name in self.names)]
-        return ScenePlan(tuple(layers), given, tuple(self.passes), self.blends)
+        return ScenePlan(tuple(layers), given, tuple(self.passes), self.blends, self.images)
 
     def _choose_first(self) -> str:
         scene = self.scene

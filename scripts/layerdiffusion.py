@@ -16,11 +16,10 @@ if other is not None and not str(getattr(other, "__file__", None)).startswith(st
     del sys.modules[NAME]
 sys.path.insert(0, str(FOLDER))
 
+from lib_layerdiffusion.webui import registration, scene_script, script  # noqa: E402
 from lib_layerdiffusion.webui.extension import Extension  # noqa: E402
 from lib_layerdiffusion.webui.extras import KeepTransparency  # noqa: E402, F401 - found here by the WebUI
-from lib_layerdiffusion.webui.registration import register  # noqa: E402
-from lib_layerdiffusion.webui.script import make_script  # noqa: E402
 
 extension = Extension()
-Script = make_script(extension)
-register(extension)
+Script, SceneScript = script.make_script(extension), scene_script.make_scene_script(extension)
+registration.register(extension)

@@ -194,7 +194,7 @@ class LayerDiffusion:
         """
         seeds = list(range(len(prompts))) if seeds is None else list(seeds)
         check_request(prompts, seeds, negative_prompt, cfg)
-        self._check_settings(settings, steps)
+        self.check_settings(settings, steps)
         starts = self._take_starts(settings, len(prompts))
         masks = self._take_masks(settings, len(prompts)) if starts else []
         width, height = self._size(width, height, starts, settings)
@@ -235,21 +235,22 @@ class LayerDiffusion:
     def plain(
         self,
         prompt: str,
-        seed: int,
         negative_prompt: str = "",
+        seed: int = 0,
         *,
-        size: tuple[int, int],
+        width: int,
+        height: int,
         steps: int = STEPS,
         cfg: float = GUIDANCE,
         progress: Progress | None = None,
         **settings: Any,
     ) -> Image:
-        """A picture of the pipeline itself, as it is without layers: opaque RGBA uint8 of `size` (width, height)."""
+        """A picture of the pipeline as it is without layers, opaque RGBA uint8; `settings` are those of `batch`."""
         check_request([prompt], [seed], negative_prompt, cfg)
-        self._check_settings(settings)
-        plan = make_plan(LayerOptions(), Facts(self.host.family, *size, steps=steps))
-        latents = self._sample(plan, [prompt], [seed], negative_prompt, steps, cfg, progress, 0, dict(settings))
-        return to_image(self.host.decode(latents.float() / self.host.scaling_factor)[0].cpu(), size)
+        self.check_settings(settings)
+        plan = make_plan(LayerOptions(), Facts(self.host.family, width, height, steps=steps))
+        latents = self._sample(plan, [prompt], [seed], negative_prompt, steps, cfg, progress, 0, settings)
+        return to_image(self.host.decode(latents.float() / self.host.scaling_factor)[0].cpu(), plan.size)
 
     def encode(self, rgba: Any) -> Tensor:
         """Encode an RGBA image (uint8 array, Pillow image or path) with its transparency.
@@ -313,7 +314,8 @@ class LayerDiffusion:
     def _read(self, image: Any, size: tuple[int, int]) -> Image:
         return fit(read_image(image), size, self.options.resize_mode)
 
-    def _check_settings(self, settings: Mapping[str, Any], steps: int) -> None:
+    def check_settings(self, settings: Mapping[str, Any], steps: int) -> None:
+        """Refuse what is set otherwise, what the pipeline doesn't take, and a strength of which no step is left."""
         strength = settings.get("strength", 1)
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
             raise Refusal(f"strength must be a number from 0 to 1, not {strength!r}.")

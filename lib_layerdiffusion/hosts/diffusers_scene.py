@@ -65,13 +65,15 @@ def layer_scene(
             store.fetch(file)
 
     def run(each: Pass, inputs: Mapping[Role, Bytes]) -> Mapping[Role, Bytes]:
-        called: dict[str, Any] = {"negative_prompt": negative_prompt, "steps": steps, "cfg": cfg}
-        called |= {"progress": _report_part(progress, plan.passes.index(each), len(plan.passes))}
-        called |= (settings(each) if callable(settings) else settings) or {}
+        report = _report_part(progress, plan.passes.index(each), len(plan.passes))
+        more = (settings(each) if callable(settings) else settings) or {}
+        called: dict[str, Any] = {**more, "negative_prompt": negative_prompt, "steps": steps, "cfg": cfg}
         with layer_diffusion(pipe, weights=store, **(each.options(scene, inputs) if each.mode else {})) as ld:
+            ld.check_settings(more)
+            called |= {"seed": each.seed, "progress": report, "width": size[0], "height": size[1]}
             if not each.mode:
-                return dict.fromkeys(each.makes, ld.plain(each.prompt, each.seed, size=size, **called))
-            stack = ld(each.prompt, seed=each.seed, width=size[0], height=size[1], **called)
+                return dict.fromkeys(each.makes, ld.plain(each.prompt, **called))
+            stack = ld(each.prompt, **called)
         return {layer.role: layer.image for layer in stack.layers}
 
     written = describe_sampling(pipe, steps, cfg, seed, size) | describe(scene)

@@ -333,7 +333,7 @@ class Generation:
     def fail(self, error: Exception, *places: Any) -> Refused:
         """End the generation: say why in the log, and make the WebUI's next step raise it, for page and API."""
         foreseen = isinstance(error, Refusal)
-        self.failure = refusal = Refused(error) if foreseen else Refused(_wrap(error), 500)
+        self.failure = refusal = Refused(error) if foreseen else Refused(wrap_error(error), 500)
         self.report(str(refusal))
         p = self.p
         self.close()
@@ -600,7 +600,8 @@ def _find_script(p: Any) -> Any:
     """The script that was chosen from the WebUI's list and asked for the images (such as a plot); None if none was."""
     args = getattr(p, "script_args", None)
     listed = getattr(getattr(p, "scripts", None), "selectable_scripts", [])
-    return listed[args[0] - 1] if args and args[0] and args[0] <= len(listed) else None
+    chosen = args[0] if args else None  # an API client's infotext puts a text there
+    return listed[chosen - 1] if isinstance(chosen, int) and 0 < chosen <= len(listed) else None
 
 
 def _file_of(script: Any) -> str:
@@ -631,7 +632,8 @@ def _raise(refusal: Refusal, *_args: Any, **_kwargs: Any) -> None:
     raise refusal
 
 
-def _wrap(error: Exception) -> Refusal:
+def wrap_error(error: Exception) -> Refusal:
+    """The sentence for an error that nobody foresaw."""
     return Refusal(
         f"LayerDiffusion failed ({type(error).__name__}: {error}): see the log, switch it off to generate an ordinary "
         "image, and please report it."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from modules import shared
@@ -33,3 +35,16 @@ def restore(before: dict[str, Any]) -> None:
             shared.opts.data.pop(name, None)
         else:
             shared.opts.data[name] = value
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Have our values while the block saves images outside of a job."""
+    options = shared.opts
+    known = {name: value for name, value in OVERRIDES.items() if name in options.data_labels}
+    before = {name: options.data.get(name) for name in known}
+    options.data |= known
+    try:
+        yield
+    finally:
+        restore(before)

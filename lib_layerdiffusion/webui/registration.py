@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from modules import script_callbacks
 
 from ..options import check_text
 from ..refusal import Refusal
+from ..scene import TITLE as TITLE_OF_SCENES
 from . import api, doctor, settings, xyz
 from .arguments import PAGE_ORDER
 from .extension import Extension
@@ -16,6 +17,7 @@ from .generation import Refused, current
 from .panel import TITLE
 from .replacing import Replaced, replace_method
 from .results import keep_alpha_in_file, put_on_background
+from .scene_script import complete_arguments
 from .script import API_NAME
 
 NAMES = (API_NAME, TITLE)  # under which `alwayson_scripts` may have the script's arguments, in any case
@@ -64,6 +66,7 @@ def accept_requests() -> list[Replaced]:
         def init_script_args(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 prepare_request(request)
+                prepare_scene(request, *args, **kwargs)
             except Refusal as refusal:
                 raise Refused(refusal) from None
             return original(self, request, *args, **kwargs)
@@ -81,6 +84,25 @@ def prepare_request(request: Any) -> None:
     if prepare_arguments(scripts):
         for name in ("prompt", "negative_prompt"):
             check_text(name, getattr(request, name, None) or "")
+
+
+def prepare_scene(
+    request: Any,
+    defaults: Sequence[Any],
+    chosen: Any = None,
+    *_: Any,
+    input_script_args: Mapping[int, Any] | None = None,
+    **__: Any,
+) -> None:
+    """Complete the arguments of a request that chose the script for scenes; Refusal when they are wrong.
+
+    input_script_args: what the request's infotext says, by place among all scripts' arguments.
+    """
+    if chosen is None or chosen.title() != TITLE_OF_SCENES:
+        return
+    places = range(chosen.args_from, chosen.args_to)
+    values = [(input_script_args or {}).get(place, defaults[place]) for place in places]
+    request.script_args = complete_arguments(request.script_args or [], values)
 
 
 def prepare_arguments(scripts: dict[str, Any]) -> bool:

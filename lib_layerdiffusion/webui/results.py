@@ -216,7 +216,12 @@ def _write_files(stack: LayerStack, outputs: Sequence[str], saved: Image.Image) 
     names = " or ".join(name.upper() for name in WRITERS if name in outputs)
     if not names:
         return []
-    return [f"No {names} was written, since these images aren't saved: switch saving on (API: save_images)."]
+    return [why_no_file(names)]
+
+
+def why_no_file(names: str) -> str:
+    """The sentence for files that are wanted without saved images; names: such as "PSD or ORA"."""
+    return f"No {names} was written, since these images aren't saved: switch saving on (API: save_images)."
 
 
 def _save_preview(name: str, preview: Image.Image, infotext: str, saved: Image.Image) -> list[str]:

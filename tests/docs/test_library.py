@@ -42,11 +42,13 @@ CLASSES = (
 )
 INNER = {  # public for the package's own modules
     "check_rgba",
+    "check_settings",
     "check_size",
     "lacks_memory",
     "list_choices",
     "open_image",
     "read_colour",
+    "plain",
     "to_bytes",
 }
 

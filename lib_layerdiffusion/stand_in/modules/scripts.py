@@ -197,19 +197,29 @@ class ScriptRunner:
         script.args_to = len(self.inputs)
 
     def setup_ui(self) -> list[Any]:
-        """Make the controls of all scripts; afterwards those of a chosen one can be shown by its `group`."""
+        """Make the controls of all scripts; those of a chosen one are shown, by its `group`."""
         import gradio as gr
 
         for script in sorted(self.alwayson_scripts, key=lambda script: script.sorting_priority):
             with gr.Group():
                 self.create_script_ui(script)
         titles = [script.title() for script in self.selectable_scripts]
-        self.inputs[0] = gr.Dropdown(
-            ["None", *titles], value="None", type="index", label="Script", visible=bool(titles)
+        dropdown = gr.Dropdown(
+            ["None", *titles], value="None", type="index", label="Script", visible=bool(titles), elem_id="script_list"
         )
+        self.inputs[0] = dropdown
         for script in self.selectable_scripts:
-            with gr.Group():
+            with gr.Group(visible=False) as script.group:
                 self.create_script_ui(script)
+        groups = [script.group for script in self.selectable_scripts]
+
+        def show(chosen: int | None) -> Any:
+            updates = [gr.update(visible=number == chosen) for number in range(1, len(groups) + 1)]
+            return updates if len(updates) > 1 else updates[0]
+
+        if groups:
+            dropdown.change(show, dropdown, groups, show_progress="hidden", queue=False)
+        self.infotext_fields.append((dropdown, lambda params: params.get("Script", "None")))
         return self.inputs
 
     def default_args(self) -> list[Any]:
