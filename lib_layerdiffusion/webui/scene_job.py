@@ -72,9 +72,9 @@ class SceneJob:
         host = self._load_checkpoint()
         seed, count = int(processing.get_fixed_seed(p.seed)), p.batch_size * p.n_iter
         plan = plan_scene(scene, host.family, p.prompt, seed)
-        self._check_files(host, plan)
         size = (p.width, p.height)
         given = {role: self._read_given(role, size) for role in plan.given}
+        self._check_files(host, plan)
         shared.state.job_count = count * len(plan.passes)
         for number in range(count):
             own = (seed + number * plan.images) % (LARGEST_SEED + 1)

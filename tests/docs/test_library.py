@@ -87,7 +87,15 @@ def test_the_examples_run_in_one_session(folder: Path) -> None:
     for above, text in blocks():
         quick = re.sub(r"\b(steps|num_inference_steps)=20\b", rf"\1={STEPS}", text)
         exec(compile("\n" * above + quick, DOCUMENT, "exec"), names)  # a failure names the document's line
-    for name in ("apple.png", "picture-1.png", "together-blend.png", "apple-again.png", "table.psd", "frog.png"):
+    for name in (
+        "apple.png",
+        "picture-1.png",
+        "together-blend.png",
+        "apple-again.png",
+        "table.psd",
+        "frog.png",
+        "scene.ora",
+    ):
         assert (folder / name).stat().st_size > 0
 
 

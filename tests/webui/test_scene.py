@@ -1,4 +1,4 @@
-"""Scenes in the stand-in by page values and by HTTP: the library's bytes, files, infotexts, early ends, nothing left."""
+"""Scenes in the stand-in, by page values and by HTTP: the library's bytes, files, infotexts, and early ends."""
 
 from __future__ import annotations
 
@@ -177,10 +177,11 @@ def test_progress_counts_all_passes(families: Families, monkeypatch: Any) -> Non
         (["x"] * 40, {}, "script_args has 40 entries"),
         ([TWO], {"enable_hr": True}, "switch Hires. fix off"),
         ([{**TWO, "views": 3}], {}, "views can't be 3"),
+        ([ONE], {}, "The embedded model knows only the foreground mode"),
     ],
 )
-def test_what_cannot_be_made_is_refused(families: Families, args: Any, body: Any, match: str) -> None:
-    answer = ask(families, *args, **body)
+def test_what_cannot_be_made_is_refused(webui: Any, args: Any, body: Any, match: str) -> None:
+    answer = webui.post("txt2img", script_name=TITLE, script_args=args, **SETTINGS | body)
     assert answer.status_code == 422, answer.text[:300]
     assert match in answer.json()["detail"]
 
