@@ -20,7 +20,7 @@ from lib_layerdiffusion.modes import MODE_NAMES, MODES, any_row  # noqa: E402
 from lib_layerdiffusion.options import LayerOptions  # noqa: E402
 from lib_layerdiffusion.outputs import list_outputs  # noqa: E402
 from lib_layerdiffusion.refusal import Refusal  # noqa: E402
-from lib_layerdiffusion.webui import panel, settings, status  # noqa: E402
+from lib_layerdiffusion.webui import gradio_compat, panel, scene_panel, settings, status  # noqa: E402
 from lib_layerdiffusion.webui.arguments import OUTPUT_BOXES, PAGE_ORDER, read_options  # noqa: E402
 from lib_layerdiffusion.webui.inputs import IMAGES, OPTIONAL, PROMPTS, wanted  # noqa: E402
 from lib_layerdiffusion.webui.labels import EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label  # noqa: E402
@@ -421,7 +421,9 @@ def texts_of(page) -> set[str]:
     found |= {"needs SD1.5", "needs SDXL"}
     about = next(each for each in fields(LayerOptions) if each.name == "outputs").metadata
     found |= {about["label"], about["help"]}
-    for block in page.demo.blocks.values():
+    with gr.Blocks() as scenes:
+        scene_panel.build(elem_id)
+    for block in (*page.demo.blocks.values(), *scenes.blocks.values()):
         if getattr(block, "elem_id", None) in (elem_id("output_origin"), elem_id("pasted")):  # hidden
             continue
         found |= {getattr(block, name, None) for name in ("label", "info", "placeholder")}
