@@ -9,7 +9,7 @@ from modules import scripts
 
 from ..refusal import Refusal
 from ..scene import SCENE_FIELDS, TITLE, Scene
-from . import scene_job, scene_panel
+from . import scene_panel
 from .extension import Extension
 from .generation import Refused
 
@@ -32,6 +32,8 @@ def make_scene_script(extension: Extension) -> type[scripts.Script]:
             return [*made.values()]
 
         def run(self, p: Any, *args: Any) -> Any:
+            from . import scene_job  # here, for a WebUI that is refused may lack what it imports
+
             try:
                 scene = read_scene(args)
             except Refusal as refusal:

@@ -9,6 +9,7 @@ import pytest
 
 SIGNATURES = {
     "lib_layerdiffusion.layer_diffusion": "pipe, mode, weights, **options",
+    "lib_layerdiffusion.layer_scene": "pipe, prompt",
     "lib_layerdiffusion.cli.run": "",
     "lib_layerdiffusion.injection.posterior": "vae, fn",
     "lib_layerdiffusion.injection.shared_attention": "unet, units",
