@@ -230,8 +230,8 @@ class SceneJob:
             processed.comments = shown + "".join(f"{each}\n" for each in notes if each not in shown)
             for sentence in notes:
                 logger.warning("%s", sentence)
-        if getattr(self.p, "is_api", False):
-            results.keep_alpha_in_answer(processed, shared.opts.samples_format)
+        if getattr(self.p, "is_api", False) and shared.opts.samples_format != "png":  # in which layers would be inexact
+            processed.images = [results.encode_png(picture) for picture in self.pictures]
         return processed
 
 

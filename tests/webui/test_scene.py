@@ -118,9 +118,12 @@ def test_the_page_pastes_and_makes_the_same(families: Families) -> None:
     assert digests(processed.images) == digests(first)
 
 
-def test_layers_and_files_are_saved_under_their_names(families: Families, tmp_path: Path) -> None:
-    families.webui.shared.opts.set("outdir_txt2img_samples", str(tmp_path))
-    families.webui.shared.opts.set("samples_format", "jpg")
+def test_layers_and_files_are_saved_under_their_names(
+    families: Families, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"outdir_txt2img_samples": str(tmp_path), "samples_format": "jpg"}
+    for name, value in options.items():
+        monkeypatch.setitem(families.webui.shared.opts.data, name, value)
     wanted = ["layers", "recomposite", "psd", "ora"]
     answer = ask(families, {**ONE, "outputs": wanted}, save_images=True, outpath_samples=str(tmp_path))
     images = images_of(answer)
