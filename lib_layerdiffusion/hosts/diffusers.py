@@ -247,7 +247,7 @@ class LayerDiffusion:
     ) -> Image:
         """A picture of the pipeline as it is without layers, opaque RGBA uint8; `settings` are those of `batch`."""
         check_request([prompt], [seed], negative_prompt, cfg)
-        self.check_settings(settings)
+        self.check_settings(settings, steps)
         plan = make_plan(LayerOptions(), Facts(self.host.family, width, height, steps=steps))
         latents = self._sample(plan, [prompt], [seed], negative_prompt, steps, cfg, progress, 0, settings)
         return to_image(self.host.decode(latents.float() / self.host.scaling_factor)[0].cpu(), plan.size)

@@ -69,7 +69,7 @@ def layer_scene(
         more = (settings(each) if callable(settings) else settings) or {}
         called: dict[str, Any] = {**more, "negative_prompt": negative_prompt, "steps": steps, "cfg": cfg}
         with layer_diffusion(pipe, weights=store, **(each.options(scene, inputs) if each.mode else {})) as ld:
-            ld.check_settings(more)
+            ld.check_settings(more, steps)
             called |= {"seed": each.seed, "progress": report, "width": size[0], "height": size[1]}
             if not each.mode:
                 return dict.fromkeys(each.makes, ld.plain(each.prompt, **called))

@@ -20,7 +20,7 @@ from lib_layerdiffusion.modes import MODE_NAMES, MODES, any_row  # noqa: E402
 from lib_layerdiffusion.options import LayerOptions  # noqa: E402
 from lib_layerdiffusion.outputs import list_outputs  # noqa: E402
 from lib_layerdiffusion.refusal import Refusal  # noqa: E402
-from lib_layerdiffusion.webui import gradio_compat, panel, scene_panel, settings, status  # noqa: E402
+from lib_layerdiffusion.webui import panel, scene_panel, settings, status  # noqa: E402
 from lib_layerdiffusion.webui.arguments import OUTPUT_BOXES, PAGE_ORDER, read_options  # noqa: E402
 from lib_layerdiffusion.webui.inputs import IMAGES, OPTIONAL, PROMPTS, wanted  # noqa: E402
 from lib_layerdiffusion.webui.labels import EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label  # noqa: E402
