@@ -29,7 +29,7 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session, extend
 from ..views import Cancelled
-from . import job_options, results, xyz
+from . import job_options, page_images, results, xyz
 from .arguments import is_enabled, read_options
 from .base64_images import read_input_image
 from .extension import Extension
@@ -160,6 +160,11 @@ class Generation:
             self.asked = self.sampled  # it is brought to the size of its box anyway
         if self.sampled != self.asked:
             self._write_down({"Size": "{}x{}".format(*self.asked)})
+        given = [*(getattr(p, "init_images", None) or [])]
+        if given:
+            p.init_images = [page_images.give_back_alpha(image) for image in given]
+        if any(page_images.is_sketch(image) for image in given):
+            self._comment(page_images.SKETCHED)
         if self.options.batch_counts == "sets" and frames > 1:
             p.batch_size *= frames
             for name in ("prompt", "negative_prompt"):

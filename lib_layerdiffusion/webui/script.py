@@ -6,7 +6,7 @@ from typing import Any
 
 from modules import scripts
 
-from . import panel
+from . import page_images, panel
 from .extension import Extension
 from .generation import Generation, current, note_request
 
@@ -30,6 +30,9 @@ def make_script(extension: Extension) -> type[scripts.Script]:
             self.infotext_fields = made.infotext_fields
             self.paste_field_names = made.paste_field_names
             return made.controls
+
+        def after_component(self, component: Any, **_kwargs: Any) -> None:
+            page_images.watch(component)
 
         def setup(self, p: Any, *args: Any) -> None:
             note_request(p)
