@@ -521,22 +521,26 @@ class Generation:
         own = self._plan(image.shape[1], image.shape[0])
         p.firstpass_image = Image.fromarray(results.on_grey(extend(image, own)))
 
-        def wrap(sample: Callable[..., Any]) -> Callable[..., Any]:
+        def wrap(run: Callable[..., Any], in_second_pass: bool) -> Callable[..., Any]:
+            """Latents are enlarged after the encoding, pictures before it, then perhaps with another checkpoint."""
+
             def encode_transparency(*args: Any, **kwargs: Any) -> Any:
-                if p.latent_scale_mode is None:  # the picture is enlarged before it is encoded
-                    size = (p.hr_upscale_to_x // SIZE_STEP * SIZE_STEP, p.hr_upscale_to_y // SIZE_STEP * SIZE_STEP)
-                else:
-                    size = own.size
+                if in_second_pass != (p.latent_scale_mode is None):
+                    return run(*args, **kwargs)
+                target = p.hr_upscale_to_x // SIZE_STEP * SIZE_STEP, p.hr_upscale_to_y // SIZE_STEP * SIZE_STEP
+                size = target if in_second_pass else own.size
                 try:
-                    self._open(self._plan(*size))
+                    self._open_for(self.extension.host_of(p.sd_model), size)
                     with self.live.encoding_batch(lambda: [fit(image, size, "stretch")]):
-                        return sample(*args, **kwargs)
+                        return run(*args, **kwargs)
                 except Refusal as refusal:
                     raise self.fail(refusal) from None
 
             return encode_transparency
 
-        self._replaced.append(replace_method(p, "sample", wrap))
+        for name, in_second_pass in (("sample", False), ("sample_hr_pass", True)):
+            wrap_it = functools.partial(wrap, in_second_pass=in_second_pass)
+            self._replaced.append(replace_method(p, name, wrap_it))
 
     def _write_down(self, params: Mapping[str, Any]) -> None:
         """Add to the parameters that WebUIs write into images."""

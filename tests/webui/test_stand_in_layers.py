@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 import json
 from typing import Any
@@ -187,6 +188,27 @@ def test_a_picture_of_the_gallery_is_enlarged_with_its_transparency(webui, host,
     p.txt2img_upscale = True
     made = webui.run(p).images[0]
     assert made.size == (192, 192)
+    assert_transparent(made)
+    small = np.asarray(made.resize(first.size))[..., 3].astype(int)
+    assert np.abs(small - np.asarray(first)[..., 3]).mean() < 25
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos"])
+def test_a_picture_of_the_gallery_is_enlarged_by_another_checkpoint(webui, embedded_pipeline, monkeypatch, upscaler):
+    """Pictures are enlarged before they are encoded, which the other checkpoint's VAE does then."""
+    first = webui.txt2img(FAST, **SETTINGS).images[0]
+    hires = {"enable_hr": True, "hr_upscaler": upscaler, "hr_scale": 1.5, "denoising_strength": 0.3}
+    p = webui.job("txt2img", FAST, firstpass_image=first, **SETTINGS | hires)
+    take, other = p._take_first_pass, copy.deepcopy(embedded_pipeline)
+
+    def take_and_load() -> Any:
+        taken = take()
+        webui.load(other)
+        return taken
+
+    monkeypatch.setattr(p, "_take_first_pass", take_and_load)
+    made = webui.run(p).images[0]
+    assert webui.model.pipe is other
     assert_transparent(made)
     small = np.asarray(made.resize(first.size))[..., 3].astype(int)
     assert np.abs(small - np.asarray(first)[..., 3]).mean() < 25
