@@ -206,7 +206,10 @@ class WebUIServer:
             assert self.post(f"/layerdiffusion-probe/threads?number={number}").status == 200
 
     def fail_at(self, place: str, kind: str, times: int = 1) -> None:
-        """Make the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`."""
+        """Make the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`.
+
+        `opaque` makes what is decoded so.
+        """
         assert self.post(f"/layerdiffusion-probe/fail?place={place}&kind={kind}&times={times}").status == 200
 
     def get(self, path: str) -> Any:
@@ -233,8 +236,9 @@ class WebUIServer:
         tiny = {"width": 64, "height": 64, "override_settings_restore_afterwards": False}
         return self.txt2img(layers, override_settings=override, **tiny | values)
 
-    def observe(self) -> State:
-        return State(self.ask().encoded, self.ask({"mode": "foreground"}).encoded, self.look_at_model())
+    def observe(self, checkpoint: str = CHECKPOINTS["sd15"], **values: Any) -> State:
+        plain, layers = (self.ask(args, checkpoint, **values).encoded for args in (None, {"mode": "foreground"}))
+        return State(plain, layers, self.look_at_model())
 
     def img2img(self, image: Image.Image, layers: Any = None, **values: Any) -> Answer:
         """Generate a small picture from an image."""

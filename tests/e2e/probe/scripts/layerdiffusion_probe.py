@@ -54,11 +54,12 @@ def list_attached(module: nn.Module) -> Iterator[Any]:
 
 
 def is_own(value: Any) -> bool:
-    return (getattr(value, "__module__", None) or "").startswith(PACKAGE)
+    """Whether it is a function of this extension; the embedded checkpoint has modules of its classes."""
+    return not isinstance(value, nn.Module) and (getattr(value, "__module__", None) or "").startswith(PACKAGE)
 
 
 def fail_at(place: str, kind: str, times: int) -> None:
-    """Make the next calls of the UNet or the decoder fail, run out of memory, or find an interruption."""
+    """Make the next calls of the UNet or the decoder fail, run out of memory, find an interruption, or be opaque."""
     owner, name = {
         "sampling": (hosts.detect()(shared.sd_model).unet, "forward"),
         "decoding": (TransparentDecoder, "decode"),
@@ -78,6 +79,9 @@ def fail_at(place: str, kind: str, times: int) -> None:
         if kind == "interrupt":
             shared.state.interrupt()
             return before(*args, **kwargs)
+        if kind == "opaque":
+            decoded = before(*args, **kwargs)
+            return torch.cat([torch.ones_like(decoded[:, :1]), decoded[:, 1:]], 1)
         raise {
             "error": RuntimeError("a fault, on demand"),
             "memory": torch.cuda.OutOfMemoryError("out of memory, on demand"),
