@@ -41,14 +41,26 @@ LABELS: Mapping[str, Mapping[Any, str]] = {
     "resize_mode": RESIZE_MODES,
     "views": {1: "1 (fastest)", 2: "2", 4: "4", 8: "8 (best)"},
 }
+SCENE_LABELS: Mapping[str, Mapping[Any, str]] = {  # of the script for scenes
+    "first": {"auto": "Automatic", "background": "Background", "foreground": "Foreground"},
+    "views": LABELS["views"],
+    "resize_mode": LABELS["resize_mode"],
+    "outputs": {
+        "layers": "Layers",
+        "recomposite": "Recomposite",
+        "blend": "Blends",
+        "psd": OUTPUT_LABELS["psd"],
+        "ora": OUTPUT_LABELS["ora"],
+    },
+}
 
 
-def to_label(option: str, value: Any) -> Any:
+def to_label(option: str, value: Any, labels: Mapping[str, Mapping[Any, str]] = LABELS) -> Any:
     """What the page shows for an option's value; a value of an option without such labels as it is."""
-    return LABELS.get(option, {}).get(value, value)
+    return labels.get(option, {}).get(value, value)
 
 
-def from_label(option: str, shown: Any) -> Any:
+def from_label(option: str, shown: Any, labels: Mapping[str, Mapping[Any, str]] = LABELS) -> Any:
     """The option's value for what the page shows; anything else as it is."""
-    values = {label: value for value, label in LABELS.get(option, {}).items()}
+    values = {label: value for value, label in labels.get(option, {}).items()}
     return values.get(shown, shown) if isinstance(shown, str) else shown

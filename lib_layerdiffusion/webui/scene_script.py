@@ -47,7 +47,8 @@ def read_scene(args: Sequence[Any]) -> Scene:
     """A scene from the page's values in their order, or from the one object that an API client sent."""
     if args and isinstance(args[0], Mapping):
         return Scene.from_dict(args[0])
-    return Scene.from_dict(dict(zip(SCENE_FIELDS, args, strict=False)))
+    shown = zip(SCENE_FIELDS, args, strict=False)
+    return Scene.from_dict({name: scene_panel.understand(name, value) for name, value in shown})
 
 
 def complete_arguments(sent: Sequence[Any], values: Sequence[Any]) -> list[Any]:
