@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import cv2
 import numpy as np
 
 from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes
+from .options import FIELDS, Checked, LayerOptions
 from .refusal import Refusal
 
 NEUTRAL_GREY = "#808080"  # what LayerDiffusion composites a picture on before its VAE sees it
 
 
-@dataclass(frozen=True)
-class Edges:
-    """What is done to the edges, in the order of the fields; as constructed without arguments, nothing.
+def _shared(name: str) -> Any:
+    """The field of LayerOptions of this name, as it is there."""
+    return field(default=FIELDS[name].default, metadata=FIELDS[name].metadata)
 
-    A value that isn't allowed is a Refusal at construction.
+
+@dataclass(frozen=True, eq=False)
+class Edges(Checked):
+    """What is done to the edges, in this order; as constructed without arguments, nothing.
+
+    The fields are those of LayerOptions. A value that isn't allowed is a Refusal at construction.
     """
 
-    defringe: str | Sequence[int] | None = None  # colour to unmix: "grey", a name, "#rrggbb" or (r, g, b) 0..255
-    black_point: float = 0.0  # alpha, 0..1, up to which a pixel becomes invisible
-    white_point: float = 1.0  # alpha, 0..1, from which a pixel becomes opaque
-    gamma: float = 1.0  # above 1, what is half-transparent becomes more opaque
-    choke: float = 0.0  # pixels by which the shape shrinks; negative: grows
-    feather: float = 0.0  # pixels over which its edge is softened, to both sides
-    threshold: float = 0.0  # above 0: alpha from this on becomes 1 and the rest 0, as in pixel art
+    defringe: str = _shared("defringe")
+    black_point: float = _shared("black_point")
+    white_point: float = _shared("white_point")
+    gamma: float = _shared("gamma")
+    choke: float = _shared("choke")
+    feather: float = _shared("feather")
+    threshold: float = _shared("threshold")
 
     def __post_init__(self) -> None:
-        limits = {"black_point": (0, 1), "white_point": (0, 1), "gamma": (0.1, 10), "choke": (-64, 64)}
-        limits |= {"feather": (0, 64), "threshold": (0, 1)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise Refusal(f"{name} must be a number from {low:g} to {high:g}, not {getattr(self, name)!r}.")
+        super().__post_init__()
         if self.black_point >= self.white_point:
             raise Refusal(
-                f"The white point ({self.white_point:g}) must be above the black point ({self.black_point:g}): "
-                "raise the one or lower the other."
+                f"black_point {self.black_point:g} must be below white_point {self.white_point:g}: lower the one or "
+                "raise the other."
             )
-        if self.defringe is not None:
-            self.background()
+        self.background()
+
+    @classmethod
+    def of(cls, options: LayerOptions) -> Edges:
+        """The part of a generation's options that is about edges."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
 
     @property
     def off(self) -> bool:
         """Whether nothing is done."""
-        return all(getattr(self, each.name) == each.default for each in fields(self))
+        return self == Edges()
 
     def background(self) -> Floats:
         """The colour to unmix [3], 0..1; neutral grey where there is none."""
-        chosen = NEUTRAL_GREY if self.defringe in (None, "grey", "gray") else self.defringe
+        chosen = NEUTRAL_GREY if self.defringe.strip().casefold() in ("", "grey", "gray") else self.defringe
         return np.array(read_colour(chosen), np.float32) / 255
 
 
@@ -64,7 +70,7 @@ def clean_edges(image: Bytes, edges: Edges) -> Bytes:
     if edges.off:
         return image
     colour, alpha = image[..., :3], image[..., 3].astype(np.float32) / 255
-    if edges.defringe is not None:
+    if edges.defringe:
         colour = unmix(image, edges.background())[..., :3]
     alpha = _set_levels(alpha, edges)
     alpha = _choke(alpha, edges.choke)

@@ -163,6 +163,54 @@ class LayerOptions(Checked):
         "sets: a batch of 1 gives all layers of a set; images: the batch must be a multiple of the layers in a set.",
         choices=("sets", "images"),
     )
+    defringe: str = option(
+        "",
+        "text",
+        "Defringe",
+        "Colour to take out of half-transparent pixels: grey, a name, or #rrggbb; empty: none.",
+    )
+    black_point: float = option(
+        0.0,
+        "number",
+        "Black point",
+        "Alpha up to which a pixel becomes invisible.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    white_point: float = option(
+        1.0, "number", "White point", "Alpha from which a pixel becomes opaque.", minimum=0.0, maximum=1.0, step=0.01
+    )
+    gamma: float = option(
+        1.0,
+        "number",
+        "Gamma of alpha",
+        "Above 1, what is half-transparent becomes more opaque.",
+        minimum=0.1,
+        maximum=10.0,
+        step=0.1,
+    )
+    choke: float = option(
+        0.0,
+        "number",
+        "Choke",
+        "Pixels by which the shape shrinks; below 0, it grows.",
+        minimum=-64.0,
+        maximum=64.0,
+        step=0.5,
+    )
+    feather: float = option(
+        0.0, "number", "Feather", "Pixels over which the edge is softened.", minimum=0.0, maximum=64.0, step=0.5
+    )
+    threshold: float = option(
+        0.0,
+        "number",
+        "Threshold",
+        "For pixel art: alpha from which a pixel becomes opaque, while the others become invisible; 0: off.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
 
     @classmethod
     def from_positional(cls, values: Sequence[Any] | None) -> LayerOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from numbers import Integral
 
+from lib_layerdiffusion.edges import Edges
 from lib_layerdiffusion.modes import Mode, Role, find_mode
 from lib_layerdiffusion.options import MAX_PIXELS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
@@ -50,6 +51,7 @@ class Plan:
     stop_at: float
     views: int
     prompts: tuple[str, ...]  # additional prompt per frame, "" for none
+    edges: Edges  # what is done to the edges of what the transparent decoder makes
 
     @property
     def frames(self) -> tuple[Role, ...]:
@@ -86,6 +88,7 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
         stop_at=options.stop_at,
         views=options.views,
         prompts=tuple(options.prompt(role) for role in mode.frames),
+        edges=Edges.of(options),
     )
 
 

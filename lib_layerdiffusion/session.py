@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lib_layerdiffusion import injection
+from lib_layerdiffusion.edges import clean_edges
 from lib_layerdiffusion.host import Host, Reserving
 from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.modes import Role
@@ -207,7 +208,8 @@ class Session:
             )
         pixels = self.host.decode(latents) if pixels is None else pixels
         decoded = self._decode_as_fits(decoder, pixels.float(), latents.float(), views or self.plan.views, progress)
-        return [to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded]
+        images = (to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded)
+        return [clean_edges(image, self.plan.edges) for image in images]
 
     def _decode_as_fits(
         self, decoder: TransparentDecoder, pixels: Tensor, latents: Tensor, views: int, progress: Progress | None

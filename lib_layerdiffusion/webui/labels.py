@@ -9,6 +9,7 @@ from ..modes import FAMILIES, MODE_NAMES, MODES, any_row
 from ..options import RESIZE_MODES
 
 ADVANCED = "Advanced"
+EDGES = "Edges of the transparent image"
 # Modes that are one step of several, or a variant for experts.
 EXPERT_MODES = (
     "foreground_to_blend",

@@ -17,7 +17,7 @@ from .arguments import OUTPUT_BOXES, OUTPUT_PREFIX, PAGE_ORDER
 from .extension import Extension
 from .gradio_compat import QUIET, careful, switch_accordion, tool_button
 from .inputs import IMAGES, OPTIONAL, PROMPTS, wanted
-from .labels import ADVANCED, EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label
+from .labels import ADVANCED, EDGES, EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label
 
 CHANGING = (*OPTIONAL, *OUTPUT_BOXES)  # what is shown only where the mode uses it
 TITLE = "LayerDiffusion"
@@ -92,6 +92,12 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
                 for output, label in OUTPUT_LABELS.items():
                     ticked = output in LayerOptions.outputs
                     add(OUTPUT_PREFIX + output, gr.Checkbox, label=label, value=ticked, container=False, min_width=80)
+        with gr.Accordion(EDGES, open=False, elem_id=elem_id("edges")):
+            add("defringe", gr.Textbox, value="", lines=1, placeholder=_help("defringe"))
+            for pair in (("black_point", "white_point"), ("gamma", "threshold"), ("choke", "feather")):
+                with gr.Row():
+                    for name in pair:
+                        add(name, gr.Slider, **_range(name))
         # Nothing for a user to see or to keep among the WebUI's defaults.
         for name in ("output_origin", "pasted"):
             made[name] = gr.Checkbox(False, label=name, visible=False, elem_id=elem_id(name))
@@ -186,4 +192,4 @@ def _range(name: str) -> dict[str, Any]:
     """A slider's settings."""
     about = FIELDS[name].metadata
     limits = {limit: about[limit] for limit in ("minimum", "maximum", "step")}
-    return {"value": FIELDS[name].default, "info": SLIDER_HELP[name], **limits}
+    return {"value": FIELDS[name].default, "info": SLIDER_HELP.get(name, _help(name)), **limits}

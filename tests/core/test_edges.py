@@ -54,7 +54,7 @@ class TestDefringe:
         mixed = image[..., :3] * alpha + np.array(background) * (1 - alpha)
         cut = np.dstack([np.rint(mixed), image[..., 3]]).astype(np.uint8)
 
-        cleaned = clean_edges(cut, Edges(defringe=background))
+        cleaned = clean_edges(cut, Edges(defringe="#{:02x}{:02x}{:02x}".format(*background)))
 
         assert (cleaned[..., 3] == image[..., 3]).all()
         visible = image[..., 3] > 0
@@ -166,9 +166,9 @@ class TestWhatUsersSee:
         ({"gamma": 0}, "gamma must be a number from 0.1 to 10, not 0"),
         ({"choke": float("nan")}, "choke must be a number from -64 to 64, not nan"),
         ({"feather": -1}, "feather must be a number from 0 to 64"),
-        ({"black_point": 0.5, "white_point": 0.5}, "must be above the black point"),
+        ({"black_point": 0.5, "white_point": 0.5}, "black_point 0.5 must be below white_point 0.5"),
         ({"defringe": "greyish"}, "There is no colour 'greyish'"),
-        ({"defringe": (1, 2)}, "A colour has three values, not 2"),
+        ({"defringe": (1, 2)}, "defringe must be text"),
     ],
 )
 def test_what_can_not_be_done_is_refused(values: Any, sentence: str) -> None:

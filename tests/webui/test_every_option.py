@@ -35,6 +35,13 @@ SAMPLES: dict[str, tuple[Any, list[str]]] = {
     "blend_prompt": ("best", ["best"]),
     "outputs": (("background", "rgba"), ["background", "rgba"]),
     "batch_counts": ("images", ["images"]),
+    "defringe": ("#3366cc", ["#3366cc"]),
+    "black_point": (0.1, ["0.1"]),
+    "white_point": (0.9, ["0.9"]),
+    "gamma": (1.5, ["1.5"]),
+    "choke": (-2.5, ["-2.5"]),
+    "feather": (3.0, ["3"]),
+    "threshold": (0.5, ["0.5"]),
 }
 NAMES = [each.name for each in fields(LayerOptions)]
 
