@@ -9,7 +9,7 @@ FOLDER, NAME = Path(__file__).resolve().parent.parent, "lib_layerdiffusion"
 # Another LayerDiffusion extension may have put a package of this name there. A folder without an __init__.py shares the
 # name (see ours); anything else is dropped, and keeps what it imported already.
 other = sys.modules.get(NAME)
-if other is not None and not str(getattr(other, "__file__", None)).startswith(str(FOLDER)):
+if other is not None and FOLDER not in Path(getattr(other, "__file__", None) or "/").resolve().parents:
     logging.getLogger("layerdiffusion").warning("Another extension has a package %s, too: %s", NAME, [*other.__path__])
     for name in [name for name in sys.modules if name.startswith(f"{NAME}.") and getattr(other, "__file__", None)]:
         del sys.modules[name]

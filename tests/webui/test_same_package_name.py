@@ -66,15 +66,16 @@ def load(script):
         sys.path = before
 
 OURS, THEIRS = Path(sys.argv[1]), Path(sys.argv[2])
-for name in sys.argv[3:]:
-    module = load(THEIRS if name == "theirs" else OURS)
-    if name == "theirs":
-        theirs = module
+if sys.argv[3] == "Forge":  # it has all extensions on sys.path before it loads the first
+    sys.path = [str(OURS.parent.parent), str(THEIRS.parent.parent), *sys.path]
+loaded = [load(THEIRS if name == "theirs" else OURS) for name in sys.argv[4:]]
 import lib_layerdiffusion
 from lib_layerdiffusion import doctor  # loaded by what is open already, or now
-assert Path(lib_layerdiffusion.__file__).is_relative_to(OURS.parent.parent), lib_layerdiffusion.__file__
-assert Path(doctor.__file__).is_relative_to(OURS.parent.parent), doctor.__file__
-assert theirs.WHOSE == "theirs" and theirs.later() == ("theirs", True)
+root = OURS.resolve().parent.parent
+for module in (lib_layerdiffusion, doctor):
+    assert Path(module.__file__).resolve().is_relative_to(root), module.__file__
+for theirs in [module for module, name in zip(loaded, sys.argv[4:]) if name == "theirs"]:
+    assert theirs.WHOSE == "theirs" and theirs.later() == ("theirs", True)
 assert len(theirs.utils.LOADED) == 1 and Path(theirs.utils.LOADED[0]).is_relative_to(THEIRS.parent.parent)
 """
 
@@ -92,14 +93,20 @@ def theirs(tmp_path: Path) -> Path:
     return script
 
 
+@pytest.mark.parametrize("linked", [False, True], ids=["folder", "link"])
+@pytest.mark.parametrize("webui", ["A1111", "Forge"])
 @pytest.mark.parametrize("order", [("ours", "theirs"), ("theirs", "ours")], ids="-".join)
-def test_both_load(theirs: Path, tmp_path: Path, order: tuple[str, ...]) -> None:
+def test_both_load(theirs: Path, tmp_path: Path, order: tuple[str, ...], webui: str, linked: bool) -> None:
     pytest.importorskip("gradio")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which has the package
     host = tmp_path / "host.py"
     host.write_text(HOST, "utf-8")
+    ours = tmp_path / "sd-webui-layerdiffusion" if linked else ROOT
+    if linked:
+        ours.symlink_to(ROOT, target_is_directory=True)
     twice = (*order, *order)  # the second time by "Reload UI"
-    words = [sys.executable, str(host), str(ROOT / "scripts" / "layerdiffusion.py"), str(theirs), *twice]
+    words = [sys.executable, str(host), str(ours / "scripts" / "layerdiffusion.py"), str(theirs), webui, *twice]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert ("Another extension has a package lib_layerdiffusion" in done.stderr) == (order[0] == "theirs")
+    warned = "Another extension has a package lib_layerdiffusion" in done.stderr
+    assert warned == (order[0] == "theirs" and webui == "A1111")  # in Forge theirs finds ours, and is found by it
