@@ -116,7 +116,8 @@ def narrow(webui_server: WebUIServer) -> Iterator[WebUIServer]:
 
     models = webui_server.folder / "models"
     layers = models / "layer_model" / NARROW
-    shutil.rmtree(layers, ignore_errors=True)
+    for old in [*models.glob(f"*/{NARROW}*")]:  # left by an earlier model
+        shutil.rmtree(old) if old.is_dir() else old.unlink()
     a1111_checkpoint.write(EMBEDDED_FOLDER, models, layers, NARROW)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(EMBEDDED_FOLDER / "unet"))
