@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_SPACE_WORDS = ("no space left", "os error 28", "unexpected pos")  # of Python, safetensors and torch.save
@@ -22,6 +22,12 @@ class Refusal(Exception):
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence, like all others."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for word in args or ():
+            if word.startswith("--") and word.endswith("=--"):  # of which argparse makes an empty list
+                self.error(f"argument {word[:-3]}: '--' is not a value")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{message[:1].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists what is accepted.")

@@ -314,14 +314,18 @@ class LayerDiffusion:
     def _read(self, image: Any, size: tuple[int, int]) -> Image:
         return fit(read_image(image), size, self.options.resize_mode)
 
-    def check_settings(self, settings: Mapping[str, Any], steps: int) -> None:
+    def check_settings(self, settings: Mapping[str, Any], steps: Any) -> None:
         """Refuse what is set otherwise, what the pipeline doesn't take, and a strength of which no step is left."""
         strength = settings.get("strength", 1)
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
             raise Refusal(f"strength must be a number from 0 to 1, not {strength!r}.")
+        scheduler = self.host.pipe.scheduler.config
+        most = scheduler.get("num_train_timesteps", 1000) - scheduler.get("steps_offset", 0)
+        if isinstance(steps, int) and steps > most:
+            raise Refusal(f"The scheduler takes at most {most} steps: ask for fewer.")
         if settings.get("mask_image") is not None and settings.get("image") is None:
             raise Refusal("mask_image needs an image that it is laid on: give that as image.")
-        if int(steps * strength) < 1:
+        if isinstance(steps, int) and steps > 0 and int(steps * strength) < 1:
             raise Refusal(f"{steps} steps at strength {strength:g} are none: raise the strength or the steps.")
         for name in settings:
             if name in OWN_SETTINGS:
