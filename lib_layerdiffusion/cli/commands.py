@@ -124,7 +124,7 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     rows = bulk.read_table("Standard input" if table == "-" else table, content)
     read_names(arguments.sampler, arguments.scheduler)
     options = _read_options(arguments)
-    if _given(options):
+    if _given(options) or arguments.image or arguments.mask or arguments.strength is not None:
         raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
     settings = _sampling(arguments, arguments.model)
     settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
