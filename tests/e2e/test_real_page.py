@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,16 +235,18 @@ def test_send_to(page: Page, txt2img: Tab, img2img: Tab, studio: Studio, target:
         assert abs(np.asarray(made)[:edge].astype(int) - np.asarray(sent)[:edge])[..., 3].max() <= 1
 
 
-@pytest.mark.seen("foreground", "infotext pasted, the WebUI's page")
-def test_pasted_infotext_makes_the_picture_again(page: Page, txt2img: Tab, studio: Studio) -> None:
-    answer = studio.txt2img({"mode": "foreground", "weight": 0.9, "views": 2, "outputs": ["rgba"]}, n_iter=2)
-    for image, text in zip(answer.images, answer.info["infotexts"], strict=True):
-        txt2img.set(prompt=text)
+@pytest.mark.parametrize(("mode", "frames"), [("foreground", 1), ("together", 3)])
+@pytest.mark.seen("{mode}", "infotext pasted, the WebUI's page")
+def test_pasted_infotext_makes_the_set_again(page: Page, txt2img: Tab, studio: Studio, mode: str, frames: int) -> None:
+    """That of the last picture of the second set."""
+    with studio.seeded_files() if mode == "together" else nullcontext():
+        answer = studio.txt2img({"mode": mode, "weight": 0.9, "views": 2}, n_iter=2, width=64, height=64, steps=2)
+        txt2img.set(prompt=answer.info["infotexts"][-1])
         click(page, "#txt2img_tools #paste")
         page.wait(txt2img.is_on, "the panel to be on")
         page.wait(lambda: page.find("#txt2img_prompt textarea")[0].get_attribute("value") == "red apple", "the prompt")
-        (made,) = txt2img.make()
-        assert made.tobytes() == image.tobytes()
+        made = txt2img.make()
+    assert [image.tobytes() for image in made[:frames]] == [image.tobytes() for image in answer.images[-frames:]]
 
 
 @pytest.mark.seen("any", "embedded model, modes that can't fit: told on the page")

@@ -32,14 +32,16 @@ def write_plot_arguments(webui: WebUIServer, script: str, label: str, values: li
     """The plot script's arguments, which differ between WebUIs: the defaults, except for the X axis."""
     (info,) = [info for info in webui.get("/sdapi/v1/script-info") if info["name"] == script and not info["is_img2img"]]
     arguments: list[Any] = []
+    seen: set[str] = set()
     for field in info["args"]:
         name, value = field["label"].casefold(), field["value"]
         if name.endswith(" type"):
             value = field["choices"].index(label if name == "x type" else "Nothing")
-        elif name == "x values":
-            value = values if value is None else ", ".join(values)
+        elif name == "x values":  # a text for most axes, and then a list for those with choices
+            value = values if "x values" in seen else ", ".join(values)
         elif name == "include sub images":
             value = True
+        seen.add(name)
         arguments.append([] if value is None else value)
     return arguments
 
