@@ -18,8 +18,9 @@ sys.path.insert(0, str(FOLDER))
 
 from lib_layerdiffusion.webui import registration, scene_script, script  # noqa: E402
 from lib_layerdiffusion.webui.extension import Extension  # noqa: E402
-from lib_layerdiffusion.webui.extras import KeepTransparency  # noqa: E402, F401 - found here by the WebUI
+from lib_layerdiffusion.webui.extras import make_extras  # noqa: E402
 
 extension = Extension()
 Script, SceneScript = script.make_script(extension), scene_script.make_scene_script(extension)
+ExtrasScript = make_extras()
 registration.register(extension)

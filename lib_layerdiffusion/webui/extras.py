@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import numpy as np
-from modules import scripts_postprocessing
 from PIL import Image
 
 from ..upscaling import continue_colour, join
@@ -17,34 +16,43 @@ TITLE = "LayerDiffusion transparency"
 ALPHA = "layerdiffusion_alpha"  # attribute of the WebUI's picture: alpha uint8 [H, W] as it was before any script
 
 
-class KeepTransparency(scripts_postprocessing.ScriptPostprocessing):
-    """First it takes alpha off and continues the colour under it; after all other scripts, alpha comes back scaled."""
+def make_extras() -> type[Any] | None:
+    """The script for the WebUI to find; None in a WebUI whose Extras tab has no scripts."""
+    try:
+        from modules import scripts_postprocessing
+    except ImportError:
+        return None
 
-    name = TITLE
-    order = 1_000_000
+    class KeepTransparency(scripts_postprocessing.ScriptPostprocessing):
+        """It takes alpha off and continues the colour under it; after all other scripts alpha comes back, scaled."""
 
-    def ui(self) -> dict[str, Any]:
-        return {}
+        name = TITLE
+        order = 1_000_000
 
-    def process_firstpass(self, pp: Any, **args: Any) -> None:
-        if pp.image.mode == "RGBA":
-            rgba = np.asarray(pp.image)
-            if rgba[..., 3].min() < 255:
-                setattr(pp, ALPHA, rgba[..., 3].copy())
-                pp.image = _replace_pixels(pp.image, continue_colour(rgba))
+        def ui(self) -> dict[str, Any]:
+            return {}
 
-    def process(self, pp: Any, **args: Any) -> None:
-        alpha = getattr(pp, ALPHA, None)
-        if alpha is None:
-            return
-        colour = np.asarray(pp.image.convert("RGB"))
-        if not is_scaled(alpha.shape, colour.shape[:2]):
-            logger.warning(
-                "A script of the Extras tab changed the picture's proportions, so its transparency can't be placed and "
-                "the result is opaque: switch off cropping."
-            )
-            return
-        pp.image = _replace_pixels(pp.image, join(colour, alpha))
+        def process_firstpass(self, pp: Any, **args: Any) -> None:
+            if pp.image.mode == "RGBA":
+                rgba = np.asarray(pp.image)
+                if rgba[..., 3].min() < 255:
+                    setattr(pp, ALPHA, rgba[..., 3].copy())
+                    pp.image = _replace_pixels(pp.image, continue_colour(rgba))
+
+        def process(self, pp: Any, **args: Any) -> None:
+            alpha = getattr(pp, ALPHA, None)
+            if alpha is None:
+                return
+            colour = np.asarray(pp.image.convert("RGB"))
+            if not is_scaled(alpha.shape, colour.shape[:2]):
+                logger.warning(
+                    "A script of the Extras tab changed the picture's proportions, so its transparency can't be placed "
+                    "and the result is opaque: switch off cropping."
+                )
+                return
+            pp.image = _replace_pixels(pp.image, join(colour, alpha))
+
+    return KeepTransparency
 
 
 def is_scaled(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

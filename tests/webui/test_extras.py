@@ -15,9 +15,11 @@ from tests.webui.jobs import WebUI
 @pytest.fixture
 def run(webui: WebUI) -> Any:
     """Run a picture through a script of the WebUI's kind, with ours."""
-    from lib_layerdiffusion.webui.extras import KeepTransparency
+    from lib_layerdiffusion.webui.extras import make_extras
 
     postprocessing = webui.module("scripts_postprocessing")
+    keep = make_extras()
+    assert keep is not None
 
     class Other(postprocessing.ScriptPostprocessing):
         def __init__(self, change: Any) -> None:
@@ -26,7 +28,7 @@ def run(webui: WebUI) -> Any:
         def process(self, pp: Any, **args: Any) -> None:
             pp.image = self.change(pp.image)
 
-    return lambda image, change: postprocessing.run(image, [KeepTransparency(), Other(change)]).image
+    return lambda image, change: postprocessing.run(image, [keep(), Other(change)]).image
 
 
 def draw_disc() -> Image.Image:

@@ -38,7 +38,7 @@ LEAST = """if True:
     add("modules.extra_networks")
     add("modules.call_queue", queue_lock=None)
     names = ("on_ui_settings", "on_before_ui", "on_cfg_denoiser", "on_app_started", "on_script_unloaded")
-    names += ("on_image_grid",)
+    names += ("on_image_grid", "on_before_image_saved")
     add("modules.script_callbacks", **{name: lambda call, name=name: signed.append((name, call)) for name in names})
     BEFORE
     known = set(sys.modules)
