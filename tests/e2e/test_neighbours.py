@@ -149,7 +149,7 @@ def look(server: WebUIServer) -> dict[str, Any]:
     return {"model": server.look_at_model(), "pictures": pictures}
 
 
-@pytest.mark.seen("{mode}", "with {name}")
+@pytest.mark.seen("{mode}", "other extension: {name}")
 @pytest.mark.parametrize(("name", "mode"), RUN, ids=lambda value: value.replace(" ", "-"))
 def test_what_changes_attention_or_batch(host: WebUIServer, name: str, mode: str) -> None:
     """It has its effect with layers, too, or is refused in a sentence; afterwards pictures without it are unchanged."""
@@ -179,7 +179,7 @@ def test_what_changes_attention_or_batch(host: WebUIServer, name: str, mode: str
     assert ask(None).encoded == without.encoded
 
 
-@pytest.mark.seen("{mode}", "Ultimate SD Upscale")
+@pytest.mark.seen("{mode}", "other extension: Ultimate SD Upscale")
 @pytest.mark.parametrize("mode", ["foreground", "together"])
 def test_ultimate_upscale(host: WebUIServer, mode: str) -> None:
     """It paints in tiles through masks of its own: the picture stays opaque, is that without layers, and it is said."""

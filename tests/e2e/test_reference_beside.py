@@ -36,7 +36,7 @@ class Shape(scripts.Script):
 }
 
 
-@pytest.mark.seen("foreground", "next to an extension with the same package")
+@pytest.mark.seen("foreground", "other extension: one with the same package")
 @pytest.mark.parametrize("folder", ["sd-forge-layerdiffuse", "zz-forge-layerdiffuse"], ids=["first", "second"])
 def test_both_extensions_work(webui_places: tuple[Path, Path], tmp_path: Path, folder: str) -> None:
     """Extensions are loaded in the order of their names."""
