@@ -260,3 +260,13 @@ def test_image_to_image_starts_from_every_kind_of_transparency(webui, kind):
     answers = [webui.post("img2img", FAST, **body, init_images=[start]).json() for start in starts]
     made = [decode_image(answer["images"][0]) for answer in answers]
     assert made[0].tobytes() == made[1].tobytes()
+
+
+def test_around_a_motif_alpha_is_zero(webui):
+    """Also in the corners, so that the box of all that isn't empty is the motif's."""
+    made = webui.txt2img({"views": 1}, prompt=["frog", "pizza"], batch_size=2, **SETTINGS | {"seed": 1, "steps": 20})
+    for image in made.images:
+        alpha = image.getchannel("A")
+        assert [alpha.getpixel((x, y)) for x in (0, 127) for y in (0, 127)] == [0, 0, 0, 0]
+        left, top, right, bottom = alpha.getbbox()
+        assert (right - left) * (bottom - top) < 0.9 * 128**2
