@@ -17,7 +17,7 @@ from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
 from lib_layerdiffusion.options import FIELDS, parse_field
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
-from lib_layerdiffusion.refusal import Parser, Refusal, lacks_memory, lacks_space, refuse_path
+from lib_layerdiffusion.refusal import Parser, Refusal, integer, lacks_memory, lacks_space, refuse_path
 from lib_layerdiffusion.scene import SCENE_FIELDS
 from lib_layerdiffusion.version import __version__
 
@@ -164,21 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    """Make an argument type for whole numbers from `low` to `high`."""
-
-    def integer(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{number} is not between {low} and {high}")
-        return number
-
-    return integer
-
-
 def _real(low: float, high: float) -> Callable[[str], float]:
     """Make an argument type for numbers from `low` to `high`."""
 
@@ -186,9 +171,9 @@ def _real(low: float, high: float) -> Callable[[str], float]:
         try:
             number = float(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number") from None
         if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not between {low:g} and {high:g}")
+            raise argparse.ArgumentTypeError(f"{text[:60]} is not between {low:g} and {high:g}")
         return number
 
     return real
@@ -253,10 +238,8 @@ def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--seed", type=_integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)"
-    )
-    parser.add_argument("--steps", type=_integer(1, 1000), default=STEPS, help=f"sampling steps (default {STEPS})")
+    parser.add_argument("--seed", type=integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)")
+    parser.add_argument("--steps", type=integer(1, 1000), default=STEPS, help=f"sampling steps (default {STEPS})")
     usual = f"default {usual_guidance(''):g}, embedded model {usual_guidance(EMBEDDED):g}"
     parser.add_argument("--cfg", type=_real(1, 30), default=None, help=f"guidance; 1 is none ({usual})")
 
@@ -267,14 +250,14 @@ def _add_whole_sampling(parser: argparse.ArgumentParser) -> None:
     text = f"schedule type: one of {', '.join(SCHEDULES)}; it may also stand at the sampler's end (DPM++ 2M Karras)"
     parser.add_argument("--scheduler", metavar="TYPE", help=text)
     for side in ("--width", "--height"):
-        parser.add_argument(side, type=_integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
+        parser.add_argument(side, type=integer(MIN_SIZE, MAX_SIZE), help="in pixels (default: the model's own size)")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     _add_option(parser, FIELDS["views"])
     _add_out(parser, "demo-output")
-    parser.add_argument("--count", type=_integer(1, 1000), help="how many of the model's prompts (default: all)")
+    parser.add_argument("--count", type=integer(1, 1000), help="how many of the model's prompts (default: all)")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -288,10 +271,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     text = "of a row's files, from {row}, {seed}, {number}, {prompt}, {mode} and {name} (with --prompts)"
     parser.add_argument("--name", metavar="TEMPLATE", help=text)
     text = "processes that share the rows of --prompts, each with a model of its own (default: 1)"
-    parser.add_argument("--workers", type=_integer(1, 64), default=1, help=text)
+    parser.add_argument("--workers", type=integer(1, 64), default=1, help=text)
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
     parser.add_argument(
-        "--batch", type=_integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
+        "--batch", type=integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
     )
     _add_whole_sampling(parser)
     text = "start from this image and its transparency (image to image); the size is then its own"
@@ -347,8 +330,8 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--by", type=_real(0.05, 16), metavar="FACTOR", help="scale of both sides (default: 2)")
-    parser.add_argument("--width", type=_integer(1, 2**15), help="in pixels; alone, the height follows")
-    parser.add_argument("--height", type=_integer(1, 2**15), help="in pixels; alone, the width follows")
+    parser.add_argument("--width", type=integer(1, 2**15), help="in pixels; alone, the height follows")
+    parser.add_argument("--height", type=integer(1, 2**15), help="in pixels; alone, the width follows")
     text = "file of an upscaling model such as ESRGAN or SwinIR (default: Lanczos interpolation)"
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help=text)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
@@ -362,14 +345,14 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-trim", dest="trim", action="store_false", help="keep invisible borders")
     text = "bring all to the largest width and height, each in the middle"
     parser.add_argument("--common-canvas", action="store_true", help=text)
-    parser.add_argument("--padding", type=_integer(0, 64), default=2, help="empty pixels between images (default: 2)")
+    parser.add_argument("--padding", type=integer(0, 64), default=2, help="empty pixels between images (default: 2)")
     text = "pixels by which the outermost ones are repeated, for opaque tiles (default: 0)"
-    parser.add_argument("--extrude", type=_integer(0, 64), default=0, help=text)
+    parser.add_argument("--extrude", type=integer(0, 64), default=0, help=text)
     text = "0 to 1 from the left top corner (default: 0.5 0.5)"
     parser.add_argument("--pivot", type=_real(0, 1), nargs=2, metavar=("X", "Y"), default=(0.5, 0.5), help=text)
     parser.add_argument("--power-of-two", action="store_true", help="sides of 256, 512, 1024 ... pixels")
     text = "of a sheet, in pixels; what doesn't fit goes to further sheets (default: 4096)"
-    parser.add_argument("--max-side", type=_integer(16, 16384), default=4096, help=text)
+    parser.add_argument("--max-side", type=integer(16, 16384), default=4096, help=text)
     _add_out(parser, "outputs")
 
 
@@ -378,7 +361,7 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="animation", help="of the file (default: animation)")
     parser.add_argument("--format", choices=("png", "webp"), default="png", help="APNG (default) or lossless WebP")
     parser.add_argument("--fps", type=_real(0.1, 100), default=12, help="images in a second (default: 12)")
-    parser.add_argument("--loops", type=_integer(0, 65535), default=0, help="how often it runs; 0 (default): for ever")
+    parser.add_argument("--loops", type=integer(0, 65535), default=0, help="how often it runs; 0 (default): for ever")
     _add_out(parser, "outputs")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lib_layerdiffusion.embedded import EMBEDDED, model_path
 from lib_layerdiffusion.hosts.pipelines import load_pipeline
-from lib_layerdiffusion.refusal import Parser, Refusal
+from lib_layerdiffusion.refusal import Parser, Refusal, integer
 
 ADDRESS = "127.0.0.1"
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
-    parser.add_argument("--port", type=int, default=7861, help="default: 7861")
+    parser.add_argument("--port", type=integer(1, 65535), default=7861, help="default: 7861")
     parser.add_argument("--no-browser", action="store_true", help="don't open the page in a browser")
     parser.add_argument("--model", default=EMBEDDED, metavar="MODEL", help="as for `generate`; default: embedded")
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help="folder of the layer weight files")

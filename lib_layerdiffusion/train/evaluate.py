@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..embedded import GUIDANCE
 from ..export.output_folder import OutputFolder
-from ..refusal import Parser
+from ..planning import LARGEST_SEED
+from ..refusal import Parser, integer
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import adjust, read_autoencoder
@@ -259,8 +260,10 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="layerdiffusion train evaluate", description=__doc__)
     parser.add_argument("model", type=Path, help="diffusers folder with a layer_model folder inside")
     parser.add_argument("data", type=Path, help="the training archive")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--seeds", type=int, nargs=2, default=(1000, 1004), metavar=("FIRST", "END"))
+    parser.add_argument("--size", type=integer(64, 2048), default=128)
+    parser.add_argument(
+        "--seeds", type=integer(0, LARGEST_SEED), nargs=2, default=(1000, 1004), metavar=("FIRST", "END")
+    )
     parser.add_argument("--out", type=Path, help="folder for the images and evaluation.json")
     parser.add_argument(
         "--backgrounds", type=Path, help="archive of backgrounds: measure the modes with several layers"

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..refusal import Parser, Refusal
+from ..refusal import Parser, Refusal, integer
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import adjust, read_autoencoder
@@ -64,7 +64,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("data", type=Path, help="folder or zip of RGBA images")
     parser.add_argument("--vae", type=Path, required=True, help="diffusers folder of the autoencoder or its pipeline")
     parser.add_argument("--encoder", type=Path, required=True, help="transparent encoder (.safetensors)")
-    parser.add_argument("--size", type=int, default=128, help="side of the square images in pixels, a multiple of 8")
+    parser.add_argument(
+        "--size", type=integer(8, 2048), default=128, help="side of the square images in pixels, a multiple of 8"
+    )
     parser.add_argument("--split", default=None, help="only this split of the data set, e.g. held-out")
     given = parser.parse_args(argv)
     sprites = [s for s in read_sprites(given.data, given.size) if given.split in (None, s.split)]

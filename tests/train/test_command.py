@@ -23,6 +23,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "sentence"),
     [
         (["fly"], "no training command fly"),
+        (["evaluate", "a", "b", "--size", "-1"], "-1 is not between 64 and 2048"),
+        (["evaluate", "a", "b", "--seeds", "0", "9" * 400], "is not between 0 and"),
         (["transparency", "--out", "x", "speed=1"], "no speed"),
         (["transparency", "--out", "x", "--config", "absent.toml"], "absent.toml"),
     ],
