@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lib_layerdiffusion.layers import Layer, composite
+from lib_layerdiffusion.webui import settings
 from tests.e2e.server import CHECKPOINTS, Answer, State, WebUIServer, is_forge
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, choose, embedded
 
@@ -21,6 +22,7 @@ __all__ = ["at_first", "embedded", "studio", "unchanged"]  # fixtures
 
 FOREGROUND: dict[str, Any] = {"mode": "foreground", "views": 1}
 TOGETHER: dict[str, Any] = {"mode": "together", "views": 1}
+DEFAULTS = {settings.PREFIX + name: value for name, value in settings.defaults().items()}
 OTHER = "layerdiffusion-other"  # a checkpoint's name
 QUICK: dict[str, Any] = {"prompt": "red apple", "negative_prompt": "", "seed": 5, "cfg_scale": 3}
 
@@ -58,7 +60,7 @@ class Studio:
     @contextmanager
     def options(self, **values: Any) -> Iterator[None]:
         """Change settings of the WebUI for a while."""
-        before = self.server.get("/sdapi/v1/options")
+        before = DEFAULTS | self.server.get("/sdapi/v1/options")  # Forge lists no option that was never set
         assert self.server.post("/sdapi/v1/options", values).status == 200
         try:
             yield

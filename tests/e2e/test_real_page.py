@@ -63,7 +63,9 @@ class Tab:
         self.set(**usual | {"steps": 2} | values)
 
     def switch_layers(self) -> None:
+        was_on = self.is_on()
         click(self.page, f"{self.panel}_enabled .label-wrap")
+        self.page.wait(lambda: self.is_on() != was_on, "the panel to be switched")
 
     def is_on(self) -> bool:
         (box,) = self.page.find(f"{self.panel}_enabled-checkbox input, #{self.panel[1:]}_enabled-visible-checkbox")[:1]
