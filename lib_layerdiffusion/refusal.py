@@ -84,8 +84,13 @@ def refuse_path(path: object, error: Exception) -> Refusal:
         case _:
             cure = "check its name and folder"
     reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    return Refusal(f"{show_path(path)} can't be used ({reason}): {cure}.")
+
+
+def show_path(path: object) -> str:
+    """A path as a sentence names it: on one line, and not too long."""
     name = str(path) if len(str(path)) <= 200 else f"{str(path)[:200]}..."
-    return Refusal(f"{name if name.isprintable() else repr(name)} can't be used ({reason}): {cure}.")
+    return name if name.isprintable() else repr(name)
 
 
 def lacks_space(error: BaseException) -> bool:

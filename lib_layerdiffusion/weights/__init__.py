@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
+from lib_layerdiffusion.refusal import Refusal, list_choices, show_path, using_path
 from lib_layerdiffusion.weights.download import Download, Progress, Source, hash_file
 from lib_layerdiffusion.weights.header import (
     Contents,
@@ -293,14 +293,14 @@ class WeightStore:
         if self.download_to and not self.offline:
             return f"it is downloaded when a mode needs it, or put {source} into {self.download_to}"
         folder = self.download_to or (self.folders[0] if self.folders else "the folder of the weights")
-        return f"download {source} and put it into {folder}"
+        return f"download {source} and put it into {show_path(folder)}"
 
     # -- download
 
     def _download(self, entry: WeightFile, progress: Progress | None) -> Path:
         if self.offline or self.download_to is None:
             why = "downloads are switched off" if self.offline else "no folder for downloads is set"
-            searched = ", ".join(str(folder) for folder in self.folders) or "no folder"
+            searched = ", ".join(map(show_path, self.folders)) or "no folder"
             raise Refusal(f"{entry.file_name} is not in {searched}, and {why}: {self._get(entry)}.")
         if not _is_address(self.endpoint):
             raise Refusal(

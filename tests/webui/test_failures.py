@@ -213,7 +213,7 @@ def test_what_turns_out_within_the_network_only(families, monkeypatch, go_on):
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise Refusal("Another extension cuts the image into parts: switch that off.")
 
-    monkeypatch.setattr(AttentionSharingUnit, "forward", refuse)
+    monkeypatch.setattr(AttentionSharingUnit, "begin", refuse)
     if go_on:
         (image,) = families.images({})
         assert image.tobytes() == plain.tobytes()

@@ -26,8 +26,8 @@ class Reloading(WebUI):
     def __init__(self, stand_in: Any, outputs: Path) -> None:
         super().__init__(stand_in)
         self.page_outputs = outputs
-        (script,) = self.scripts.scripts_data
-        self.path = Path(script.path)
+        (path,) = {script.path for script in self.scripts.scripts_data}
+        self.path = Path(path)
 
     def reload(self, enabled: bool = True) -> None:
         """Everything in the order in which WebUIs do it."""
