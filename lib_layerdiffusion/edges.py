@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes
+from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes, to_float
 from .options import FIELDS, Checked, LayerOptions
 from .refusal import Refusal
 
@@ -57,7 +57,7 @@ class Edges(Checked):
     def background(self) -> Floats:
         """The colour to unmix [3], 0..1; neutral grey where there is none."""
         chosen = NEUTRAL_GREY if self.defringe.strip().casefold() in ("", "grey", "gray") else self.defringe
-        return np.array(read_colour(chosen), np.float32) / 255
+        return to_float(np.array(read_colour(chosen), np.uint8))
 
 
 def clean_edges(image: Bytes, edges: Edges) -> Bytes:
@@ -69,13 +69,14 @@ def clean_edges(image: Bytes, edges: Edges) -> Bytes:
     check_rgba(image, "The image whose edges are to be cleaned")
     if edges.off:
         return image
-    colour, alpha = image[..., :3], image[..., 3].astype(np.float32) / 255
+    colour, alpha = image[..., :3], to_float(image[..., 3])
     if edges.defringe:
         colour = unmix(image, edges.background())[..., :3]
     alpha = _set_levels(alpha, edges)
     alpha = _choke(alpha, edges.choke)
     if edges.feather:
-        alpha = cv2.GaussianBlur(alpha, (0, 0), edges.feather / 2, borderType=cv2.BORDER_REPLICATE)
+        blurred = cv2.GaussianBlur(alpha, (0, 0), edges.feather / 2, borderType=cv2.BORDER_REPLICATE)
+        alpha = np.asarray(blurred, np.float32)
     if edges.threshold:
         alpha = (alpha >= np.float32(edges.threshold)).astype(np.float32)
     cleaned = np.dstack([colour, to_bytes(alpha)])
@@ -93,8 +94,7 @@ def unmix(image: Bytes, background: Floats) -> Bytes:
     f = (c - (1 - a) * b) / a, clipped to what a colour can be. Invisible pixels get the colour around them, so that no
     scaling brings b back.
     """
-    alpha = image[..., 3:].astype(np.float32) / 255
-    mixed = image[..., :3].astype(np.float32) / 255
+    mixed, alpha = to_float(image[..., :3]), to_float(image[..., 3:])
     colour = np.divide(mixed - (1 - alpha) * background, alpha, out=np.zeros_like(mixed), where=alpha > 0)
     pure = np.dstack([to_bytes(colour), image[..., 3]])
     hidden = image[..., 3] == 0
@@ -107,7 +107,7 @@ def _set_levels(alpha: Floats, edges: Edges) -> Floats:
     black, white = np.float32(edges.black_point), np.float32(edges.white_point)
     if (black, white) != (0, 1):
         alpha = ((alpha - black) / (white - black)).clip(0, 1)
-    return alpha if edges.gamma == 1 else alpha ** np.float32(1 / edges.gamma)
+    return alpha if edges.gamma == 1 else np.asarray(alpha ** np.float32(1 / edges.gamma), np.float32)
 
 
 def _choke(alpha: Floats, pixels: float) -> Floats:

@@ -75,13 +75,13 @@ def check_work(canvas: Size, sizes: Sequence[Sequence[int]]) -> None:
 
 def premultiply(image: Image) -> Floats:
     """Straight RGBA [H, W, 4], uint8 or float 0..1 -> premultiplied float32 0..1."""
-    image = _to_float(image)
+    image = to_float(image)
     return np.concatenate([image[..., :3] * image[..., 3:], image[..., 3:]], axis=-1)
 
 
 def unpremultiply(image: Image) -> Floats:
     """Premultiplied RGBA [H, W, 4] -> straight float32 0..1; black where alpha is 0."""
-    image = _to_float(image)
+    image = to_float(image)
     colour, alpha = image[..., :3], image[..., 3:]
     straight = np.divide(colour, alpha, out=np.zeros_like(colour), where=alpha > 0)
     return np.concatenate([straight, alpha], axis=-1)
@@ -123,7 +123,7 @@ def fit(image: Image, size: Size, mode: str = "crop") -> Image:
     if image.shape[1::-1] == tuple(size):
         return image
     transparent = image.shape[2] == 4
-    pixels = premultiply(image) if transparent else _to_float(image)
+    pixels = premultiply(image) if transparent else to_float(image)
     fitted = _fit_pixels(pixels, size, mode)
     if transparent:
         fitted[..., 3] = fitted[..., 3].clip(0, 1)
@@ -143,7 +143,7 @@ def put_over(top: Image, bottom: Image) -> Floats:
 
     Colour that no alpha shows is kept from `top`, so that an image over nothing is that image.
     """
-    top, bottom = _to_float(top), _to_float(bottom)
+    top, bottom = to_float(top), to_float(bottom)
     colour, alpha = top[..., :3], top[..., 3:]
     if bottom.shape[2] == 3:
         return colour * alpha + bottom * (1 - alpha)
@@ -202,7 +202,8 @@ def check_rgba(image: Image, name: str) -> None:
         raise Refusal(f"{name} has to be uint8 [H, W, 4], not {image.dtype} {list(image.shape)}: convert it to RGBA.")
 
 
-def _to_float(image: Image) -> Floats:
+def to_float(image: Image) -> Floats:
+    """uint8 to float32 0..1; floats as they are, as float32."""
     if image.dtype == np.uint8:
         return np.asarray(image.astype(np.float32) / np.float32(255), np.float32)
     if image.dtype.kind != "f":
@@ -293,7 +294,7 @@ def _copy_background(background: Image, size: Size) -> Floats:
             f"The background is {background.shape[1]}x{background.shape[0]} and the layers are {width}x{height}: "
             "fit it to their size."
         )
-    return _to_float(background).copy()
+    return to_float(background).copy()
 
 
 def read_colour(colour: str | Sequence[int]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from .layers import Bytes, Floats, Size, check_rgba, fit, pad_rgb, to_bytes
+from .layers import Bytes, Size, check_rgba, fit, pad_rgb, to_bytes, to_float
 from .refusal import Refusal
 
 Enlarge = Callable[[Bytes], Bytes]  # RGB uint8 [H, W, 3] to the same picture in a larger size
@@ -25,9 +25,9 @@ def continue_colour(image: Bytes) -> Bytes:
     The fainter a pixel is, the less its colour can be trusted, so that of the pixels around it takes part.
     """
     check_rgba(image, "The image whose colour is to be continued")
-    own, around = image[..., :3].astype(np.float32) / 255, pad_rgb(image)
-    certain = np.minimum(1, image[..., 3:].astype(np.float32) / 255 / CERTAIN)
-    return to_bytes(around + (own - around) * certain)
+    own, around = to_float(image[..., :3]), pad_rgb(image)
+    certain = np.minimum(1, to_float(image[..., 3:]) / np.float32(CERTAIN))
+    return to_bytes(np.asarray(around + (own - around) * certain, np.float32))
 
 
 def join(colour: Bytes, alpha: Bytes) -> Bytes:
@@ -57,7 +57,7 @@ def load_upscaler(path: str | os.PathLike[str], device: torch.device | str = "cp
 
     ModuleNotFoundError when spandrel isn't installed; Refusal when the file isn't such a model.
     """
-    import spandrel
+    import spandrel  # pyright: ignore[reportMissingImports] - the extra [upscale]
 
     if not Path(path).is_file():
         raise Refusal(f"There is no file {path}: name an upscaling model, such as an ESRGAN .pth or .safetensors file.")
@@ -93,6 +93,5 @@ def load_upscaler(path: str | os.PathLike[str], device: torch.device | str = "cp
 def _scale(image: Bytes, size: Size) -> Bytes:
     """Area interpolation to fewer pixels, Lanczos to more."""
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    pixels: Floats = image.astype(np.float32) / 255
-    scaled = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
+    scaled = cv2.resize(to_float(image), size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4)
     return to_bytes(np.asarray(scaled, np.float32))

@@ -34,7 +34,8 @@ from ..hosts.diffusers import layer_diffusion
 from ..hosts.pipelines import load_pipeline
 from ..hosts.samplers import make_scheduler
 from ..infotext import mark_preview
-from ..layers import LayerStack
+from ..layers import Bytes, LayerStack
+from ..modes import Role
 from ..options import FIELDS, LayerOptions, check_text, parse
 from ..outputs import WRITERS, arrange, make_previews, name_layer
 from ..planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE
@@ -367,7 +368,8 @@ def _make(group: Sequence[Job], model: Model, out: Path) -> list[dict[str, Any]]
     pipe, store = _load(model)
     options, settings = group[0].options, group[0].settings
     outputs: Sequence[str] = options["outputs"]
-    with layer_diffusion(pipe, weights=store, **{**options, "outputs": LayerOptions.outputs}) as ld:
+    every_layer: dict[str, Any] = {**options, "outputs": LayerOptions.outputs}
+    with layer_diffusion(pipe, weights=store, **every_layer) as ld:
         stacks = ld.batch([job.prompt for job in group], [job.seed for job in group], **settings)
     return [
         {
@@ -382,7 +384,7 @@ def _make(group: Sequence[Job], model: Model, out: Path) -> list[dict[str, Any]]
 
 def _write_set(out: Path, name: str, stack: LayerStack, outputs: Sequence[str]) -> Iterator[Path]:
     """Write the wanted outputs of a set, over what was there under these names, and tell each file."""
-    made = {layer.role: layer.image for layer in stack.layers}
+    made: dict[Role, Bytes] = {layer.role: layer.image for layer in stack.layers}
     arranged = arrange(made, {}, stack.size, stack.infotext)
     for layer in stack.layers:
         if name_layer(layer.role) in outputs:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import Blend, Disposal
@@ -13,7 +14,7 @@ from ..layers import Bytes, check_rgba
 from ..refusal import Refusal
 from . import whole_file
 
-SETTINGS = {
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "png": {"format": "PNG", "default_image": False, "disposal": Disposal.OP_NONE, "blend": Blend.OP_SOURCE},
     "webp": {"format": "WEBP", "lossless": True},
 }

@@ -201,7 +201,8 @@ def _place(boxes: list[Size], bin_size: Size) -> dict[int, tuple[int, int]]:
     """Left top corners by the boxes' number, of those that find a place."""
     import rectpack
 
-    packer = rectpack.newPacker(rotation=False, pack_algo=rectpack.SkylineBlWm, sort_algo=rectpack.SORT_LSIDE)
+    make: Any = rectpack.newPacker  # its annotations know the defaults only
+    packer = make(rotation=False, pack_algo=rectpack.SkylineBlWm, sort_algo=rectpack.SORT_LSIDE)
     packer.add_bin(*bin_size)
     for number, box in enumerate(boxes):
         packer.add_rect(*box, rid=number)
@@ -231,9 +232,10 @@ def _draw(size: Size, frames: list[Frame], options: AtlasOptions) -> Sheet:
         bleed = options.padding // 2  # invisible pixels around each frame that have its colour
         reach = options.extrude + bleed
         around = np.pad(frame.image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-        outside = np.ones(around.shape[:2], bool)
-        outside[bleed : len(outside) - bleed, bleed : outside.shape[1] - bleed] = False
-        around[outside, 3] = 0
+        height, width = around.shape[:2]
+        inside = around[bleed : height - bleed, bleed : width - bleed, 3].copy()
+        around[..., 3] = 0
+        around[bleed : height - bleed, bleed : width - bleed, 3] = inside
         invisible = around[..., 3] == 0
         around[invisible, :3] = continue_colour(around)[invisible]
         around[reach : reach + frame.image.shape[0], reach : reach + frame.image.shape[1]] = frame.image

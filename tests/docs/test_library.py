@@ -61,6 +61,7 @@ INNER = {  # public for the package's own modules
     "show_path",
     "spread",
     "to_bytes",
+    "to_float",
     "using_path",
 }
 
