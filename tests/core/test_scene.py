@@ -220,7 +220,7 @@ def test_names_are_the_first_words_of_the_prompts() -> None:
         ({"foregrounds": "x", "first": "foreground", "background_image": IMAGE}, r"leave out background_image"),
         ({"foregrounds": "x", "background_image": IMAGE, "foreground_image": IMAGE}, r"nothing is left to make"),
         ({"foregrounds": 3}, r"foregrounds must be a list of texts"),
-        ({"foregrounds": ["x"], "firts": "auto"}, r"no option 'firts': did you mean 'first'"),
+        ({"foregrounds": ["x"], "firsts": "auto"}, r"no option 'firsts': did you mean 'first'"),
         ({"foregrounds": ["x"], "views": 3}, r"views can't be 3"),
     ],
 )
