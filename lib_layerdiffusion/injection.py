@@ -25,7 +25,6 @@ Compute: TypeAlias = "Callable[[Tensor], Tensor]"
 
 OTHERS = "Another extension"
 HYPERTILE = f"{OTHERS} (such as Hypertile)"
-NORMS = (nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass
