@@ -93,7 +93,7 @@ def test_scripts_with_opaque_tiles_are_refused(studio: Studio, script: str) -> N
 def check_grid(grid: Image.Image, cells: list[Image.Image], background: str = "checker") -> None:
     """Opaque, with every cell composited over the background."""
     pixels = np.asarray(grid.convert("RGBA"))
-    assert pixels[..., 3].min() == 255
+    assert pixels[..., 3].min() >= 254  # Forge can hide the infotext in the lowest bit
     assert [cell.mode for cell in cells] == len(cells) * ["RGBA"]
     for cell in cells:
         assert is_part(put_on(cell, background), pixels[..., :3])
