@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING
 
-from lib_layerdiffusion.edges import Edges
 from lib_layerdiffusion.modes import Mode, Role, find_mode
 from lib_layerdiffusion.options import MAX_PIXELS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
+
+if TYPE_CHECKING:
+    from lib_layerdiffusion.edges import Edges
 
 # The VAE has 8 pixels per latent cell, the UNet halves the latent three times (64 pixels are one cell at its deepest
 # level). Sizes in between are sampled at the next multiple of 8 and cropped. The upper bound catches typing errors.
@@ -61,6 +64,8 @@ class Plan:
 
 def plan(options: LayerOptions, facts: Facts) -> Plan:
     """The plan for these options on this model; Refusal that names the fix when there is none."""
+    from lib_layerdiffusion.edges import Edges  # here, since it needs numpy, and `--help` doesn't
+
     mode = find_mode(options.mode, facts.family)
     check_size(facts.width, facts.height)
     _check_inputs(mode, options, facts)
