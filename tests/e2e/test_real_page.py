@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -41,6 +42,7 @@ class Tab:
 
     def __init__(self, page: Page, studio: Studio, name: str) -> None:
         self.page, self.studio, self.name = page, studio, name
+        self.numbers: dict[str, Any] = {}
 
     @property
     def panel(self) -> str:
@@ -53,9 +55,17 @@ class Tab:
                 self.page.element(f"#{self.name}_prompt textarea")
                 self.page.run(SET_TEXT, f"#{self.name}_prompt textarea", value)
             else:
-                selector = f"#{self.name}_{name} input[type=number]"
-                self.page.element(selector)
-                self.page.run(SET_NUMBER, selector, str(value))
+                self.numbers[name] = value
+                self.page.element(f"#{self.name}_{name} input[type=number]")
+                self._keeps(name)
+
+    def _keeps(self, name: str) -> bool:
+        """Whether a field still has its number, which it is given again otherwise: Forge sets its own once more."""
+        selector, value = f"#{self.name}_{name} input[type=number]", str(self.numbers[name])
+        kept = self.page.find(selector)[0].get_attribute("value") == value
+        if not kept:
+            self.page.run(SET_NUMBER, selector, value)
+        return kept
 
     def set_small(self, **values: Any) -> None:
         usual = {name: self.studio.usual[name] for name in ("prompt", "seed", "cfg_scale", "width", "height")}
@@ -81,6 +91,9 @@ class Tab:
 
     def make(self, button: str = "generate") -> list[Image.Image]:
         """Click a button that makes pictures, and wait for them."""
+        for _ in range(2):  # what the page does by itself after it was opened takes a moment
+            self.page.wait(lambda: all(self._keeps(name) for name in self.numbers), "the numbers to be kept")
+            time.sleep(1)
         earlier = self.list_pictures()
         click(self.page, f"#{self.name}_{button}")
 
@@ -182,7 +195,8 @@ def test_upscaled_version(page: Page, txt2img: Tab, studio: Studio, switched: st
     (larger,) = txt2img.make("upscale")
     assert first.mode == "RGBA"
     assert larger.size == (2 * studio.size, 2 * studio.size)
-    assert larger.mode == ("RGBA" if switched == "on" else "RGB")
+    transparent = np.asarray(larger.convert("RGBA"))[..., 3].min() < 254  # Forge hides its infotext in the lowest bit
+    assert transparent == (switched == "on")
     assert ("layerdiffusion_mode" in larger.info["parameters"]) == (switched == "on")
 
 
