@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
 from lib_layerdiffusion.scene import TITLE
-from tests.e2e.server import CHECKPOINTS, Answer
+from tests.e2e.server import CHECKPOINTS, Answer, is_forge
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, SETTINGS, embedded  # noqa: F401 - a fixture
 from tests.tiny_models import attention_file
 
@@ -78,6 +78,8 @@ def test_joint_scene_and_its_infotext(webui: WebUIServer) -> None:
     scene = {"background": "a leaf", "foregrounds": "a red apple", "views": 1}
     whole = ask(webui, scene)
     assert names_of(whole) == ["background", "a red apple", "recomposite"]
+    if is_forge(webui.folder):
+        pytest.skip("the scene was made; Forge's own API fails at every infotext")
     text = whole.images[1].info["parameters"]
     again = webui.post("/sdapi/v1/txt2img", {"infotext": text, "script_name": TITLE})
     assert again.encoded == whole.encoded
