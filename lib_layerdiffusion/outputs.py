@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .export import ora, psd
+from .export import ora, png, psd
+from .infotext import mark_preview
 from .layers import Bytes, Layer, LayerStack, Size, composite
 from .modes import Mode, Role
 from .options import OUTPUTS
@@ -59,6 +62,26 @@ def make_previews(stack: LayerStack, transparent: Bytes | None, outputs: Sequenc
         yield "alpha", np.repeat(transparent[..., 3:], 3, axis=2)
     if len(stack.layers) > 1 and "recomposite" in outputs:
         yield "recomposite", composite(stack)[..., :3]
+
+
+def list_files(
+    stack: LayerStack, outputs: Sequence[str], given: Mapping[Role, Bytes] | None = None
+) -> Iterator[tuple[str, str, Callable[[Path], None]]]:
+    """The wanted outputs of a set of layers as files: what their names add to the set's, the ending, what writes them.
+
+    given: images that belong to the set without being made, of its size.
+    """
+    made: dict[Role, Bytes] = {layer.role: layer.image for layer in stack.layers}
+    for layer in stack.layers:
+        if name_layer(layer.role) in outputs:
+            alone = layer.role == "foreground" or len(stack.layers) == 1
+            yield "" if alone else f"-{layer.role}", ".png", partial(png.write, replace(stack, layers=(layer,)))
+    arranged = arrange(made, given or {}, stack.size, stack.infotext)
+    for name, preview in make_previews(arranged, made.get("foreground"), outputs):
+        yield f"-{name}", ".png", partial(png.write, preview, infotext=mark_preview(stack.infotext, name))
+    for name, write in WRITERS.items():
+        if name in outputs:
+            yield "", f".{name}", partial(write, arranged)
 
 
 def write_files(stack: LayerStack, outputs: Collection[str], path: Path) -> list[str]:

@@ -35,12 +35,20 @@ class Parser(argparse.ArgumentParser):
 
 def integer(low: int, high: int) -> Callable[[str], int]:
     """Make an argument type for whole numbers from `low` to `high`."""
+    return _bounded(int, "whole number", low, high)
 
-    def read(text: str) -> int:
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """Make an argument type for numbers from `low` to `high`."""
+    return _bounded(float, "number", low, high)
+
+
+def _bounded(convert: Callable[[str], Any], kind: str, low: float, high: float) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
         try:
-            number = int(text)
+            number = convert(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a whole number") from None
+            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a {kind}") from None
         if not low <= number <= high:
             raise argparse.ArgumentTypeError(f"{text[:60]} is not between {low} and {high}")
         return number

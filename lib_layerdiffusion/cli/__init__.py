@@ -17,7 +17,7 @@ from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
 from lib_layerdiffusion.options import FIELDS, parse_field
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
-from lib_layerdiffusion.refusal import Parser, Refusal, integer, lacks_memory, lacks_space, refuse_path
+from lib_layerdiffusion.refusal import Parser, Refusal, integer, lacks_memory, lacks_space, real, refuse_path
 from lib_layerdiffusion.scene import SCENE_FIELDS
 from lib_layerdiffusion.version import __version__
 
@@ -164,21 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _real(low: float, high: float) -> Callable[[str], float]:
-    """Make an argument type for numbers from `low` to `high`."""
-
-    def real(text: str) -> float:
-        try:
-            number = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text[:60]!r} is not a number") from None
-        if not low <= number <= high:
-            raise argparse.ArgumentTypeError(f"{text[:60]} is not between {low:g} and {high:g}")
-        return number
-
-    return real
-
-
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
@@ -241,7 +226,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=integer(0, LARGEST_SEED), help="seed of the first image (default: a random one)")
     parser.add_argument("--steps", type=integer(1, 1000), default=STEPS, help=f"sampling steps (default {STEPS})")
     usual = f"default {usual_guidance(''):g}, embedded model {usual_guidance(EMBEDDED):g}"
-    parser.add_argument("--cfg", type=_real(1, 30), default=None, help=f"guidance; 1 is none ({usual})")
+    parser.add_argument("--cfg", type=real(1, 30), default=None, help=f"guidance; 1 is none ({usual})")
 
 
 def _add_whole_sampling(parser: argparse.ArgumentParser) -> None:
@@ -282,7 +267,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     text = "with --image: paint anew what is white here; what is black keeps its colour and transparency (inpainting)"
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help=text)
     text = f"with --image: how much of it changes, 0 to 1 (default {STRENGTH:g})"
-    parser.add_argument("--strength", type=_real(0, 1), metavar="NUMBER", help=text)
+    parser.add_argument("--strength", type=real(0, 1), metavar="NUMBER", help=text)
     _add_out(parser, "outputs")
     _add_model(parser)
     for name, option in FIELDS.items():
@@ -329,7 +314,7 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
 
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--by", type=_real(0.05, 16), metavar="FACTOR", help="scale of both sides (default: 2)")
+    parser.add_argument("--by", type=real(0.05, 16), metavar="FACTOR", help="scale of both sides (default: 2)")
     parser.add_argument("--width", type=integer(1, 2**15), help="in pixels; alone, the height follows")
     parser.add_argument("--height", type=integer(1, 2**15), help="in pixels; alone, the width follows")
     text = "file of an upscaling model such as ESRGAN or SwinIR (default: Lanczos interpolation)"
@@ -349,7 +334,7 @@ def _add_atlas(parser: argparse.ArgumentParser) -> None:
     text = "pixels by which the outermost ones are repeated, for opaque tiles (default: 0)"
     parser.add_argument("--extrude", type=integer(0, 64), default=0, help=text)
     text = "0 to 1 from the left top corner (default: 0.5 0.5)"
-    parser.add_argument("--pivot", type=_real(0, 1), nargs=2, metavar=("X", "Y"), default=(0.5, 0.5), help=text)
+    parser.add_argument("--pivot", type=real(0, 1), nargs=2, metavar=("X", "Y"), default=(0.5, 0.5), help=text)
     parser.add_argument("--power-of-two", action="store_true", help="sides of 256, 512, 1024 ... pixels")
     text = "of a sheet, in pixels; what doesn't fit goes to further sheets (default: 4096)"
     parser.add_argument("--max-side", type=integer(16, 16384), default=4096, help=text)
@@ -360,7 +345,7 @@ def _add_animate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="of one size, in their order, or folders")
     parser.add_argument("--name", default="animation", help="of the file (default: animation)")
     parser.add_argument("--format", choices=("png", "webp"), default="png", help="APNG (default) or lossless WebP")
-    parser.add_argument("--fps", type=_real(0.1, 100), default=12, help="images in a second (default: 12)")
+    parser.add_argument("--fps", type=real(0.1, 100), default=12, help="images in a second (default: 12)")
     parser.add_argument("--loops", type=integer(0, 65535), default=0, help="how often it runs; 0 (default): for ever")
     _add_out(parser, "outputs")
 

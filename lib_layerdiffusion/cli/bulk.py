@@ -17,8 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache, partial
 from multiprocessing import get_context
@@ -28,16 +27,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..export import png
 from ..export.names import slug
 from ..hosts.diffusers import layer_diffusion
 from ..hosts.pipelines import load_pipeline
-from ..hosts.samplers import make_scheduler
-from ..infotext import mark_preview
-from ..layers import Bytes, LayerStack
-from ..modes import Role
+from ..hosts.samplers import set_sampler
+from ..layers import LayerStack
 from ..options import FIELDS, LayerOptions, check_text, parse
-from ..outputs import WRITERS, arrange, make_previews, name_layer
+from ..outputs import list_files
 from ..planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE
 from ..refusal import Refusal, list_choices
 from ..weights import WeightStore
@@ -153,17 +149,16 @@ def plan_jobs(rows: Iterable[Mapping[str, Any]], common: Job, template: str = NA
     return jobs
 
 
-def run(work: Work, report: Callable[[Path], None]) -> int:
-    """Make what isn't in the manifest yet; `report` is called with each file. Returns how many sets were made.
+def run(work: Work, report: Callable[[Path], None]) -> None:
+    """Make what isn't in the manifest yet; `report` is called with each file.
 
     Refusal when the folder has files of other settings under these names, or processes end again and again.
     """
     left = _find_missing(work)
     groups = list(_group(left, work.batch))
     began, made = time.monotonic(), 0
-    with ExitStack() as stack:
-        manifest = stack.enter_context(work.manifest.open("ab"))
-        bar = stack.enter_context(tqdm(total=len(left), unit="set", file=sys.stderr, disable=None))
+    bar = tqdm(total=len(left), unit="set", file=sys.stderr, disable=None)
+    with work.manifest.open("ab") as manifest, bar:
         for lines in _make_all(groups, work):
             for line in lines:
                 manifest.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -179,7 +174,6 @@ def run(work: Work, report: Callable[[Path], None]) -> int:
         f"{made} sets in {seconds:.0f} s ({made / max(seconds, 1e-9):.2f} a second); {there} were there already",
         file=sys.stderr,
     )
-    return made
 
 
 def _read_csv(name: str, text: str) -> Iterator[dict[str, Any]]:
@@ -236,8 +230,12 @@ def _read_row(row: Mapping[str, Any], common: Job) -> tuple[dict[str, float], di
         raise Refusal("It has no prompt: fill the column prompt.")
     given = {name: row[name] for name in OPTIONS if name in row}
     given = {name: parse(name, value) if isinstance(value, str) else value for name, value in given.items()}
-    options = LayerOptions.from_dict({**common.options, **given}).to_dict()
-    return numbers, texts, {name: value for name, value in options.items() if name in OPTIONS}
+    return numbers, texts, _keep(LayerOptions.from_dict({**common.options, **given}))
+
+
+def _keep(options: LayerOptions) -> dict[str, Any]:
+    """The options that a row can have."""
+    return {name: value for name, value in options.to_dict().items() if name in OPTIONS}
 
 
 def _check_template(template: str) -> None:
@@ -354,8 +352,7 @@ def _make_all(groups: list[list[Job]], work: Work) -> Iterator[list[dict[str, An
 def _load(model: Model) -> tuple[Any, WeightStore]:
     """The pipeline and the layer files, once in each process."""
     pipe = load_pipeline(model.path, device=model.device, offline=model.offline)
-    if model.sampler or model.scheduler:
-        pipe.scheduler = make_scheduler(pipe.scheduler, model.sampler, model.scheduler)
+    set_sampler(pipe, model.sampler, model.scheduler)
     return pipe, WeightStore(list(model.folders), download_to=model.cache, offline=model.offline)
 
 
@@ -384,21 +381,10 @@ def _make(group: Sequence[Job], model: Model, out: Path) -> list[dict[str, Any]]
 
 def _write_set(out: Path, name: str, stack: LayerStack, outputs: Sequence[str]) -> Iterator[Path]:
     """Write the wanted outputs of a set, over what was there under these names, and tell each file."""
-    made: dict[Role, Bytes] = {layer.role: layer.image for layer in stack.layers}
-    arranged = arrange(made, {}, stack.size, stack.infotext)
-    for layer in stack.layers:
-        if name_layer(layer.role) in outputs:
-            alone = layer.role == "foreground" or len(stack.layers) == 1
-            path = out / f"{name if alone else f'{name}-{layer.role}'}.png"
-            png.write(replace(stack, layers=(layer,)), path)
-            yield path
-    for preview, image in make_previews(arranged, made.get("foreground"), outputs):
-        png.write(image, out / f"{name}-{preview}.png", mark_preview(stack.infotext, preview))
-        yield out / f"{name}-{preview}.png"
-    for kind, write in WRITERS.items():
-        if kind in outputs:
-            write(arranged, out / f"{name}.{kind}")
-            yield out / f"{name}.{kind}"
+    for addition, ending, write in list_files(stack, outputs):
+        path = out / f"{name}{addition}{ending}"
+        write(path)
+        yield path
 
 
 def _describe_file(path: Path) -> dict[str, str]:
@@ -407,5 +393,4 @@ def _describe_file(path: Path) -> dict[str, str]:
 
 def read_common(seed: int | None, options: LayerOptions, settings: Mapping[str, Any]) -> Job:
     """What holds for every row that doesn't say otherwise; the first seed is 0."""
-    kept = {name: value for name, value in options.to_dict().items() if name in OPTIONS}
-    return Job("", "", seed or 0, dict(settings), kept)
+    return Job("", "", seed or 0, dict(settings), _keep(options))

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,22 +26,22 @@ from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
 from lib_layerdiffusion.export import animation, png
-from lib_layerdiffusion.export.atlas import AtlasOptions
+from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, start_from_image
-from lib_layerdiffusion.hosts.samplers import make_scheduler, read_names
+from lib_layerdiffusion.hosts.samplers import read_names, set_sampler
 from lib_layerdiffusion.image_file import MAX_PIXELS, read_image, read_size
-from lib_layerdiffusion.infotext import mark_layer, mark_preview
+from lib_layerdiffusion.infotext import mark_layer
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
 from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.modes import ROLES, Role, any_row
 from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
-from lib_layerdiffusion.outputs import WRITERS, arrange, list_outputs, make_previews, name_layer
+from lib_layerdiffusion.outputs import WRITERS, list_files, list_outputs
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_size, count_sets
 from lib_layerdiffusion.refusal import Refusal, using_path
 from lib_layerdiffusion.scene import SCENE_FIELDS, Scene
@@ -97,8 +97,7 @@ def generate(arguments: argparse.Namespace) -> int:
     store = _store(arguments)
     first = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
     seeds = [(first + index) % (LARGEST_SEED + 1) for index in range(sets)]
-    settings = _sampling(arguments, arguments.model)
-    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    settings = _whole_sampling(arguments)
     with OutputFolder(arguments.out) as out:
         pipe = _load_sampling(arguments)
         if start:
@@ -126,8 +125,7 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     options = _read_options(arguments)
     if _given(options) or arguments.image or arguments.mask or arguments.strength is not None:
         raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
-    settings = _sampling(arguments, arguments.model)
-    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    settings = _whole_sampling(arguments)
     jobs = bulk.plan_jobs(rows, bulk.read_common(arguments.seed, options, settings), arguments.name or bulk.NAME)
     store = _store(arguments)
     model = bulk.Model(
@@ -152,8 +150,7 @@ def scene(arguments: argparse.Namespace) -> int:
     options = _read_scene(arguments)
     store = _store(arguments)
     seed = secrets.randbelow(LARGEST_SEED + 1) if arguments.seed is None else arguments.seed
-    settings = _sampling(arguments, arguments.model)
-    settings |= {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    settings = _whole_sampling(arguments)
     title = options.background or arguments.prompt or "scene"
     with OutputFolder(arguments.out) as out:
         pipe = _load_sampling(arguments)
@@ -244,9 +241,8 @@ def atlas(arguments: argparse.Namespace) -> int:
     with OutputFolder(arguments.out) as out:
         path = out.path / slug(arguments.name)
         sheets = write_atlas(pictures, path, options)
-        for number in range(len(sheets)):
-            name = path.name if len(sheets) == 1 else f"{path.name}-{number}"
-            print(path.with_name(f"{name}.png"), path.with_name(f"{name}.json"), sep="\n")
+        for sheet in name_sheets(path, len(sheets)):
+            print(f"{sheet}.png", f"{sheet}.json", sep="\n")
     return 0
 
 
@@ -317,13 +313,18 @@ def doctor(arguments: argparse.Namespace) -> int:
 def _load_sampling(arguments: argparse.Namespace) -> Any:
     """Load the model, with the wanted sampler."""
     pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
-    if arguments.sampler or arguments.scheduler:
-        pipe.scheduler = make_scheduler(pipe.scheduler, arguments.sampler, arguments.scheduler)
+    set_sampler(pipe, arguments.sampler, arguments.scheduler)
     return pipe
 
 
 def _sampling(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     return {"steps": arguments.steps, "cfg": usual_guidance(model) if arguments.cfg is None else arguments.cfg}
+
+
+def _whole_sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a call of the library takes, where all of them have flags."""
+    asked = {"negative_prompt": arguments.negative, "width": arguments.width, "height": arguments.height}
+    return _sampling(arguments, arguments.model) | asked
 
 
 def _read_options(arguments: argparse.Namespace) -> LayerOptions:
@@ -451,18 +452,11 @@ def _enlarge(rgba: Pixels) -> Pixels:
 
 def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: LayerOptions) -> None:
     """Write the wanted layers of a set, its previews and its layered files, and tell their paths on stdout."""
-    for layer in stack.layers:
-        if name_layer(layer.role) in options.outputs:
-            name = stem if layer.role == "foreground" or len(stack.layers) == 1 else f"{stem}-{layer.role}"
-            _write(out, name, replace(stack, layers=(layer,)))
-    made: dict[Role, Pixels] = {layer.role: layer.image for layer in stack.layers}
     given: dict[Role, Pixels] = {
         role: fit(image, stack.size, options.resize_mode) for role, image in _given(options).items()
     }
-    arranged = arrange(made, given, stack.size, stack.infotext)
-    for name, preview in make_previews(arranged, made.get("foreground"), options.outputs):
-        _write(out, f"{stem}-{name}", preview, mark_preview(stack.infotext, name))
-    _write_files(out, stem, arranged, options.outputs)
+    for addition, ending, write in list_files(stack, options.outputs, given):
+        print(out.write(f"{stem}{addition}", ending, write), flush=True)
 
 
 def _write_files(out: OutputFolder, stem: str, stack: LayerStack, outputs: Collection[str]) -> None:

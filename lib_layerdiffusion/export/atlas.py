@@ -114,12 +114,17 @@ def write(pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | Non
     """
     options = options or AtlasOptions()
     sheets = make_sheets(pictures, options)
-    for number, sheet in enumerate(sheets):
-        name = path.name if len(sheets) == 1 else f"{path.name}-{number}"
-        png.write(sheet.image, path.with_name(f"{name}.png"))
-        with whole_file(path.with_name(f"{name}.json")) as file:
-            file.write(json.dumps(describe(sheet, f"{name}.png", options), ensure_ascii=False, indent=1).encode())
+    for sheet, base in zip(sheets, name_sheets(path, len(sheets)), strict=True):
+        image = base.with_name(f"{base.name}.png")
+        png.write(sheet.image, image)
+        with whole_file(base.with_name(f"{base.name}.json")) as file:
+            file.write(json.dumps(describe(sheet, image.name, options), ensure_ascii=False, indent=1).encode())
     return sheets
+
+
+def name_sheets(path: Path, count: int) -> list[Path]:
+    """The paths of so many sheets, without their endings."""
+    return [path] if count == 1 else [path.with_name(f"{path.name}-{number}") for number in range(count)]
 
 
 def _share_canvas(pictures: Mapping[str, Bytes]) -> dict[str, Bytes]:

@@ -33,6 +33,12 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def set_sampler(pipe: Any, sampler: str | None, schedule: str | None) -> None:
+    """Give a pipeline the scheduler of these names; without either it keeps its own. Refusal as of `make_scheduler`."""
+    if sampler or schedule:
+        pipe.scheduler = make_scheduler(pipe.scheduler, sampler, schedule)
+
+
 def make_scheduler(current: Any, sampler: str | None, schedule: str | None = None) -> Any:
     """The scheduler of that name for a model, with what `current` says about the model (noise, prediction type).
 
