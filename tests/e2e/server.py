@@ -19,7 +19,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
+
+from lib_layerdiffusion.webui import settings
 
 CHECKPOINTS = {family: f"layerdiffusion-seeded-{family}" for family in ("sd15", "sdxl")}  # written by seeded_files
 LORA = "layerdiffusion-seeded-lora"
@@ -78,6 +81,7 @@ HIRES: dict[str, Any] = {
     "denoising_strength": 0.6,
     "hr_additional_modules": ["Use same choices"],  # Forge fails without it
 }
+OWN_OPTIONS = {settings.PREFIX + name: value for name, value in settings.defaults().items()}
 START_SECONDS, ANSWER_SECONDS = 1200, 1200
 PROBE = Path(__file__).parent / "probe"  # an extension, to be linked into the WebUI's extensions
 
@@ -127,8 +131,8 @@ class WebUIServer:
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}"
         # live previews need a network that Forge would download
-        settings = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
-        (scratch / "config.json").write_text(json.dumps(settings | DYNAMIC_PROMPTS))
+        options = {"sd_model_checkpoint": f"{CHECKPOINTS['sd15']}.safetensors", "live_previews_enable": False}
+        (scratch / "config.json").write_text(json.dumps(options | DYNAMIC_PROMPTS))
         files = [f"--ui-settings-file={scratch / 'config.json'}", f"--ui-config-file={scratch / 'ui-config.json'}"]
         flags = [*choose_flags(folder, more), *files]
         command = [str(python), "launch.py", *flags, f"--port={self.port}"]
@@ -204,6 +208,18 @@ class WebUIServer:
             yield
         finally:
             assert self.post(f"/layerdiffusion-probe/threads?number={number}").status == 200
+
+    @contextmanager
+    def options(self, **values: Any) -> Iterator[None]:
+        """Change settings of the WebUI for a while; skips the test if the WebUI doesn't have them."""
+        before = OWN_OPTIONS | self.get("/sdapi/v1/options")  # an option that was never set isn't listed
+        if missing := [name for name in values if name not in before]:
+            pytest.skip(f"this WebUI doesn't have the option {missing[0]}")
+        assert self.post("/sdapi/v1/options", values).status == 200
+        try:
+            yield
+        finally:
+            assert self.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
 
     def fail_at(self, place: str, kind: str, times: int = 1) -> None:
         """Make the next calls of `sampling` or `decoding` meet an `error`, a lack of `memory` or an `interrupt`.

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lib_layerdiffusion.layers import Layer, composite
-from lib_layerdiffusion.webui import settings
 from tests.e2e.server import CHECKPOINTS, Answer, State, WebUIServer, is_forge
 from tests.e2e.test_embedded_checkpoint import CHECKPOINT, choose, embedded
+from tests.masked_pictures import draw_mask, draw_noise
 
 __all__ = ["at_first", "embedded", "studio", "unchanged"]  # fixtures
 
 FOREGROUND: dict[str, Any] = {"mode": "foreground", "views": 1}
 TOGETHER: dict[str, Any] = {"mode": "together", "views": 1}
-DEFAULTS = {settings.PREFIX + name: value for name, value in settings.defaults().items()}
 OTHER = "layerdiffusion-other"  # a checkpoint's name
 QUICK: dict[str, Any] = {"prompt": "red apple", "negative_prompt": "", "seed": 5, "cfg_scale": 3}
 
@@ -47,29 +46,16 @@ class Studio:
         return self.server.img2img(image, layers, **self.usual | values)
 
     def draw(self, kind: str = "RGBA") -> Image.Image:
-        """Noise of every colour, also where it is invisible; "RGBA" has alpha of every value."""
-        pixels = np.random.default_rng(3).integers(0, 256, (self.size, self.size, 4), np.uint8)
-        return Image.fromarray(pixels).convert(kind)
+        """Noise of the size of its pictures."""
+        return draw_noise(kind, (self.size, self.size))
 
     def draw_mask(self) -> Image.Image:
         """A square in the middle, of a third of the side."""
-        mask = Image.new("L", (self.size, self.size))
-        ImageDraw.Draw(mask).rectangle((self.size // 3, self.size // 3, 2 * self.size // 3, 2 * self.size // 3), 255)
-        return mask
-
-    @contextmanager
-    def options(self, **values: Any) -> Iterator[None]:
-        """Change settings of the WebUI for a while."""
-        before = DEFAULTS | self.server.get("/sdapi/v1/options")  # Forge lists no option that was never set
-        assert self.server.post("/sdapi/v1/options", values).status == 200
-        try:
-            yield
-        finally:
-            assert self.server.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
+        return draw_mask((self.size, self.size))
 
     def saving_in(self, folder: Path) -> Any:
         """Save pictures as `picture.png` in a folder, for a while."""
-        return self.options(
+        return self.server.options(
             outdir_txt2img_samples=str(folder),
             samples_filename_pattern="picture",
             save_images_add_number=False,
@@ -120,16 +106,6 @@ def unchanged(studio: Studio, at_first: State) -> Iterator[None]:
     """After each test the weights, the modules and the next pictures are the same, byte for byte."""
     yield
     assert not at_first.changes(studio.server.observe(studio.checkpoint, steps=1))
-
-
-def reach(mask: Image.Image, blur: int) -> NDArray[np.bool_]:
-    """Where the mask can't have any share, however it is blurred."""
-    box = mask.getbbox()
-    assert box is not None
-    far = np.ones(mask.size[::-1], bool)
-    margin = 3 * blur + 1 if blur else 0
-    far[max(0, box[1] - margin) : box[3] + margin, max(0, box[0] - margin) : box[2] + margin] = False
-    return far
 
 
 def put_on(image: Image.Image, background: str = "checker") -> NDArray[np.uint8]:

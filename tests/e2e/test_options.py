@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -33,19 +31,6 @@ HYPERTILE_ARGUMENTS = [128, 2, 0, False]  # tile size, swap size, depth, whether
 TILED = {"width": 256, "height": 256, "steps": 1}
 
 
-@contextmanager
-def options(webui: WebUIServer, **values: Any) -> Iterator[None]:
-    """Change settings of the WebUI for a while; skips the test if the WebUI doesn't have them."""
-    before = webui.get("/sdapi/v1/options")
-    if missing := [name for name in values if name not in before]:
-        pytest.skip(f"this WebUI doesn't have the option {missing[0]}")
-    assert webui.post("/sdapi/v1/options", values).status == 200
-    try:
-        yield
-    finally:
-        assert webui.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
-
-
 @pytest.mark.seen("foreground", "attention: {name}")
 @pytest.mark.parametrize("name", ATTENTIONS)
 def test_attention(webui: WebUIServer, before: State, name: str) -> None:
@@ -55,7 +40,7 @@ def test_attention(webui: WebUIServer, before: State, name: str) -> None:
     value = ATTENTIONS[name]
     applied = "attention optimization" if value == "None" else f"attention optimization: {value.partition(' ')[0]}..."
     times = webui.read_log().count(applied)
-    with options(webui, **{ATTENTION: value}):
+    with webui.options(**{ATTENTION: value}):
         assert webui.read_log().count(applied) == times + 1
         together = webui.ask(TOGETHER).images
         foreground = webui.ask(FOREGROUND)
@@ -108,7 +93,7 @@ def test_tiles_within_the_network(webui: WebUIServer) -> None:
 def test_weights_in_eight_bits(webui: WebUIServer, embedded: WebUIServer, before: State) -> None:
     """AUTOMATIC1111 keeps the rounded weights in memory; loading a checkpoint of another shape replaces them."""
     choose(webui, f"{CHECKPOINTS['sd15']}.safetensors")
-    with options(webui, fp8_storage="Enable"):
+    with webui.options(fp8_storage="Enable"):
         plain = webui.ask().encoded
         first = webui.ask(FOREGROUND)
         assert webui.ask(FOREGROUND).encoded == first.encoded

@@ -142,23 +142,10 @@ def test_own_defaults(webui_server: WebUIServer, tmp_path: Path) -> None:
         assert page.element(f"{PANEL}_outputs_background input").is_selected()
 
 
-@contextmanager
-def set_options(server: WebUIServer, values: dict[str, Any]) -> Iterator[None]:
-    never_set = {"layerdiffusion_save_previews": False}  # such an option isn't listed
-    before = never_set | server.get("/sdapi/v1/options")
-    assert server.post("/sdapi/v1/options", values).status == 200
-    try:
-        yield
-    finally:
-        assert server.post("/sdapi/v1/options", {name: before[name] for name in values}).status == 200
-
-
 @pytest.mark.seen("foreground", "a grid of a batch, and Save with jpg")
 def test_grid_and_save_button(webui_server: WebUIServer, page: Page, tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    with set_options(
-        webui_server, {"samples_format": "jpg", "outdir_save": str(saved), "use_save_to_dirs_for_ui": False}
-    ):
+    with webui_server.options(samples_format="jpg", outdir_save=str(saved), use_save_to_dirs_for_ui=False):
         page.element("#txt2img_prompt textarea").send_keys("a red apple")
         set_small(page)
         page.run(SET_NUMBER, "#txt2img_batch_count input[type=number]", "2")
@@ -177,7 +164,7 @@ def test_grid_and_save_button(webui_server: WebUIServer, page: Page, tmp_path: P
 @pytest.mark.seen("foreground", "saved previews")
 def test_previews_are_saved_under_the_layers_name(webui_server: WebUIServer, tmp_path: Path) -> None:
     values = {"layerdiffusion_save_previews": True, "outdir_txt2img_samples": str(tmp_path), "save_to_dirs": False}
-    with set_options(webui_server, values):
+    with webui_server.options(**values):
         layers = {"mode": "foreground", "outputs": ["rgba", "checker", "alpha"]}
         answer = webui_server.ask(layers, save_images=True, batch_size=2)
     names = sorted(path.name for path in tmp_path.glob("*.png"))

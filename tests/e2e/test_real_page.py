@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.browser import Page, opened
-from tests.e2e.studio import OTHER, at_first, embedded, reach, studio, unchanged
+from tests.e2e.studio import OTHER, at_first, embedded, studio, unchanged
 from tests.e2e.test_page import SET_NUMBER, click, fetch
+from tests.masked_pictures import find_unmasked
 
 if TYPE_CHECKING:
     from tests.e2e.studio import Studio
@@ -147,7 +148,7 @@ def test_inpaint_upload(page: Page, img2img: Tab, studio: Studio, tmp_path: Path
     page.wait(lambda: page.find("#img_inpaint_base img") and page.find("#img_inpaint_mask img"), "both images")
     (made,) = img2img.make()
     assert (made.mode, made.size) == ("RGBA", start.size)
-    far = reach(mask, 4)
+    far = find_unmasked(mask, 4)
     assert np.array_equal(np.asarray(made)[far], np.asarray(start.convert("RGBA"))[far])
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.e2e.server import encode
-from tests.e2e.studio import FOREGROUND, TOGETHER, at_first, embedded, is_part, put_on, reach, studio, unchanged
+from tests.e2e.studio import FOREGROUND, TOGETHER, at_first, embedded, is_part, put_on, studio, unchanged
 from tests.e2e.test_scripts import need_script, write_plot_arguments
+from tests.masked_pictures import find_unmasked
 
 if TYPE_CHECKING:
     from tests.e2e.studio import Studio
@@ -39,7 +40,7 @@ def test_what_is_not_masked_keeps_its_bytes(
     answer = studio.img2img(start, denoising_strength=0.8, **masked)
     (made,) = answer.images
     assert (made.mode, made.size) == ("RGBA", start.size)
-    painted, given, far = np.asarray(made), np.asarray(start.convert("RGBA")), reach(mask, BLUR)
+    painted, given, far = np.asarray(made), np.asarray(start.convert("RGBA")), find_unmasked(mask, BLUR)
     assert np.array_equal(painted[far], given[far])
     if kind == "RGB":
         assert (painted[far][:, 3] == 255).all()
@@ -103,7 +104,7 @@ def check_grid(grid: Image.Image, cells: list[Image.Image], background: str = "c
 def test_grid_of_a_plot(studio: Studio) -> None:
     script = need_script(studio.server, "x/y/z plot")
     arguments = write_plot_arguments(studio.server, script, "[LayerDiffusion] Weight", ["0.5", "1"])
-    with studio.options(layerdiffusion_grid_background="#204060"):
+    with studio.server.options(layerdiffusion_grid_background="#204060"):
         grid, *cells = studio.txt2img(script_name=script, script_args=arguments).images
     check_grid(grid, [cell for cell in cells if cell.size == (studio.size, studio.size)], "#204060")
 
@@ -167,7 +168,7 @@ def test_infotext_of_a_grid_makes_its_first_cell_again(studio: Studio) -> None:
 
 @pytest.mark.seen("any", "continued without layers: told in the answer")
 def test_an_ordinary_picture_says_why(studio: Studio) -> None:
-    with studio.options(layerdiffusion_go_on=True):
+    with studio.server.options(layerdiffusion_go_on=True):
         answer = studio.txt2img({"mode": "foreground_conv"})
     assert [image.mode for image in answer.images] == ["RGB"]
     (sentence,) = notes_of(answer)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.masked_pictures import draw_mask, draw_noise, find_unmasked
 from tests.webui.jobs import decode_image, encode_image
 
 pytestmark = pytest.mark.slow
@@ -16,41 +17,18 @@ FAST: dict[str, Any] = {"views": 1}
 BODY: dict[str, Any] = {"steps": 3, "denoising_strength": 0.9, "prompt": "red apple"}
 
 
-def draw(kind: str, size: tuple[int, int] = (128, 128)) -> Image.Image:
-    """Noise of every colour, also where it is invisible; "RGBA" has alpha of every value."""
-    pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 4), np.uint8)
-    image = Image.fromarray(pixels)
-    return image if kind == "RGBA" else image.convert("RGB")
-
-
-def draw_mask(size: tuple[int, int] = (128, 128)) -> Image.Image:
-    mask = Image.new("L", size)
-    mask.paste(255, (40, 30, 90, 80))
-    return mask
-
-
-def reach(mask: Image.Image, blur: int) -> np.ndarray[Any, Any]:
-    """Where the mask can't have any share, however it is blurred."""
-    box = mask.getbbox()
-    assert box is not None
-    far = np.ones(mask.size[::-1], bool)
-    margin = 3 * blur + 1 if blur else 0
-    far[max(0, box[1] - margin) : box[3] + margin, max(0, box[0] - margin) : box[2] + margin] = False
-    return far
-
-
 @pytest.mark.parametrize("host", ["A1111", "Forge"])
 @pytest.mark.parametrize("only_masked", [True, False])
 @pytest.mark.parametrize("kind", ["RGB", "RGBA"])
 @pytest.mark.parametrize("blur", [0, 4])
 def test_what_is_not_masked_keeps_its_bytes(webui, host, only_masked, kind, blur):
     webui.act_like(host)
-    start, mask = draw(kind), draw_mask()
+    start, mask = draw_noise(kind, (128, 128)), draw_mask((128, 128))
     body = BODY | {"init_images": [encode_image(start)], "mask": encode_image(mask), "mask_blur": blur}
     answer = webui.post("img2img", FAST, **body, inpaint_full_res=only_masked, width=128, height=128).json()
     made = decode_image(answer["images"][0])
     assert (made.mode, made.size) == ("RGBA", (128, 128))
-    far, painted, given = reach(mask, blur), np.asarray(made), np.asarray(start.convert("RGBA"))
+    far, painted, given = find_unmasked(mask, blur), np.asarray(made), np.asarray(start.convert("RGBA"))
     assert np.array_equal(painted[far], given[far])
     inside = np.asarray(mask.resize((128, 128))) == 255
     assert not np.array_equal(painted[inside], given[inside])
@@ -61,11 +39,11 @@ def test_what_is_not_masked_keeps_its_bytes(webui, host, only_masked, kind, blur
 
 @pytest.mark.parametrize("size", [(96, 160), (200, 96)])
 def test_a_picture_larger_than_what_is_sampled(webui, size):
-    start, mask = draw("RGB", size), draw_mask(size)
+    start, mask = draw_noise("RGB", size), draw_mask(size)
     processed = webui.img2img(
         FAST, init_images=[start], mask=mask, inpaint_full_res=True, inpaint_full_res_padding=8, mask_blur=2, **BODY
     )
-    painted, far = np.asarray(processed.images[0]), reach(mask, 2)
+    painted, far = np.asarray(processed.images[0]), find_unmasked(mask, 2)
     assert processed.images[0].size == size
     assert np.array_equal(painted[far], np.asarray(start.convert("RGBA"))[far])
 
@@ -73,7 +51,7 @@ def test_a_picture_larger_than_what_is_sampled(webui, size):
 @pytest.mark.parametrize("kind", ["RGB", "RGBA"])
 def test_a_size_that_is_not_sampled(webui, kind):
     """The whole picture, 70x66: sampled in 72x72, of which the edges are cut off again."""
-    start, mask = draw(kind, (70, 66)), Image.new("L", (70, 66))
+    start, mask = draw_noise(kind, (70, 66)), Image.new("L", (70, 66))
     mask.paste(255, (20, 20, 40, 40))
     processed = webui.img2img(
         FAST, init_images=[start], mask=mask, inpaint_full_res=False, mask_blur=0, **BODY | {"width": 70, "height": 66}
@@ -85,8 +63,8 @@ def test_a_size_that_is_not_sampled(webui, kind):
 
 
 def test_a_batch_of_opaque_pictures(webui):
-    starts = [Image.fromarray(np.asarray(draw("RGB"))[:, ::flip]) for flip in (1, -1)]
-    mask = draw_mask()
+    starts = [Image.fromarray(np.asarray(draw_noise("RGB", (128, 128)))[:, ::flip]) for flip in (1, -1)]
+    mask = draw_mask((128, 128))
     processed = webui.img2img(
         FAST, init_images=starts, batch_size=2, seed=[1, 1], mask=mask, inpaint_full_res=False, mask_blur=0, **BODY,
         width=128, height=128,
@@ -100,7 +78,7 @@ def test_an_empty_mask_is_image_to_image(webui):
     mask = Image.new("L", (128, 128))
     for kind in ("RGB", "RGBA"):
         processed = webui.img2img(
-            FAST, init_images=[draw(kind)], mask=mask, inpaint_full_res=False, mask_blur=0, **BODY
+            FAST, init_images=[draw_noise(kind, (128, 128))], mask=mask, inpaint_full_res=False, mask_blur=0, **BODY
         )
         assert processed.images[0].size == (64, 64)
 
@@ -108,7 +86,7 @@ def test_an_empty_mask_is_image_to_image(webui):
 def test_without_the_overlay_the_generated_picture_is_handed_back(webui, monkeypatch):
     """The WebUI's own setting against laying the original over it."""
     monkeypatch.setitem(webui.shared.opts.data, "overlay_inpaint", False)
-    start, mask = draw("RGB", (64, 64)), Image.new("L", (64, 64))
+    start, mask = draw_noise("RGB", (64, 64)), Image.new("L", (64, 64))
     mask.paste(255, (20, 20, 40, 40))
     (made,) = webui.img2img(FAST, init_images=[start], mask=mask, inpaint_full_res=False, **BODY).images
     assert not np.array_equal(np.asarray(made)[..., 3], np.full((64, 64), 255))
@@ -152,7 +130,7 @@ def test_a_script_that_paints_in_tiles_of_its_own_keeps_the_picture_opaque(webui
         p.image_mask = draw_mask((64, 64))
 
     number = add_script(webui, "/extensions/ultimate-upscale.py", paint_tile)
-    start = draw("RGB", (64, 64))
+    start = draw_noise("RGB", (64, 64))
     p, processed = run_chosen(webui, number, init_images=[start], inpaint_full_res=False, mask_blur=0)
     assert [image.mode for image in processed.images] == ["RGB"]
     sentence = "The script 'Painter' paints in tiles of its own"
@@ -163,7 +141,7 @@ def test_a_script_that_paints_in_tiles_of_its_own_keeps_the_picture_opaque(webui
 
 def test_a_script_that_keeps_the_users_mask_paints_layers(webui):
     number = add_script(webui, "/scripts/xyz_grid.py", lambda p: None)
-    start, mask = draw("RGB", (64, 64)), Image.new("L", (64, 64))
+    start, mask = draw_noise("RGB", (64, 64)), Image.new("L", (64, 64))
     mask.paste(255, (20, 20, 40, 40))
     _, processed = run_chosen(webui, number, init_images=[start], mask=mask, inpaint_full_res=False, mask_blur=0)
     made = np.asarray(processed.images[0])
@@ -175,4 +153,4 @@ def test_a_script_that_keeps_the_users_mask_paints_layers(webui):
 def test_the_webuis_scripts_that_make_opaque_tiles_are_refused(webui, file):
     number = add_script(webui, f"/webui/scripts/{file}", lambda p: None)
     with pytest.raises(Exception, match=r"'Painter' puts its picture together from opaque tiles.*: switch LayerDiff"):
-        run_chosen(webui, number, init_images=[draw("RGB", (64, 64))])
+        run_chosen(webui, number, init_images=[draw_noise("RGB", (64, 64))])
