@@ -38,10 +38,10 @@ def _transparency(run: str, autoencoder: str, before: str | None = None) -> Trai
     return Training(run, "transparency", inputs)
 
 
-def _layers(mode: str, backgrounds: bool = False) -> Training:
-    """The file of a layer mode on the last base, by the last decoder's encoder."""
+def _layers(mode: str) -> Training:
+    """The file of a mode with several layers on the last base, by the last decoder's encoder."""
     inputs = {"base": _model("base_scenes"), "encoder": _model("transparency_corners", ENCODER)}
-    return Training(mode, "finetune", inputs, backgrounds)
+    return Training(mode, "finetune", inputs, backgrounds=True)
 
 
 RECIPE: tuple[Training, ...] = (
@@ -69,10 +69,19 @@ RECIPE: tuple[Training, ...] = (
     Training(
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
     ),
-    _layers("foreground"),
-    _layers("together", backgrounds=True),
-    _layers("foreground_to_background", backgrounds=True),
-    _layers("background_to_foreground", backgrounds=True),
+    Training("foreground", "finetune", {"base": _model("base"), "encoder": _model("transparency", ENCODER)}),
+    Training(
+        "foreground_scenes",
+        "finetune",
+        {
+            "base": _model("base_scenes"),
+            "encoder": _model("transparency_corners", ENCODER),
+            "start": _model("foreground", "layer_sd15_transparent_attn"),
+        },
+    ),
+    _layers("together"),
+    _layers("foreground_to_background"),
+    _layers("background_to_foreground"),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
@@ -81,7 +90,7 @@ PARTS = {  # folder of the pipeline -> run that made it
     "vae": "autoencoder_sharp",
 }
 LAYER_FILES = {
-    "layer_sd15_transparent_attn": "foreground",
+    "layer_sd15_transparent_attn": "foreground_scenes",
     "layer_sd15_joint": "together",
     "layer_sd15_fg2bg": "foreground_to_background",
     "layer_sd15_bg2fg": "background_to_foreground",
