@@ -97,9 +97,10 @@ def _execute(words: list[str]) -> int:
         arguments = parser.parse_args(words)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
-    from lib_layerdiffusion.cli import commands
+    from lib_layerdiffusion.cli import commands, demo
 
-    execute: Callable[[argparse.Namespace], int] = getattr(commands, arguments.command.replace("-", "_"))
+    place = demo if arguments.command == "demo" else commands
+    execute: Callable[[argparse.Namespace], int] = getattr(place, arguments.command.replace("-", "_"))
     return execute(arguments)
 
 
@@ -144,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.set_defaults(command=name)
         return made
 
-    _add_demo(command("demo", "Make pictures of the embedded model's prompts and a contact sheet."))
+    _add_demo(command("demo", "Show what the embedded model makes: a picture of each word, layers, a scene."))
     _add_generate(command("generate", "Make transparent images from prompts."))
     _add_scene(command("scene", "Make a background and foregrounds that fit it, each as a layer of its own."))
     _add_encode(command("encode", "Turn images into latents that carry their transparency."))
@@ -242,7 +243,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     _add_option(parser, FIELDS["views"])
     _add_out(parser, "demo-output")
-    parser.add_argument("--count", type=integer(1, 1000), help="how many of the model's prompts (default: all)")
+    parser.add_argument("--count", type=integer(1, 1000), help="only the pictures of so many words")
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:

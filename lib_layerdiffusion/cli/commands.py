@@ -7,8 +7,7 @@ import logging
 import math
 import secrets
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
@@ -18,13 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli import STRENGTH, bulk
+from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
-from lib_layerdiffusion.embedded.gallery import contact_sheet, find_unknown_words, read_captions, tell_unknown_words
+from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
 from lib_layerdiffusion.export import animation, png
 from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets
 from lib_layerdiffusion.export.atlas import write as write_atlas
@@ -53,31 +52,7 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 PROMPTS_LIMIT = 2**20  # bytes of a file of prompts
-DEMO_BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
 EMBEDDED_CHECKPOINT = "layerdiffusion-embedded"
-
-
-def demo(arguments: argparse.Namespace) -> int:
-    """Make a picture of each of the embedded model's prompts, and a contact sheet of all; renews earlier ones."""
-    captions = read_captions(EMBEDDED_FOLDER)[: arguments.count]
-    seed = 1 if arguments.seed is None else arguments.seed
-    began = time.monotonic()
-    pictures: list[tuple[str, Pixels]] = []
-    with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(model_path(EMBEDDED), offline=True)
-        with layer_diffusion(pipe, weights=EMBEDDED_FOLDER / "layer_model", views=arguments.views) as ld:
-            for first in range(0, len(captions), DEMO_BATCH):
-                prompts = captions[first : first + DEMO_BATCH]
-                settings = _sampling(arguments, EMBEDDED)
-                with _progress(f"{first + 1} to {first + len(prompts)} of {len(captions)}") as progress:
-                    stacks = ld.batch(prompts, [seed] * len(prompts), progress=progress, **settings)
-                for prompt, stack in zip(prompts, stacks, strict=True):
-                    _renew(stack, out.path / f"{seed}-{slug(prompt)}.png")
-                    pictures.append((prompt, put_over(stack, "checker")))
-        _renew(contact_sheet(pictures), out.path / "contact-sheet.png")
-    seconds = time.monotonic() - began
-    print(f"{len(pictures)} pictures in {seconds:.0f} s; look at {out.path / 'contact-sheet.png'}", file=sys.stderr)
-    return 0
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -107,7 +82,7 @@ def generate(arguments: argparse.Namespace) -> int:
         every_layer: dict[str, Any] = {"outputs": LayerOptions.outputs, "batch_counts": LayerOptions.batch_counts}
         with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **every_layer}) as ld:
             for prompt in prompts:
-                with _progress(prompt) as progress:
+                with progress_bar(prompt) as progress:
                     stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings, **start)
                 for seed, stack in zip(seeds, stacks, strict=True):
                     _write_outputs(out, f"{seed}-{slug(prompt)}", stack, options)
@@ -156,7 +131,7 @@ def scene(arguments: argparse.Namespace) -> int:
         pipe = _load_sampling(arguments)
         if arguments.model == EMBEDDED:
             _warn_of_unknown_words([arguments.prompt, options.background, *options.foregrounds])
-        with _progress(title) as progress:
+        with progress_bar(title) as progress:
             made = layer_scene(
                 pipe, arguments.prompt, seed=seed, weights=store, progress=progress, **settings, **options.to_dict()
             )
@@ -432,18 +407,6 @@ def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[Laye
             yield ld, out
 
 
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr, where that is a terminal, and yield what moves it."""
-    with tqdm(desc=title, file=sys.stderr, disable=None, leave=False) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report
-
-
 def _enlarge(rgba: Pixels) -> Pixels:
     """Add transparent pixels on the right and below, up to the smallest size that models take."""
     height, width = rgba.shape[:2]
@@ -469,9 +432,3 @@ def _write_files(out: OutputFolder, stem: str, stack: LayerStack, outputs: Colle
 def _write(out: OutputFolder, stem: str, image: LayerStack | Pixels, infotext: str | None = None) -> None:
     """Write a PNG under a new name and tell its path on stdout."""
     print(out.write(stem, ".png", lambda path: png.write(image, path, infotext)), flush=True)
-
-
-def _renew(image: LayerStack | Pixels, path: Path) -> None:
-    """Write a PNG, over an earlier one of this name, and tell its path on stdout."""
-    png.write(image, path)
-    print(path, flush=True)

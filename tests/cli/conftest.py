@@ -102,6 +102,19 @@ def joint_files(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
+def scene_files(tiny_model: Path, joint_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the layer files that scenes of SD1.5 take."""
+    folder = tmp_path_factory.mktemp("scene")
+    state = attention_file(load_intact(tiny_model).unet, frames=2, control=True)
+    half = {name: value.half() for name, value in state.items()}
+    for name in ("layer_sd15_fg2bg", "layer_sd15_bg2fg"):
+        save_file(half, folder / f"{name}.safetensors")
+    for path in joint_files.iterdir():
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures: good ones, and every kind that trips a reader."""
     folder = tmp_path_factory.mktemp("pictures")

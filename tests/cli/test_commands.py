@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from safetensors.torch import save_file
 
 from lib_layerdiffusion import embedded
 from lib_layerdiffusion.cli import commands
-from lib_layerdiffusion.embedded.gallery import contact_sheet
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.latent_file import FORMAT, LatentFile, read_latent
@@ -374,35 +372,6 @@ class TestDoctor:
         broken = [line for line in outcome.out.splitlines() if line.startswith("broken")]
         assert len(broken) == 4
         assert all(" -> " in line for line in broken)
-
-
-class TestDemo:
-    def test_writes_pictures_and_a_contact_sheet(
-        self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        model = tmp_path / "model"
-        shutil.copytree(run.model, model)
-        captions = [{"caption": f"thing {letter}", "kind": "opaque"} for letter in "abcdefghijk"]
-        (model / "captions.json").write_text(json.dumps(captions))
-        for module in (commands, embedded):
-            monkeypatch.setattr(module, "EMBEDDED_FOLDER", model)
-        words = ["demo", "--steps", 1, "--views", 1, "--count", 10, "--out", tmp_path / "out"]
-        outcome = run(*words)
-        assert outcome.code == 0, outcome.err
-        names = [path.name for path in outcome.paths]
-        assert names == [*(f"1-thing-{letter}.png" for letter in "abcdefghij"), "contact-sheet.png"]
-        assert "contact-sheet.png" in outcome.err
-        first = {path: path.read_bytes() for path in outcome.paths}
-        assert {path: path.read_bytes() for path in run(*words).paths} == first
-
-    def test_contact_sheet_has_every_picture_in_its_place(self) -> None:
-        pictures = [(f"a very long caption {i}", np.full((20, 30, 3), 10 * i, np.uint8)) for i in range(5)]
-        sheet = contact_sheet(pictures, columns=2)
-        found = [value for value in np.unique(sheet[..., 0]) if (sheet == value).all(2).sum() >= 600]
-        assert set(found) >= {0, 10, 20, 30, 40}
-        places = [np.argwhere((sheet == 10 * i).all(2)).min(0) for i in range(1, 5)]
-        assert places[0][0] < places[1][0] == places[2][0] < places[3][0]
-        assert places[1][1] < places[2][1]
 
 
 class TestProgram:

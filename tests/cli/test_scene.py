@@ -8,31 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
 
 from lib_layerdiffusion import layer_scene
 from lib_layerdiffusion.cli import commands
 from tests.cli.conftest import Runner, load_intact
 from tests.core.test_exports import read_ora, read_psd
-from tests.tiny_models import attention_file
 
 pytestmark = pytest.mark.slow
 
 TWO = ("--background", "a table", "--foregrounds", "an apple", "a glass")
 SEED = ("--seed", 5)
-
-
-@pytest.fixture(scope="session")
-def scene_files(tiny_model: Path, joint_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the layer files that scenes of SD1.5 take."""
-    folder = tmp_path_factory.mktemp("scene")
-    state = attention_file(load_intact(tiny_model).unet, frames=2, control=True)
-    half = {name: value.half() for name, value in state.items()}
-    for name in ("layer_sd15_fg2bg", "layer_sd15_bg2fg"):
-        save_file(half, folder / f"{name}.safetensors")
-    for path in joint_files.iterdir():
-        (folder / path.name).symlink_to(path)
-    return folder
 
 
 class Scenes:
