@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ..refusal import Parser, Refusal
 from .dataset import Sprite, find_prompts, read_sprites
@@ -38,7 +38,7 @@ def write_half(source: Path, target: Path, config: str, prefix: str = "") -> Non
     state = {key: value.half().contiguous() if value.is_floating_point() else value for key, value in state.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata["training_config"] = config
-    save_file(state, target, metadata)
+    target.write_bytes(save(state, metadata))
 
 
 def pack(runs: Path, data: Path, backgrounds: Path, out: Path, earlier: Path | None = None) -> int:

@@ -148,6 +148,9 @@ class Run:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir()
         yield fresh
+        usual = (self.folder / "config.json").stat().st_mode
+        for file in filter(Path.is_file, fresh.rglob("*")):
+            file.chmod(usual)  # safetensors writes files that nobody but their owner can read
         shutil.rmtree(kept, ignore_errors=True)
         fresh.rename(kept)
 

@@ -72,6 +72,7 @@ def test_model_is_whole_in_half_precision_and_tells_its_training(runs: Path, arc
     ]
     assert {path.parent.name for path in (out / "training").rglob("log.csv")} == set(RUNS)
     assert not any("/home" in path.read_text(encoding="utf-8") for path in out.rglob("*.json"))
+    assert {file.stat().st_mode for file in files} == {(out / "captions.json").stat().st_mode}
     assert (out / "model_index.json").is_file()
     assert (out / "tokenizer").is_dir()
     assert (out / "scheduler").is_dir()

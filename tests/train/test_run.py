@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from lib_layerdiffusion.refusal import Refusal
@@ -217,6 +218,15 @@ def test_model_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "file").read_text() == "old"
     write("new")
     assert (tmp_path / "model" / "file").read_text() == "new"
+
+
+def test_a_models_files_can_be_read_by_those_who_can_read_others(tmp_path: Path) -> None:
+    run = Run(tmp_path, CONFIG, open_accelerator(), 1, every=1)
+    with run.write_model() as folder:
+        (folder / "unet").mkdir()
+        save_file({"weight": torch.zeros(2)}, folder / "unet" / "weights.safetensors")
+    written = tmp_path / "model" / "unet" / "weights.safetensors"
+    assert written.stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
 def test_grid_is_named_after_the_step_and_ordered_in_rows(tmp_path: Path) -> None:
