@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Bytes = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow hands others, such as EPS, to programs that run them
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # by which folders are searched for them
 MAX_SIDE = 2**15  # of pixels; a thinner image would be enlarged to far more than it holds
 # What Pillow's readers raise; TypeError is a TIFF page without dimensions.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)

@@ -32,6 +32,7 @@ OPTIONAL_PACKAGES = {
     "pydantic",
     "huggingface_hub",
     "gradio",
+    "ray",
     "rectpack",
     "spandrel",
     "uvicorn",
@@ -220,7 +221,13 @@ def _read_option(option: Field[Any]) -> Callable[[str], Any]:
 
 
 def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
-    parser.add_argument("--out", type=Path, default=Path(folder), metavar="FOLDER", help=f"default: {folder}")
+    parser.add_argument("--out", type=_read_folder, default=Path(folder), metavar="FOLDER", help=f"default: {folder}")
+
+
+def _read_folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(f"{text} is an address, which only `generate --prompts` can write to")
+    return Path(text)
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -251,13 +258,18 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="*", metavar="PROMPT", help=text)
     text = (
         "a table of what to make: .csv, .jsonl, or a text with a prompt on each line (- is stdin). What is finished "
-        "stands in manifest.jsonl of the output folder; given again, the command makes the rest"
+        "stands in a manifest in the output folder; given again, the command makes the rest"
     )
     parser.add_argument("--prompts", dest="table", metavar="FILE", help=text)
     text = "of a row's files, from {row}, {seed}, {number}, {prompt}, {mode} and {name} (with --prompts)"
     parser.add_argument("--name", metavar="TEMPLATE", help=text)
     text = "processes that share the rows of --prompts, each with a model of its own (default: 1)"
-    parser.add_argument("--workers", type=integer(1, 64), default=1, help=text)
+    parser.add_argument("--workers", type=integer(1, 1000), default=1, help=text)
+    text = (
+        "share the rows of --prompts among --workers on a Ray cluster: its address, `auto` for a running one that Ray "
+        "finds, or `local` for one that ends with the command"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help=text)
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the image should not show")
     parser.add_argument(
         "--batch", type=integer(1, 64), default=1, help="sets of layers for each prompt, with seeds counting up"
@@ -269,7 +281,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, metavar="IMAGE", help=text)
     text = f"with --image: how much of it changes, 0 to 1 (default {STRENGTH:g})"
     parser.add_argument("--strength", type=real(0, 1), metavar="NUMBER", help=text)
-    _add_out(parser, "outputs")
+    text = "default: outputs; with --prompts also an address that fsspec knows, such as s3://bucket/folder"
+    parser.add_argument(
+        "--out",
+        type=lambda out: out if "://" in out else Path(out),
+        default=Path("outputs"),
+        metavar="FOLDER",
+        help=text,
+    )
     _add_model(parser)
     for name, option in FIELDS.items():
         if name != "enabled":  # the command is there to make layers
@@ -291,20 +310,23 @@ def _add_scene(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_encode(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them")
     _add_out(parser, "outputs")
     _add_model(parser)
 
 
 def _add_decode(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("latents", nargs="+", type=Path, metavar="LATENT", help="files that `encode` wrote")
+    parser.add_argument(
+        "latents", nargs="+", type=Path, metavar="LATENT", help="files that `encode` wrote, or folders of them"
+    )
     _add_option(parser, FIELDS["views"])
     _add_out(parser, "outputs")
     _add_model(parser)
 
 
 def _add_composite(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("layers", nargs="+", type=Path, metavar="IMAGE", help="bottom layer first")
+    text = "bottom layer first; of folders, the images of one name are put together, and a single image is in each"
+    parser.add_argument("layers", nargs="+", type=Path, metavar="IMAGE", help=text)
     parser.add_argument(
         "--over",
         default="checker",
@@ -314,7 +336,7 @@ def _add_composite(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_upscale(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them")
     parser.add_argument("--by", type=real(0.05, 16), metavar="FACTOR", help="scale of both sides (default: 2)")
     parser.add_argument("--width", type=integer(1, 2**15), help="in pixels; alone, the height follows")
     parser.add_argument("--height", type=integer(1, 2**15), help="in pixels; alone, the width follows")
@@ -325,7 +347,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_atlas(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of PNGs")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them")
     parser.add_argument("--name", default="atlas", help="of the two files (default: atlas)")
     parser.add_argument("--form", choices=("hash", "array"), default="hash", help="of TexturePacker's JSON")
     parser.add_argument("--no-trim", dest="trim", action="store_false", help="keep invisible borders")

@@ -7,10 +7,10 @@ import logging
 import math
 import secrets
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli import STRENGTH, bulk
+from lib_layerdiffusion.cli.destination import open_destination
+from lib_layerdiffusion.cli.files import Attempts, find_files, list_place
 from lib_layerdiffusion.cli.progress import progress_bar
+from lib_layerdiffusion.cli.table import NAME, TABLE_LIMIT, plan_jobs, read_common, read_table
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
@@ -33,7 +36,7 @@ from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, start_from_image
 from lib_layerdiffusion.hosts.samplers import read_names, set_sampler
-from lib_layerdiffusion.image_file import MAX_PIXELS, read_image, read_size
+from lib_layerdiffusion.image_file import ENDINGS, MAX_PIXELS, read_image, read_size
 from lib_layerdiffusion.infotext import mark_layer
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
@@ -61,6 +64,8 @@ def generate(arguments: argparse.Namespace) -> int:
         return _generate_table(arguments)
     if not arguments.prompts:
         raise Refusal("There is no prompt: write one, or name a table of them with --prompts.")
+    if arguments.ray is not None or isinstance(arguments.out, str):
+        raise Refusal("Ray and addresses as --out are for many pictures: put the prompts into a table, --prompts FILE.")
     prompts = _read_prompts(arguments.prompts)
     check_text("The negative prompt", arguments.negative)
     read_names(arguments.sampler, arguments.scheduler)  # a wrong name is refused before anything is loaded
@@ -94,14 +99,14 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     if arguments.prompts:
         raise Refusal("Prompts are given twice: put them into the table of --prompts, or leave that out.")
     table: str = arguments.table
-    content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), bulk.TABLE_LIMIT)
-    rows = bulk.read_table("Standard input" if table == "-" else table, content)
+    content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), TABLE_LIMIT)
+    rows = read_table("Standard input" if table == "-" else table, content)
     read_names(arguments.sampler, arguments.scheduler)
     options = _read_options(arguments)
     if _given(options) or arguments.image or arguments.mask or arguments.strength is not None:
         raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
     settings = _whole_sampling(arguments)
-    jobs = bulk.plan_jobs(rows, bulk.read_common(arguments.seed, options, settings), arguments.name or bulk.NAME)
+    jobs = plan_jobs(rows, read_common(arguments.seed, options, settings), arguments.name or NAME)
     store = _store(arguments)
     model = bulk.Model(
         model_path(arguments.model),
@@ -114,8 +119,9 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     )
     if arguments.model == EMBEDDED:
         _warn_of_unknown_words([*{job.prompt for job in jobs}])
-    with OutputFolder(arguments.out) as out:
-        bulk.run(bulk.Work(jobs, model, out.path, arguments.batch, arguments.workers), report=print)
+    with open_destination(arguments.out) as out:
+        work = bulk.Work(jobs, model, out, arguments.batch, arguments.workers, arguments.ray)
+        bulk.run(work, report=partial(print, flush=True))
     return 0
 
 
@@ -148,44 +154,43 @@ def scene(arguments: argparse.Namespace) -> int:
 
 def encode(arguments: argparse.Namespace) -> int:
     """Write the adjusted latent of each image."""
-    for path in arguments.images:  # what can't be encoded is refused before the model is loaded
-        check_size(*_enlarge(read_image(path)).shape[1::-1])
-    with _codec(arguments) as (ld, out):
-        for path in arguments.images:
-            rgba = read_image(path)  # again, and one at a time: many would take much memory
-            latent = ld.to_latent(_enlarge(rgba))
+    attempts = Attempts(find_files(arguments.images, ENDINGS, "images"))
+    with _codec(arguments) as (load, out):
+        for path, rgba in attempts.read(_read_encodable):
+            ld = load()
             height, width = rgba.shape[:2]
-            print(out.write(slug(path.stem), ".safetensors", LatentFile(latent, width, height).save))
+            with attempts.trying(path):
+                latent = ld.to_latent(_enlarge(rgba))
+                print(out.write(slug(path.stem), ".safetensors", LatentFile(latent, width, height).save), flush=True)
+    attempts.finish()
     return 0
 
 
 def decode(arguments: argparse.Namespace) -> int:
     """Write the transparent image in each latent."""
-    for path in arguments.latents:
-        check_size(*(8 * side for side in read_latent(path).latent.shape[:1:-1]))
-    with _codec(arguments, views=arguments.views) as (ld, out):
-        for path in arguments.latents:
-            file = read_latent(path)
-            rgba = ld.from_latent(file.latent)
-            _write(out, slug(path.stem), rgba[: file.height, : file.width])
+    attempts = Attempts(find_files(arguments.latents, [".safetensors"], "latents"))
+    with _codec(arguments, views=arguments.views) as (load, out):
+        for path, file in attempts.read(_read_decodable):
+            ld = load()
+            with attempts.trying(path):
+                _write(out, slug(path.stem), ld.from_latent(file.latent)[: file.height, : file.width])
+    attempts.finish()
     return 0
 
 
 def composite(arguments: argparse.Namespace) -> int:
-    """Write the layers, bottom first, over a colour, a checkerboard or an image."""
-    lying = [read_size(path) for path in arguments.layers]
-    check_work(max(lying, key=math.prod), lying)
-    layers = [Layer(str(path), read_image(path), "foreground") for path in arguments.layers]
-    sizes = {layer.name: f"{layer.image.shape[1]}x{layer.image.shape[0]}" for layer in layers}
-    if len(set(sizes.values())) > 1:
-        named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
-        raise Refusal(f"Layers must have one size, but {named}; resize them first.")
+    """Write the layers, bottom first, over a colour, a checkerboard or an image; of folders, those of each name."""
+    attempts = Attempts(_match_names(arguments.layers))
     with using_path(arguments.over):
         is_image = bool(Path(arguments.over).suffix) or Path(arguments.over).is_file()
-    behind = fit(read_image(arguments.over), layers[0].image.shape[1::-1]) if is_image else arguments.over
-    flat = put_over(layers, behind)
+    over = read_image(arguments.over) if is_image else arguments.over
     with OutputFolder(arguments.out) as out:
-        _write(out, slug("-".join(path.stem for path in arguments.layers)) + "-composite", flat)
+        for paths, layers in attempts.read(_read_layers):
+            behind = over if isinstance(over, str) else fit(over, layers[0].image.shape[1::-1])
+            stems = dict.fromkeys(path.stem for path in paths)
+            with attempts.trying(paths):
+                _write(out, slug("-".join(stems)) + "-composite", put_over(layers, behind))
+    attempts.finish()
     return 0
 
 
@@ -193,14 +198,20 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Write each image in its larger size."""
     if arguments.by is not None and (arguments.width or arguments.height):
         raise Refusal("The size is given twice: choose --by, or --width and --height.")
-    for path in arguments.images:  # what becomes too large is refused before anything is enlarged
-        _choose_size(path, read_size(path), arguments)
+    attempts = Attempts(find_files(arguments.images, ENDINGS, "images"))
+    load = cache(lambda: load_upscaler(arguments.upscaler, pick_device(arguments.device)))
+
+    def read(path: Path) -> Pixels:
+        _choose_size(path, read_size(path), arguments)  # what becomes too large is refused before it is decoded
+        return read_image(path)
+
     with OutputFolder(arguments.out) as out:
-        enlarge = load_upscaler(arguments.upscaler, pick_device(arguments.device)) if arguments.upscaler else None
-        for path in arguments.images:
-            image = read_image(path)
-            size = _choose_size(path, image.shape[1::-1], arguments)
-            _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
+        for path, image in attempts.read(read):
+            enlarge = load() if arguments.upscaler else None
+            with attempts.trying(path):
+                size = _choose_size(path, image.shape[1::-1], arguments)
+                _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
+    attempts.finish()
     return 0
 
 
@@ -208,11 +219,11 @@ def atlas(arguments: argparse.Namespace) -> int:
     """Write sheets of all images with their JSON; renews earlier ones of this name."""
     names = [field.name for field in fields(AtlasOptions)]
     options = AtlasOptions(**{name: value for name, value in vars(arguments).items() if name in names})
-    paths = _find_images(arguments.images)
-    pictures = {path.name: read_image(path) for path in paths}
-    if len(pictures) < len(paths):
-        twice = next(path.name for path in paths if sum(path.name == other.name for other in paths) > 1)
-        raise Refusal(f"Two images are called {twice}, and an atlas finds them by their names: rename one.")
+    pictures: dict[str, Pixels] = {}
+    for path, picture in _read_all(arguments.images):
+        if path.name in pictures:
+            raise Refusal(f"Two images are called {path.name}, and an atlas finds them by their names: rename one.")
+        pictures[path.name] = picture
     with OutputFolder(arguments.out) as out:
         path = out.path / slug(arguments.name)
         sheets = write_atlas(pictures, path, options)
@@ -223,26 +234,63 @@ def atlas(arguments: argparse.Namespace) -> int:
 
 def animate(arguments: argparse.Namespace) -> int:
     """Write all images as one animation."""
-    frames = [read_image(path) for path in _find_images(arguments.images)]
+    frames = [frame for _, frame in _read_all(arguments.images)]
     write = partial(animation.write, frames, fps=arguments.fps, loops=arguments.loops)
     with OutputFolder(arguments.out) as out:
         print(out.write(slug(arguments.name), f".{arguments.format}", write))
     return 0
 
 
-def _find_images(places: Sequence[Path]) -> list[Path]:
-    """The images themselves, and in place of each folder the PNGs in it by their names."""
-    paths: list[Path] = []
-    for place in places:
-        with using_path(place):
-            if place.is_dir():
-                found = sorted(file for file in place.iterdir() if file.suffix.lower() == ".png")
-                if not found:
-                    raise Refusal(f"There are no PNGs in the folder {place}: name one that has some.")
-                paths += found
-            else:
-                paths.append(place)
-    return paths
+def _read_all(places: Sequence[Path]) -> list[tuple[Path, Pixels]]:
+    """All images of what becomes one file. Each that can't be read is told; then a Refusal, as one would be missing."""
+    attempts = Attempts(find_files(places, ENDINGS, "images"))
+    images = list(attempts.read(read_image))
+    attempts.finish()
+    return images
+
+
+def _read_encodable(path: Path) -> Pixels:
+    rgba = read_image(path)
+    check_size(*_enlarge(rgba).shape[1::-1])
+    return rgba
+
+
+def _read_decodable(path: Path) -> LatentFile:
+    file = read_latent(path)
+    check_size(*(8 * side for side in file.latent.shape[:1:-1]))
+    return file
+
+
+def _match_names(places: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """The layers of each picture, bottom first: of folders the files with one name, without ending, and each file."""
+    listed = [list_place(place, ENDINGS, "images") for place in places]
+    folders = {place: files for place, files in zip(places, listed, strict=True) if place.is_dir()}
+    if not folders:
+        return [tuple(places)]
+    names: dict[str, str] = {}
+    for place, files in folders.items():
+        for path in files:
+            names.setdefault(path.stem, path.name)
+        if len({path.stem for path in files}) < len(files):
+            twice = next(path.stem for path in files if sum(path.stem == other.stem for other in files) > 1)
+            raise Refusal(f"Two images in {place} are called {twice}, and layers are found by their names: rename one.")
+    by_stem = {place: {path.stem: path for path in files} for place, files in folders.items()}
+    return [  # a name that a folder lacks is refused like every file that isn't there
+        tuple(by_stem[place].get(stem, place / name) if place in by_stem else place for place in places)
+        for stem, name in sorted(names.items())
+    ]
+
+
+def _read_layers(paths: Sequence[Path]) -> list[Layer]:
+    """Layers of one size."""
+    lying = [read_size(path) for path in paths]
+    check_work(max(lying, key=math.prod), lying)
+    layers = [Layer(str(path), read_image(path), "foreground") for path in paths]
+    sizes = {layer.name: f"{layer.image.shape[1]}x{layer.image.shape[0]}" for layer in layers}
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{name} is {size}" for name, size in sizes.items())
+        raise Refusal(f"Layers must have one size, but {named}; resize them first.")
+    return layers
 
 
 def _choose_size(path: Path, size: tuple[int, int], arguments: argparse.Namespace) -> tuple[int, int]:
@@ -398,13 +446,19 @@ def _store(arguments: argparse.Namespace) -> WeightStore:
 
 
 @contextmanager
-def _codec(arguments: argparse.Namespace, **options: Any) -> Iterator[tuple[LayerDiffusion, OutputFolder]]:
-    """Open the model and the output folder for `encode` and `decode`."""
+def _codec(
+    arguments: argparse.Namespace, **options: Any
+) -> Iterator[tuple[Callable[[], LayerDiffusion], OutputFolder]]:
+    """What loads the model, when something is there to use it on, and the output folder for `encode` and `decode`."""
     store = _store(arguments)
-    with OutputFolder(arguments.out) as out:
-        pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
-        with layer_diffusion(pipe, weights=store, **options) as ld:
-            yield ld, out
+    with OutputFolder(arguments.out) as out, ExitStack() as opened:
+
+        @cache
+        def load() -> LayerDiffusion:
+            pipe = load_pipeline(model_path(arguments.model), device=arguments.device, offline=arguments.offline)
+            return opened.enter_context(layer_diffusion(pipe, weights=store, **options))
+
+        yield load, out
 
 
 def _enlarge(rgba: Pixels) -> Pixels:

@@ -89,7 +89,7 @@ ARGUMENTS: list[tuple[str, list[str], str]] = [
     ("image is a text", ["encode", "PICTURES/text.png"], "text.png"),
     ("image is a folder", ["encode", "PICTURES/folder.png"], "folder.png"),
     ("image claims a huge size", ["encode", "PICTURES/huge.png"], "huge.png"),
-    ("second image is bad", ["encode", "PICTURES/rgba.png", "PICTURES/text.png"], "text.png"),
+    ("folder without images", ["upscale", "PICTURES/folder.png"], "There are no images in the folder"),
     ("latent missing", ["decode", "TMP/nowhere.safetensors"], "nowhere"),
     ("latent is a folder", ["decode", "PICTURES"], "pictures"),
     ("latent is empty", ["decode", "TMP/empty.safetensors"], "empty.safetensors"),

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +14,15 @@ import pytest
 pytest.importorskip("diffusers")
 
 from lib_layerdiffusion.cli import bulk, main
-from lib_layerdiffusion.cli.bulk import Job, plan_jobs, read_common, read_table
-from lib_layerdiffusion.image_file import read_image
+from lib_layerdiffusion.cli.destination import Folder
+from lib_layerdiffusion.cli.table import Job, plan_jobs, read_common, read_table
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
+from tests.cli.making import FAST, PATIENCE, check_all, find_descendants, read_command, start, wait_for, wait_for_end
 
-FAST = ["--steps", "1", "--views", "1"]
 COMMON = read_common(
     None, LayerOptions(), {"negative_prompt": "", "steps": 20, "cfg": 3.0, "width": None, "height": None}
 )
-
-
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text("utf-8").splitlines()]
-
-
-def check_all(folder: Path, names: list[str]) -> None:
-    """Every set is in the manifest once, every file is whole and as it says, and there are no others."""
-    entries = read_manifest(folder)
-    assert sorted(entry["name"] for entry in entries) == sorted(names)
-    files = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
-    assert {path.name for path in folder.iterdir()} == {*files, "manifest.jsonl"}
-    for name, wanted in files.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == wanted
-        assert read_image(folder / name).shape[2] == 4
 
 
 class TestTables:
@@ -149,7 +130,7 @@ class TestMaking:
     def test_only_what_is_missing_is_made_again(self, table: Path, tmp_path: Path, capsys: Any) -> None:
         words = ["generate", "--prompts", str(table), *FAST, "--batch", "5", "--out", str(tmp_path / "out")]
         assert main(words) == 0
-        check_all(tmp_path / "out", NAMES)
+        check_all(Folder(tmp_path / "out"), NAMES)
         first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
         capsys.readouterr()
 
@@ -178,44 +159,36 @@ class TestMaking:
     def test_standard_input(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"star\n")))
         assert main(["generate", "--prompts", "-", *FAST, "--out", str(tmp_path / "out")]) == 0
-        check_all(tmp_path / "out", ["00001-0-star"])
-
-
-def start(table: Path, out: Path, *words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "lib_layerdiffusion", "generate", "--prompts", str(table), *FAST]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*command, "--out", str(out), *words], env=environment, stdout=subprocess.DEVNULL)
-
-
-def wait_for(count: int, out: Path, process: subprocess.Popen[bytes]) -> None:
-    while not (out / "manifest.jsonl").exists() or len(read_manifest(out)) < count:
-        assert process.poll() is None
-        time.sleep(0.05)
+        check_all(Folder(tmp_path / "out"), ["00001-0-star"])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the processes' numbers from /proc")
 class TestKilled:
     def test_a_worker(self, table: Path, tmp_path: Path) -> None:
-        process = start(table, tmp_path / "out", "--workers", "2")
-        wait_for(2, tmp_path / "out", process)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        out = Folder(tmp_path / "out")
+        process = start(table, out.path, "--workers", 2)
+        wait_for(2, out, process)
+        workers = [pid for pid in find_descendants(process.pid) if "spawn_main" in read_command(pid)]
         assert len(workers) == 2
 
         os.kill(workers[0], signal.SIGKILL)
 
-        assert process.wait() == 0
-        check_all(tmp_path / "out", NAMES)
+        assert process.wait(PATIENCE) == 0
+        check_all(out, NAMES)
 
-    def test_the_whole_command(self, table: Path, tmp_path: Path) -> None:
-        process = start(table, tmp_path / "out")
-        wait_for(3, tmp_path / "out", process)
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_the_whole_command(self, workers: int, table: Path, tmp_path: Path) -> None:
+        out = Folder(tmp_path / "out")
+        process = start(table, out.path, "--workers", workers)
+        wait_for(3, out, process)
+        descendants = find_descendants(process.pid)
         process.kill()
         process.wait()
 
-        assert start(table, tmp_path / "out").wait() == 0
-        check_all(tmp_path / "out", NAMES)
+        wait_for_end(descendants)  # they end with it, and write nothing more
+        assert start(table, out.path).wait(PATIENCE) == 0
+        check_all(out, NAMES)
 
 
 def test_jobs_of_equal_settings_are_sampled_together() -> None:

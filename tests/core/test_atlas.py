@@ -221,4 +221,4 @@ class TestCommandLine:
 
     def test_empty_folder_is_refused(self, tmp_path: Path, capsys: Any) -> None:
         assert main(["atlas", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-        assert "There are no PNGs in the folder" in capsys.readouterr().err
+        assert "There are no images in the folder" in capsys.readouterr().err
