@@ -13,8 +13,9 @@ EXTRAS_demo := demo
 EXTRAS_webui := webui
 EXTRAS_test := demo,webui,train,test
 EXTRAS_gradio3 := demo,gradio3
+EXTRAS_scale := demo,webui,test,cloud,ray,scale
 
-.PHONY: demo webui test test-fast test-gradio3 screenshots e2e lint format clean
+.PHONY: demo webui test test-fast test-gradio3 test-scale screenshots e2e lint format clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -33,6 +34,12 @@ test-fast: .venv-test/installed
 # The panel on the older gradio that some WebUIs have; `make test` uses the newer one.
 test-gradio3: .venv-gradio3/installed
 	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel every_option xyz settings status))
+
+# Tables of prompts on a Ray cluster and to an S3 server, and two WebUIs behind nginx (if that is installed), with 200
+# requests.
+test-scale: export LAYERDIFFUSION_REQUESTS = 200
+test-scale: .venv-scale/installed
+	.venv-scale/$(BIN)/python -m pytest tests/cli/test_destination.py tests/cli/test_workers.py tests/webui/test_behind_nginx.py
 
 # In a real WebUI: LAYERDIFFUSION_WEBUI is its checkout, LAYERDIFFUSION_WEBUI_PYTHON its Python. Keeps what it saw in
 # docs/hosts.json and makes docs/hosts.md from that.
@@ -69,4 +76,4 @@ format: .venv-test/lint-installed
 	@touch $@
 
 clean:
-	rm -rf .venv-demo .venv-webui .venv-test .venv-gradio3 demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf .venv-demo .venv-webui .venv-test .venv-gradio3 .venv-scale demo-output .pytest_cache .ruff_cache .hypothesis *.egg-info build dist

@@ -116,7 +116,7 @@ def _connected(address: str) -> Iterator[None]:
 
     settings = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address, log_to_driver=False, logging_level="warning", **settings)
+        ray.init(address, log_to_driver=False, logging_level="error", **settings)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")[:200]
         raise Refusal(

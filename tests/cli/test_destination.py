@@ -163,8 +163,9 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     ):
         monkeypatch.setenv(name, value)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    fsspec.filesystem("s3").mkdir("pictures")
-    yield Store("s3://pictures/sprites")
+    bucket = f"pictures-{secrets.token_hex(8)}"  # all servers of a process hold the same buckets
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield Store(f"s3://{bucket}/sprites")
     running.stop()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
 
