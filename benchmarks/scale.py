@@ -3,9 +3,9 @@
     python benchmarks/bulk.py --ways two > figures.json
     python benchmarks/scale.py figures.json --price 0.5 --workers 1 8 64 --pictures 1000 1000000 10000000
 
-Simulated are the groups one by one: each goes to the worker that is free first. A worker loads the model, makes its
-group in a time that varies, writes its files, and may end at any moment; then it loads anew and makes the group again.
-The command takes each finished group in turn, for as long as its line in the manifest needs. No time is measured here.
+The command plans the table; then the groups are simulated one by one, each on the worker that is free first. A worker
+loads the model, makes its group in a time that varies, writes its files, and may end at any moment; then it loads anew
+and makes the group again. The command takes each finished group in turn, for as long as its lines in the manifest need.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Figures:
     set_seconds: float  # of a set, in its group
     batch: int = 4
     loading: float = 10.0
+    row_seconds: float = 1e-4  # that the command needs for a set before it begins, to check and plan it
     variation: float = 0.1  # of a group's time, as a share of it: its standard deviation
     file_seconds: float = 0.05  # until the store has a file
     line_seconds: float = 0.002  # that the command needs for a group: its line, and a share of the manifest's part
@@ -72,7 +73,8 @@ def simulate(sets: int, workers: int, figures: Figures, seed: int = 0) -> Outcom
         useful += seconds
         return begun + seconds
 
-    finished = [make(figures.loading) for _ in range(workers)]
+    begin = sets * figures.row_seconds + figures.loading
+    finished = [make(begin) for _ in range(workers)]
     heapq.heapify(finished)
     taken, left = 0.0, groups - workers
     while finished:
@@ -109,7 +111,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8, 64])
     for name, kind in (("set-seconds", float), ("batch", int), ("loading", float), ("file-seconds", float)):
         parser.add_argument(f"--{name}", type=kind)
-    for name in ("line-seconds", "lives", "price", "month-price", "request-price"):
+    for name in ("row-seconds", "line-seconds", "lives", "price", "month-price", "request-price"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--set-bytes", type=int)
     arguments = parser.parse_args()

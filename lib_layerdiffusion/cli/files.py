@@ -45,6 +45,7 @@ class Attempts(Generic[Item]):
     def __init__(self, items: Sequence[Item]) -> None:
         self.items = items
         self.failed = 0
+        self._told: set[str] = set()
 
     def read(self, read: Callable[[Item], Read]) -> Iterator[tuple[Item, Read]]:
         """Each item that can be read, with what was read, one at a time."""
@@ -57,16 +58,21 @@ class Attempts(Generic[Item]):
 
     @contextmanager
     def trying(self, item: Item) -> Iterator[None]:
-        """Tell a Refusal, or that memory is short, and continue after the block; of a single item both are raised."""
+        """Tell a Refusal, or that memory is short, and continue after the block.
+
+        Of a single item both are raised, and so is a sentence that was told of another: it isn't about the item.
+        """
         try:
             yield
         except (Refusal, MemoryError, RuntimeError) as error:
-            if len(self.items) == 1 or not (isinstance(error, Refusal) or lacks_memory(error)):
-                raise
-            self.failed += 1
             name = ", ".join(map(str, item)) if isinstance(item, tuple) else item
             short = f"There is not enough memory for {name}: make it smaller."
-            tqdm.write(str(error) if isinstance(error, Refusal) else short, sys.stderr)
+            sentence = str(error) if isinstance(error, Refusal) else short if lacks_memory(error) else ""
+            if not sentence or len(self.items) == 1 or sentence in self._told:
+                raise
+            self.failed += 1
+            self._told.add(sentence)
+            tqdm.write(sentence, sys.stderr)
 
     def finish(self) -> None:
         """Refusal when an item failed."""

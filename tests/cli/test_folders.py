@@ -67,6 +67,14 @@ class TestAttempts:
         with pytest.raises(RuntimeError, match="a bug"), attempts.trying(Path("a")):
             raise RuntimeError("a bug")
 
+    def test_a_sentence_that_is_not_about_an_item_ends_the_command(self, capsys: Any) -> None:
+        def refuse(_: Path) -> None:
+            raise Refusal("The disk is full.")
+
+        with pytest.raises(Refusal, match="The disk is full"):
+            list(Attempts([Path("a"), Path("b"), Path("c")]).read(refuse))
+        assert capsys.readouterr().err == "The disk is full.\n"
+
     def test_the_refusal_of_a_single_item_is_the_only_sentence(self, capsys: Any) -> None:
         def refuse(_: Path) -> None:
             raise Refusal("No.")
