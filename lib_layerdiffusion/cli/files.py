@@ -51,28 +51,34 @@ class Attempts(Generic[Item]):
         """Each item that can be read, with what was read, one at a time."""
         for item in tqdm(self.items, unit="file", file=sys.stderr, disable=None):
             found: list[Read] = []
-            with self.trying(item):
+            with self.trying(item, reading=True):
                 found.append(read(item))
             if found:
                 yield item, found.pop()
 
     @contextmanager
-    def trying(self, item: Item) -> Iterator[None]:
-        """Tell a Refusal, or that memory is short, and continue after the block.
+    def trying(self, item: Item, reading: bool = False) -> Iterator[None]:
+        """Tell a Refusal, or that memory is short, with the item's name, and continue after the block.
 
-        Of a single item both are raised, and so is a sentence that was told of another: it isn't about the item.
+        Of a single item both are raised. So is what was said of another item already, unless it was `reading`: a full
+        disk or a missing weight file isn't about the item.
         """
         try:
             yield
         except (Refusal, MemoryError, RuntimeError) as error:
-            name = ", ".join(map(str, item)) if isinstance(item, tuple) else item
-            short = f"There is not enough memory for {name}: make it smaller."
-            sentence = str(error) if isinstance(error, Refusal) else short if lacks_memory(error) else ""
-            if not sentence or len(self.items) == 1 or sentence in self._told:
+            if len(self.items) == 1 or not (isinstance(error, Refusal) or lacks_memory(error)):
                 raise
+            sentence = (
+                str(error) if isinstance(error, Refusal) else "There is not enough memory for it: make it smaller."
+            )
+            if not reading and isinstance(error, Refusal):
+                if sentence in self._told:
+                    raise
+                self._told.add(sentence)
             self.failed += 1
-            self._told.add(sentence)
-            tqdm.write(sentence, sys.stderr)
+            names = [str(path) for path in (item if isinstance(item, tuple) else (item,))]
+            named = any(name in sentence for name in names)
+            tqdm.write(sentence if named else f"{', '.join(names)}: {sentence}", sys.stderr)
 
     def finish(self) -> None:
         """Refusal when an item failed."""

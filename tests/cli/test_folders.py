@@ -58,7 +58,7 @@ class TestAttempts:
                 done.append(path.name)
 
         assert done == ["a", "c"]
-        assert capsys.readouterr().err == "There is not enough memory for b: make it smaller.\n"
+        assert capsys.readouterr().err == "b: There is not enough memory for it: make it smaller.\n"
         with pytest.raises(Refusal, match="1 of 3 failed"):
             attempts.finish()
 
@@ -67,13 +67,20 @@ class TestAttempts:
         with pytest.raises(RuntimeError, match="a bug"), attempts.trying(Path("a")):
             raise RuntimeError("a bug")
 
-    def test_a_sentence_that_is_not_about_an_item_ends_the_command(self, capsys: Any) -> None:
-        def refuse(_: Path) -> None:
-            raise Refusal("The disk is full.")
+    def test_what_is_said_of_a_second_item_while_it_is_made_ends_the_command(self, capsys: Any) -> None:
+        attempts = Attempts([Path("1.png"), Path("2.png"), Path("3.png")])
+        with pytest.raises(Refusal, match="No space"):
+            for path, _ in attempts.read(str):
+                with attempts.trying(path):
+                    raise Refusal("No space.")
+        assert (path.name, capsys.readouterr().err) == ("2.png", "1.png: No space.\n")
 
-        with pytest.raises(Refusal, match="The disk is full"):
-            list(Attempts([Path("a"), Path("b"), Path("c")]).read(refuse))
-        assert capsys.readouterr().err == "The disk is full.\n"
+    def test_what_is_said_of_what_is_read_has_its_name(self, capsys: Any) -> None:
+        def refuse(_: Path) -> None:
+            raise Refusal("It is too large.")
+
+        assert list(Attempts([Path("1.png"), Path("2.png")]).read(refuse)) == []
+        assert capsys.readouterr().err == "1.png: It is too large.\n2.png: It is too large.\n"
 
     def test_the_refusal_of_a_single_item_is_the_only_sentence(self, capsys: Any) -> None:
         def refuse(_: Path) -> None:
