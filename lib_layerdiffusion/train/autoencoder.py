@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ..refusal import Refusal
 from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
-from .config import Count, Share, Side, check_stages, strict
+from .config import Count, Share, Side, Workers, check_stages, find_stage, strict
 from .dataset import (
     Augmentation,
+    Mixture,
     Sprite,
     TransparentBatch,
     augment,
@@ -34,7 +35,7 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .discriminator import PatchDiscriminator, fooling_loss, grow, judging_loss
+from .discriminator import PatchDiscriminator, fooling_loss, grow, train_judge
 from .measures import detail, psnr
 from .run import Average, Run, cosine, open_accelerator
 
@@ -55,6 +56,8 @@ class AutoencoderConfig:
     sizes: tuple[Side, ...] = (64, 128)  # trained one after the other
     size_steps: tuple[Count, ...] = (1200, 700)
     batches: tuple[Count, ...] = (16, 8)
+    accumulate: Count = 1  # batches that make one step
+    workers: Workers = 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     gradient_weight: float = 0.5
@@ -135,18 +138,17 @@ def _start_as_copy(conv: nn.Conv2d, average: bool) -> None:
 
 def draw_pictures(
     sprites: list[Sprite],
-    count: int,
     size: int,
     config: AutoencoderConfig,
     rng: np.random.Generator,
     backgrounds: list[Sprite] | None = None,
 ) -> Tensor:
-    """Opaque pictures [count, 3, size, size], -1..1: sprites on mid-grey (half of them), plain colours, gradients.
+    """Opaque pictures [B, 3, size, size], -1..1: sprites on mid-grey (half of them), plain colours, gradients.
 
     With backgrounds a fourth of the pictures are one alone, and another fourth sprites over one.
     """
     pictures: list[np.ndarray] = []
-    for sprite in draw(sprites, count, rng):
+    for sprite in sprites:
         pixels = augment(sprite.premultiplied, size, config.augmentation, rng)
         kind = rng.random()
         if backgrounds and kind < 0.5:
@@ -159,12 +161,11 @@ def draw_pictures(
     return torch.from_numpy(np.ascontiguousarray(batch, np.float32)) * 2 - 1
 
 
-def draw_noise(largest: list[float], size: int, rng: np.random.Generator) -> Tensor:
-    """Latent noise [B, 4, size/8, size/8] in VAE space whose deviation is random up to each image's largest."""
-    shape = (len(largest), 4, size // 8, size // 8)
-    deviation = rng.random((len(largest), 1, 1, 1), dtype=np.float32)
-    deviation *= np.array(largest, np.float32).reshape(-1, 1, 1, 1)
-    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32) * deviation / SCALING_FACTOR)
+def draw_noise(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
+    """Latent noise [count, 4, size/8, size/8] in VAE space; each image's deviation is random up to the largest."""
+    deviation = rng.random((count, 1, 1, 1), dtype=np.float32) * largest
+    noise = rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32)
+    return torch.from_numpy(noise * deviation / SCALING_FACTOR)
 
 
 def draw_shift(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
@@ -216,22 +217,30 @@ class AutoencoderLoss(nn.Module):
             self.encoder.append(encoder.requires_grad_(False).eval())
 
     def forward(
-        self, pictures: Tensor, adjusted: TransparentBatch | None, guide: float, shift: Tensor, noise: Tensor
+        self,
+        pictures: Tensor,
+        sample: Tensor,
+        shift: Tensor,
+        noise: Tensor,
+        guide: float,
+        adjusted: TransparentBatch | None = None,
+        adjusted_noise: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Weighted terms, what was decoded and what was wanted, [B + A, 3, H, W], -1..1.
 
         For `pictures` [B, 3, H, W], -1..1, with `shift` [B, 1, H/8, W/8] as `draw_shift` makes it, then for the A
-        transparent images that get the offset; `noise` [B + A, 4, H/8, W/8] in VAE space.
+        transparent images that get the offset. `sample` [B, 4, H/8, W/8] is the posterior's own noise, of deviation 1;
+        `noise` like it and `adjusted_noise` [A, 4, H/8, W/8] come on top, in VAE space.
         """
         posterior: DiagonalGaussianDistribution = self.vae.encode(pictures).latent_dist
         channel = self.config.room_channel
         around = (0, 0, 0, 0, channel, posterior.mean.shape[1] - 1 - channel)
-        latent = posterior.sample() + F.pad(shift / SCALING_FACTOR, around)
+        latent = posterior.mean + posterior.std * sample + F.pad(shift / SCALING_FACTOR, around) + noise
         wanted = pictures
         if adjusted is not None:
-            latent = torch.cat([latent, adjust(self.vae, self.encoder[0], adjusted)[1]])
+            latent = torch.cat([latent, adjust(self.vae, self.encoder[0], adjusted)[1] + adjusted_noise])
             wanted = torch.cat([pictures, adjusted.grey * 2 - 1])
-        output = self.vae.decode(latent + noise).sample.float()
+        output = self.vae.decode(latent).sample.float()
         colours = 2 * F.avg_pool2d(pictures, 8)
         return (
             {
@@ -263,18 +272,50 @@ def normalise_latents(vae: AutoencoderKL, pictures: Tensor) -> None:
     quant.bias[4:] -= 2 * scale.log()
 
 
-def draw_adjusted(
-    sprites: list[Sprite], count: int, size: int, config: AutoencoderConfig, rng: np.random.Generator
-) -> TransparentBatch:
-    """Transparent images whose latents get the offset; a third of them have their alpha faded at random."""
-    images = [augment(sprite.premultiplied, size, config.augmentation, rng) for sprite in draw(sprites, count, rng)]
-    fades = [draw_fade(size, rng) if rng.random() < 1 / 3 else None for _ in images]
-    return TransparentBatch.of(images, fades)
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one process: all images once in an epoch over all processes, and as many that are prompts.
+
+    So every second picture shows a sprite that the model will have a word for.
+    """
+
+    config: AutoencoderConfig
+    images: Mixture
+    backgrounds: list[Sprite]
+    rank: int = 0
+    processes: int = 1
+
+    def draw(self, step: int) -> dict[str, Any]:
+        """What a step's loss is of, as `AutoencoderLoss` takes it.
+
+        With an encoder, half of the images are transparent ones whose latents get the offset; a third of these have
+        their alpha faded at random.
+        """
+        config, rng = self.config, step_rng(self.config.seed, step, self.rank)
+        stage, taken = find_stage(step, config.size_steps, config.batches)
+        size, count = config.sizes[stage], config.batches[stage] * config.accumulate
+        images = self.images.draw(taken * config.accumulate * self.processes + self.rank * count, count)
+        with_offset = count // 2 if config.encoder is not None else 0
+        plain = count - with_offset
+        sample = rng.standard_normal((plain, 4, size // 8, size // 8), dtype=np.float32)
+        drawn: dict[str, Any] = {
+            "pictures": draw_pictures(images[with_offset:], size, config, rng, self.backgrounds),
+            "sample": torch.from_numpy(sample),
+            "shift": draw_shift(plain, size // 8, config.room, rng),
+            "noise": draw_noise(plain, size, config.latent_noise / 2, rng),
+        }
+        if with_offset:
+            shown = images[:with_offset]
+            placed = [augment(sprite.premultiplied, size, config.augmentation, rng) for sprite in shown]
+            fades = [draw_fade(size, rng) if rng.random() < 1 / 3 else None for _ in placed]
+            drawn["adjusted"] = TransparentBatch.of(placed, fades)
+            drawn["adjusted_noise"] = draw_noise(with_offset, size, config.latent_noise, rng)
+        return drawn
 
 
 def train(config: AutoencoderConfig, out: Path) -> None:
     """Train, then write `out/model` (a diffusers folder); from scratch with the latents' statistics folded in."""
-    accelerator = open_accelerator(mixed_precision=config.mixed_precision)
+    accelerator = open_accelerator(mixed_precision=config.mixed_precision, accumulate=config.accumulate)
     torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
     scenes, other_scenes = read_backgrounds(config.backgrounds, max(config.sizes))
@@ -297,54 +338,44 @@ def train(config: AutoencoderConfig, out: Path) -> None:
         raw, raw_judge, optimizer, judge_optimizer, schedule
     )
     accelerator.register_for_checkpointing(average)
-    check = draw_pictures(held_out, 16, config.sizes[-1], config, step_rng(0, 0), other_scenes).to(accelerator.device)
+    rng = step_rng(0, 0)
+    check = draw_pictures(draw(held_out, 16, rng), config.sizes[-1], config, rng, other_scenes).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
-    edges = np.cumsum(config.size_steps)
-    for step in run:
-        stage = int(np.searchsorted(edges, step, side="right"))
-        rng = step_rng(config.seed, step, accelerator.process_index)
-        count, size = config.batches[stage], config.sizes[stage]
-        with_offset = count // 2 if raw.encoder else 0
-        # every second picture shows a sprite that the model will have a word for
-        pools = [prompts if row % 2 else known for row in range(count)]
-        drawn = [draw_pictures(pool, 1, size, config, rng, scenes) for pool in pools[with_offset:]]
-        pictures = torch.cat(drawn).to(accelerator.device)
-        adjusted = None
-        if with_offset:
-            pool = prompts if step % 2 else known
-            adjusted = draw_adjusted(pool, with_offset, size, config, rng).to(accelerator.device)
+    images = Mixture((prompts, known), (0.5,), config.seed)
+    batches = Batches(config, images, scenes, accelerator.process_index, accelerator.num_processes)
+    for step, batch in run.draw(batches.draw, config.workers):
         guide = config.guide_weight * max(0.0, 1 - step / (config.guide_until * steps))
-        shift = draw_shift(len(pictures), size // 8, config.room, rng).to(accelerator.device)
-        largest = [config.latent_noise / 2] * len(pictures) + [config.latent_noise] * with_offset
-        noise = draw_noise(largest, size, rng).to(accelerator.device)
-        terms, output, wanted = model(pictures, adjusted, guide, shift, noise)
-        strength = grow(step, steps, config.discriminator_from) if config.discriminator_weight else 0.0
-        if config.discriminator_weight and step >= config.discriminator_from * steps:
-            judged = judging_loss(judge, wanted, output)
-            accelerator.backward(judged)
-            judge_optimizer.step()
-            judge_optimizer.zero_grad()
-            fooled, distance = fooling_loss(raw_judge, wanted, output)
-            terms |= {
-                "adversarial": strength * config.discriminator_weight * fooled,
-                "matching": strength * config.matching_weight * distance,
-            }
-        accelerator.backward(torch.stack(list(terms.values())).sum())
-        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        judged = config.discriminator_weight > 0 and step >= config.discriminator_from * steps
+        strength = grow(step, steps, config.discriminator_from)
+        raw_judge.follow_norms()
+        seen: list[tuple[Tensor, Tensor]] = []
+        for part in run.divide(batch, model):
+            terms, output, wanted = model(**part, guide=guide)
+            if judged:
+                fooled, distance = fooling_loss(raw_judge, wanted, output)
+                terms |= {
+                    "adversarial": strength * config.discriminator_weight * fooled,
+                    "matching": strength * config.matching_weight * distance,
+                }
+                seen.append((wanted, output.detach()))
+            accelerator.backward(torch.stack(list(terms.values())).sum())
+            run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if judged:
+            train_judge(judge, judge_optimizer, accelerator, seen)
         average.update(vae)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, norm=norm)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):
                 run.log(**quality)
     vae.load_state_dict(average.shadow)
     if config.start is None:
-        normalise_latents(
-            vae, draw_pictures(known, 128, config.sizes[-1], config, step_rng(0, 1)).to(accelerator.device)
-        )
+        rng = step_rng(0, 1)
+        shown = draw_pictures(draw(known, 128, rng), config.sizes[-1], config, rng)
+        normalise_latents(vae, shown.to(accelerator.device))
     if accelerator.is_main_process:
         with run.write_model() as folder:
             vae.save_pretrained(folder)

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,13 +25,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..refusal import Refusal
 from .autoencoder import read_autoencoder
-from .config import Count, Share, Side, strict
+from .bank import Bank
+from .config import Count, Share, Side, Workers, strict
 from .dataset import (
     Augmentation,
     Sprite,
     augment,
     draw_view,
     find_prompts,
+    list_rows,
     make_background,
     read_backgrounds,
     read_sprites,
@@ -70,11 +73,13 @@ class BaseConfig:
     heads: int = 8
     text_width: int = 96
     text_layers: int = 2
-    views_per_caption: Count = 256  # augmented latents kept in memory for each caption
+    views_per_caption: Count = 256  # augmented latents encoded for each caption
     scene_share: Share = 0.4  # of them over a background, if there are any
     views_per_background: Count = 96
     steps: Count = 2500
     batch: Count = 16
+    accumulate: Count = 1  # batches that make one step
+    workers: Workers = 0
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     weight_decay: float = 0.01
@@ -152,43 +157,44 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-@torch.no_grad()
-def encode_views(
-    vae: AutoencoderKL, sprites: list[Sprite], backgrounds: list[Sprite], config: BaseConfig
-) -> dict[str, Any]:
-    """Pictures of every caption as VAE `moments` [N, 8, s, s] with their `texts`.
+def count_views(scenes: SceneSource, alone: SceneSource, config: BaseConfig) -> int:
+    """The pictures that are encoded: of every caption of a sprite, and of every caption of a background."""
+    return len(scenes.rows) * config.views_per_caption + len(alone.rows) * config.views_per_background
+
+
+def draw_views(
+    scenes: SceneSource, alone: SceneSource, config: BaseConfig, bank: Bank, part: int
+) -> tuple[Tensor, list[str]]:
+    """The pictures [N, 3, S, S], -1..1, of one of the bank's files, with their texts.
 
     Sprites over plain colours and gradients, sprites over backgrounds, and backgrounds alone.
     """
-    rng = step_rng(config.seed, 0, 1 << 16)
-    moments: list[Tensor] = []
+    rng = step_rng(config.seed, part, 1 << 16)
+    captions, places = scenes.captions, alone.captions
+    pictures: list[NDArray[np.float32]] = []
     texts: list[str] = []
+    for row in bank.find_rows(part):
+        number, view = divmod(row, config.views_per_caption)
+        if number >= len(captions):
+            number, view = divmod(row - len(captions) * config.views_per_caption, config.views_per_background)
+            said = places[number]
+            picture = draw_view(alone.sprites[alone.pick(said, rng, view)], config.size, rng)
+        elif scenes.backgrounds and rng.random() < config.scene_share:
+            scene = scenes.draw(captions[number], config.size, config.placement, rng, view)
+            picture, said = scene.blend, scene.texts["blend"]
+        else:
+            sprite = scenes.sprites[scenes.pick(captions[number], rng, view)]
+            picture, said = draw_plain(sprite, config, rng)
+        pictures.append(picture)
+        texts.append(said)
+    return torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) * 2 - 1, texts
 
-    def encode(pictures: list[NDArray[np.float32]]) -> None:
-        batch = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2).astype(np.float32)) * 2 - 1
-        moments.extend(vae.encode(part.to(vae.device)).latent_dist.parameters.cpu() for part in batch.split(16))
 
-    for text in dict.fromkeys(sprite.text for sprite in sprites):
-        choices = [sprite for sprite in sprites if sprite.text == text]
-        scenes = SceneSource(choices, backgrounds)
-        pictures: list[NDArray[np.float32]] = []
-        for view in range(config.views_per_caption):
-            if backgrounds and rng.random() < config.scene_share:
-                scene = scenes.draw(text, config.size, config.placement, rng)
-                pictures.append(scene.blend)
-                texts.append(scene.texts["blend"])
-            else:
-                sprite = choices[view % len(choices)]
-                picture, said = draw_plain(sprite, config, rng)
-                pictures.append(picture)
-                texts.append(said)
-        encode(pictures)
-    for text in dict.fromkeys(background.text for background in backgrounds):
-        choices = [background for background in backgrounds if background.text == text]
-        count = config.views_per_background
-        encode([draw_view(choices[view % len(choices)], config.size, rng) for view in range(count)])
-        texts += [text] * count
-    return {"moments": torch.cat(moments), "texts": texts}
+@torch.no_grad()
+def encode_views(vae: AutoencoderKL, drawn: tuple[Tensor, list[str]]) -> tuple[dict[str, Tensor], list[str]]:
+    """The VAE's `moments` [N, 8, s, s] of pictures, and their texts as they are."""
+    pictures, texts = drawn
+    return {"moments": vae.encode(pictures.to(vae.device)).latent_dist.parameters.cpu()}, texts
 
 
 def draw_plain(sprite: Sprite, config: BaseConfig, rng: np.random.Generator) -> tuple[NDArray[np.float32], str]:
@@ -201,36 +207,46 @@ def draw_plain(sprite: Sprite, config: BaseConfig, rng: np.random.Generator) -> 
     return pixels[..., :3] + background * (1 - pixels[..., 3:]), template.format(sprite.text, name)
 
 
+def draw_noise(
+    shape: torch.Size, scheduler: DDIMScheduler, limit: float, rng: np.random.Generator, frames: int = 1
+) -> dict[str, Tensor]:
+    """What latents [sets * frames, 4, h, w], the frame index fastest, are noised with, as `denoising_loss` takes it.
+
+    Timesteps are stratified; the frames of a set share one. Weights are min-SNR's, arXiv 2303.09556, and have a mean
+    of 1, so that the losses of a batch's parts have the mean of the whole.
+    """
+    count = shape[0] // frames
+    noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    places = (np.arange(count) + rng.random(count)) / count
+    timesteps = torch.from_numpy((places * len(scheduler)).astype(np.int64).repeat(frames))
+    signal = scheduler.alphas_cumprod[timesteps]
+    ratio = signal / (1 - signal)
+    if scheduler.config.prediction_type == "v_prediction":
+        weight = ratio.clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
+    else:
+        weight = ratio.clamp(max=limit) / ratio
+    return {"noise": noise, "timesteps": timesteps, "weight": weight / weight.mean()}
+
+
 def denoising_loss(
     unet: nn.Module,
     clean: Tensor,
     context: Tensor,
     scheduler: DDIMScheduler,
-    limit: float,
-    rng: np.random.Generator,
-    frames: int = 1,
+    noise: Tensor,
+    timesteps: Tensor,
+    weight: Tensor,
     **conditions: object,
 ) -> Tensor:
-    """Loss of the model's own prediction (velocity or noise) with min-SNR weights, arXiv 2303.09556.
+    """Weighted loss of the model's own prediction (velocity or noise).
 
-    Timesteps are stratified; the frames of a set share one.
-    `clean` [sets * frames, 4, h, w] in sampler space, the frame index fastest; `context` [sets * frames, tokens, C].
+    `clean` [B, 4, h, w] in sampler space and `noise` like it; `context` [B, tokens, C]; `timesteps`, `weight` [B].
     """
-    count = clean.shape[0] // frames
-    noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(clean)
-    places = (np.arange(count) + rng.random(count)) / count
-    timesteps = torch.from_numpy((places * len(scheduler)).astype(np.int64).repeat(frames)).to(clean.device)
-    signal = scheduler.alphas_cumprod.to(clean)[timesteps]
-    ratio = signal / (1 - signal)
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(clean, noise, timesteps)
-        weight = ratio.clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
-    else:
-        target = noise
-        weight = ratio.clamp(max=limit) / ratio
+    velocity = scheduler.config.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(clean, noise, timesteps) if velocity else noise
     noisy = scheduler.add_noise(clean, noise, timesteps)
     output = unet(noisy, timesteps, encoder_hidden_states=context, **conditions).sample
-    return (weight * (output - target).pow(2).mean(dim=(1, 2, 3))).mean() / weight.mean()
+    return (weight * (output - target).pow(2).mean(dim=(1, 2, 3))).mean()
 
 
 def encode_texts(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, texts: list[str]) -> Tensor:
@@ -246,14 +262,14 @@ class BaseModel(nn.Module):
 
     def __init__(self, config: BaseConfig, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler) -> None:
         super().__init__()
-        self.config, self.tokenizer, self.scheduler = config, tokenizer, scheduler
+        self.tokenizer, self.scheduler = tokenizer, scheduler
         self.unet, self.text_encoder = build_networks(config, tokenizer)
         # heads are so narrow here that plain attention is faster than the fused one
         self.unet.set_attn_processor(AttnProcessor())
 
-    def forward(self, clean: Tensor, texts: list[str], rng: np.random.Generator) -> Tensor:
+    def forward(self, clean: Tensor, texts: list[str], **noise: Tensor) -> Tensor:
         context = encode_texts(self.tokenizer, self.text_encoder, texts)
-        return denoising_loss(self.unet, clean, context, self.scheduler, self.config.snr_limit, rng)
+        return denoising_loss(self.unet, clean, context, self.scheduler, **noise)
 
 
 def build_networks(config: BaseConfig, tokenizer: CLIPTokenizer) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -284,9 +300,33 @@ def _refuse_start(config: BaseConfig) -> Refusal:
     return Refusal(f"There is no earlier model in {config.start}; name a diffusers pipeline's folder.")
 
 
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one process."""
+
+    config: BaseConfig
+    bank: Bank
+    texts: list[str]  # of the bank's rows
+    scaling_factor: float
+    scheduler: DDIMScheduler
+    rank: int
+    processes: int
+
+    def draw(self, step: int) -> dict[str, Any]:
+        """What the model is given in a step: `clean` latents in sampler space, their `texts`, and the noise."""
+        config, rng = self.config, step_rng(self.config.seed, step, self.rank)
+        count = config.batch * config.accumulate
+        rows = list_rows(len(self.texts), config.seed, (step * self.processes + self.rank) * count, count)
+        mean, logvar = self.bank.read(rows)["moments"].chunk(2, dim=1)
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        clean = (mean + (0.5 * logvar).exp() * noise) * self.scaling_factor
+        said = ["" if rng.random() < config.drop_caption else self.texts[row] for row in rows]
+        return {"clean": clean, "texts": said, **draw_noise(clean.shape, self.scheduler, config.snr_limit, rng)}
+
+
 def train(config: BaseConfig, out: Path) -> None:
     """Train UNet and text encoder together, then write the pipeline to `out/model`."""
-    accelerator = open_accelerator(mixed_precision=config.mixed_precision)
+    accelerator = open_accelerator(mixed_precision=config.mixed_precision, accumulate=config.accumulate)
     torch.manual_seed(config.seed)
     sprites = read_sprites(config.data, reading_size(config.size))
     prompts = find_prompts(split_sprites(sprites)[0])
@@ -305,18 +345,17 @@ def train(config: BaseConfig, out: Path) -> None:
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
     run = Run(out, config, accelerator, config.steps, config.log_every)
-    bank = run.keep_bank(lambda: encode_views(vae, prompts, backgrounds, config))
-    moments, texts = bank["moments"], bank["texts"]
-    for step in run:
-        rng = step_rng(config.seed, step, accelerator.process_index)
-        rows = rng.integers(len(texts), size=config.batch)
-        mean, logvar = moments[rows].to(accelerator.device).chunk(2, dim=1)
-        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32)).to(mean)
-        clean = (mean + (0.5 * logvar).exp() * noise) * vae.config.scaling_factor
-        said = ["" if rng.random() < config.drop_caption else texts[int(row)] for row in rows]
-        loss = model(clean, said, rng)
-        accelerator.backward(loss)
-        run.log(loss=loss, norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+    scenes, alone = SceneSource(prompts, backgrounds), SceneSource(backgrounds)
+    bank = Bank(out / "bank", count_views(scenes, alone, config))
+    bank.fill(partial(draw_views, scenes, alone, config, bank), partial(encode_views, vae), accelerator, config.workers)
+    scaling, rank, processes = vae.config.scaling_factor, accelerator.process_index, accelerator.num_processes
+    batches = Batches(config, bank, bank.read_texts(), scaling, raw.scheduler, rank, processes)
+    for _, batch in run.draw(batches.draw, config.workers):
+        for part in run.divide(batch, model):
+            loss = model(**part)
+            accelerator.backward(loss)
+            run.log(loss=loss)
+        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -21,6 +21,7 @@ Config = TypeVar("Config")
 
 Count = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Workers = Annotated[int, Field(ge=0)]  # processes that draw ahead; 0: none, the training draws by itself
 Side = Annotated[int, Field(gt=0, multiple_of=64)]  # pixels; the UNet halves the latent's side three times
 
 strict = with_config(ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
@@ -78,6 +79,20 @@ def check_stages(sizes: tuple[int, ...], size_steps: tuple[int, ...], batches: t
         raise Refusal(f"batches holds {odd[0]}; half of a batch is drawn from other images, so give even numbers.")
 
 
+def find_stage(step: int, size_steps: tuple[int, ...], batches: tuple[int, ...]) -> tuple[int, int]:
+    """The stage that a step belongs to, and how many images all steps before it have taken."""
+    taken = 0
+    for stage, (steps, batch) in enumerate(zip(size_steps, batches, strict=True)):
+        if step < steps:
+            return stage, taken + step * batch
+        step, taken = step - steps, taken + steps * batch
+    raise ValueError("the stages have fewer steps")
+
+
 def as_metadata(config: Any) -> dict[str, str]:
-    """The resolved configuration as safetensors metadata: one JSON text under `training_config`."""
-    return {"training_config": json.dumps(dataclasses.asdict(config), default=str, sort_keys=True)}
+    """The resolved configuration as safetensors metadata: one JSON text under `training_config`.
+
+    Without `workers`, on which the result doesn't depend.
+    """
+    options = {name: value for name, value in dataclasses.asdict(config).items() if name != "workers"}
+    return {"training_config": json.dumps(options, default=str, sort_keys=True)}

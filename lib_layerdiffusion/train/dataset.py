@@ -1,15 +1,17 @@
-"""RGBA images with captions from a folder or archive, and the augmented batches that the trainings draw from them."""
+"""RGBA images with captions from a folder, archive or shards, and the augmented batches that trainings draw of them."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import logging
+import math
 import unicodedata
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,6 +27,7 @@ from ..layers import pad_rgb
 from ..options import check_text
 from ..refusal import Refusal
 from .config import strict
+from .shards import Member, find_shards, read_samples
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +42,41 @@ Premultiplied = NDArray[np.float32]  # [H, W, 4] colour times alpha, then alpha,
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A picture that stays in its shard and is read each time that it is drawn."""
+
+    member: Member
+    size: int
+    cover: bool
+
+    def read(self) -> NDArray[np.uint8]:
+        """Straight RGBA [size, size, 4]."""
+        return read_square(self.member.read(), str(self.member), self.size, self.cover)
+
+
+Picture = NDArray[np.uint8] | Stored
+
+
+def open_picture(picture: Picture) -> NDArray[np.uint8]:
+    """A picture's pixels, straight RGBA [S, S, 4], read now if they weren't."""
+    return picture.read() if isinstance(picture, Stored) else picture
+
+
+@dataclass(frozen=True)
 class Sprite:
-    """One training image: straight RGBA uint8 [S, S, 4], square, with its caption and role in the set."""
+    """One training image, square, with its caption and role in the set."""
 
     name: str
     text: str
-    rgba: NDArray[np.uint8]
+    picture: Picture
     kind: str = "opaque"
     split: str = "train"
     prompt: bool = False
+
+    @property
+    def rgba(self) -> NDArray[np.uint8]:
+        """Straight RGBA [S, S, 4]."""
+        return open_picture(self.picture)
 
     @property
     def premultiplied(self) -> Premultiplied:
@@ -142,17 +171,25 @@ def read_facts(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
 
 
 def _read_fact(line: str, where: str, folder: str) -> dict[str, Any]:
+    row = _read_object(line, where)
+    if not ("file_name" in row or "foreground" in row):
+        raise Refusal(f"{where} must be a JSON object with a file_name; mend it.")
+    for key in row.keys() & {*IMAGE_KEYS}:
+        row[key] = _normalise(f"{folder}/{row[key]}" if folder else row[key])
+    return row
+
+
+def _read_object(text: str, where: str) -> dict[str, Any]:
+    """What a JSON object says of an image or a scene; values of a wrong kind are refused."""
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(text)
     except (ValueError, RecursionError):
         row = None
-    if not isinstance(row, dict) or not ("file_name" in row or "foreground" in row):
-        raise Refusal(f"{where} must be a JSON object with a file_name; mend it.")
+    if not isinstance(row, dict):
+        raise Refusal(f"{where} must be a JSON object; mend it.")
     known: dict[str, Any] = row  # pyright: ignore[reportUnknownVariableType]
     for key in known.keys() & {*IMAGE_KEYS, *TEXT_KEYS}:
         check_text(f"{where}: {key}", known[key])
-    for key in known.keys() & {*IMAGE_KEYS}:
-        known[key] = _normalise(f"{folder}/{known[key]}" if folder else known[key])
     if not isinstance(known.get("prompt", False), bool):
         raise Refusal(f"{where}: prompt must be true or false; mend it.")
     if "split" in known:
@@ -182,13 +219,24 @@ def reading_size(size: int) -> int:
 
 
 def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprite]:
-    """Read every RGBA image of a folder or zip into memory, as squares of `size` pixels.
+    """Every RGBA image of a folder or zip, read into memory, or of WebDataset shards, as squares of `size` pixels.
 
-    Captions come from `metadata.jsonl` (lines with `file_name`, `text` or `caption`, `kind`, `split`, `prompt`), else
-    from a text file beside the image, else from the file's name. Non-square images are centred on a transparent square,
-    or with `cover` (backgrounds) cut to their middle.
+    Captions come from `metadata.jsonl` (lines with `file_name`, `text` or `caption`, `kind`, `split`, `prompt`), in
+    shards from the sample's JSON with these keys; else from a text file beside the image, else from the file's name.
+    Non-square images are centred on a transparent square, or with `cover` (backgrounds) cut to their middle.
     Where the metadata names no splits, each twelfth image is held out if there are twelve.
     """
+    shards = find_shards(path)
+    sprites, named = _list_stored(shards, size, cover) if shards else _read_all(path, size, cover)
+    if not sprites:
+        raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
+    if named or len(sprites) < HELD_OUT_EVERY:
+        return sprites
+    return [replace(s, split="held-out") if hold_out(i) else s for i, s in enumerate(sprites)]
+
+
+def _read_all(path: Path, size: int, cover: bool) -> tuple[list[Sprite], bool]:
+    """The images of a folder or zip, and whether their metadata names splits."""
     files = read_files(path)
     rows = read_facts(files)
     if any("file_name" not in row for row in rows):
@@ -208,18 +256,45 @@ def read_sprites(path: Path, size: int = 256, cover: bool = False) -> list[Sprit
         log.warning("%d images of %s are left out, since %s doesn't name them.", left_out, path, METADATA)
     sprites: list[Sprite] = []
     for name in chosen:
-        row, file = facts.get(name, {}), PurePosixPath(name)
+        file = PurePosixPath(name)
         beside = [_decode(files[text]) for end in TEXT_ENDINGS if (text := str(file.with_suffix(end))) in files]
-        caption = " ".join((beside[0] if beside else "").split())
-        stem = file.stem.encode("utf-8", "replace").decode().replace("_", " ")
-        text = row.get("text") or row.get("caption") or caption or stem
-        extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
-        sprites.append(Sprite(name, text, read_square(files[name], name, size, cover), **extra))
-    if not sprites:
-        raise Refusal(f"The data set {path} holds no {', '.join(sorted(IMAGE_ENDINGS))} images; name one that does.")
-    if any("split" in row for row in facts.values()) or len(sprites) < HELD_OUT_EVERY:
-        return sprites
-    return [replace(s, split="held-out") if hold_out(i) else s for i, s in enumerate(sprites)]
+        picture = read_square(files[name], name, size, cover)
+        sprites.append(_describe(name, picture, facts.get(name, {}), beside, file.stem))
+    return sprites, any("split" in row for row in facts.values())
+
+
+def _describe(name: str, picture: Picture, row: Mapping[str, Any], beside: Sequence[str], stem: str) -> Sprite:
+    """An image with what its metadata, else the texts beside it, else its name says of it."""
+    caption = " ".join((beside[0] if beside else "").split())
+    words = stem.encode("utf-8", "replace").decode().replace("_", " ")
+    extra = {key: row[key] for key in ("kind", "split", "prompt") if key in row}
+    return Sprite(name, row.get("text") or row.get("caption") or caption or words, picture, **extra)
+
+
+def _list_stored(shards: Sequence[Path], size: int, cover: bool) -> tuple[list[Sprite], bool]:
+    """The images of shards, which stay there, and whether their metadata names splits."""
+    sprites: list[Sprite] = []
+    named = False
+    for shard in shards:
+        for key, members in read_samples(shard):
+            images = [ending for ending in members if f".{ending}" in IMAGE_ENDINGS]
+            if len(images) != 1:
+                raise Refusal(
+                    f"The sample {key[:200]} of {shard} has {len(images)} files that are an image; give it one."
+                )
+            row = read_json(members)
+            beside = [_decode(members[end[1:]].read()) for end in TEXT_ENDINGS if end[1:] in members]
+            picture = Stored(members[images[0]], size, cover)
+            sprites.append(_describe(str(picture.member), picture, row, beside, PurePosixPath(key).name))
+            named |= "split" in row
+    return sprites, named
+
+
+def read_json(members: Mapping[str, Member]) -> dict[str, Any]:
+    """What a sample's JSON file says, if it has one; the sample's other members aren't too large."""
+    for member in members.values():
+        _check_length(member.length, str(member))
+    return _read_object(_decode(members["json"].read()), str(members["json"])) if "json" in members else {}
 
 
 def read_backgrounds(path: Path | None, size: int) -> tuple[list[Sprite], list[Sprite]]:
@@ -281,10 +356,10 @@ def place(
 
 def draw_view(background: Sprite, size: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """A random crop of a background picture, mirrored or not, a little lighter or darker; [size, size, 3], 0..1."""
-    side = background.rgba.shape[0]
-    cut = round(side * rng.uniform(0.8, 1.0))
-    top, left = rng.integers(0, side - cut + 1, 2)
-    pixels = background.rgba[top : top + cut, left : left + cut, :3].astype(np.float32) / 255
+    rgba = background.rgba
+    cut = round(len(rgba) * rng.uniform(0.8, 1.0))
+    top, left = rng.integers(0, len(rgba) - cut + 1, 2)
+    pixels = rgba[top : top + cut, left : left + cut, :3].astype(np.float32) / 255
     if rng.random() < 0.5:
         pixels = np.ascontiguousarray(pixels[:, ::-1])
     how = cv2.INTER_AREA if cut > size else cv2.INTER_LINEAR
@@ -367,3 +442,42 @@ def step_rng(seed: int, step: int, rank: int = 0) -> np.random.Generator:
 def draw(sprites: Sequence[Sprite], count: int, rng: np.random.Generator) -> list[Sprite]:
     """`count` sprites drawn with replacement."""
     return [sprites[int(i)] for i in rng.integers(len(sprites), size=count)]
+
+
+def list_rows(total: int, seed: int, first: int, count: int) -> list[int]:
+    """The rows at the places `first` and after in an endless sequence: all `total` rows in random order, then anew.
+
+    Processes that take neighbouring places share each of these epochs out without a gap, and a resumed training finds
+    its place again.
+    """
+    places = range(first, first + count)
+    return [int(_shuffle(total, seed, place // total)[place % total]) for place in places]
+
+
+@lru_cache(maxsize=8)
+def _shuffle(total: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch, 1 << 17]).permutation(total)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """An endless sequence of images from several pools, of each pool every image once before any comes again."""
+
+    pools: Sequence[Sequence[Sprite]]
+    shares: Sequence[float]  # of the sequence, for each pool but the last, which has the rest
+    seed: int
+
+    def draw(self, first: int, count: int) -> list[Sprite]:
+        """The images at the places `first` and after."""
+        return [self._find(place) for place in range(first, first + count)]
+
+    def _find(self, place: int) -> Sprite:
+        rest = 1.0
+        for pool, share in zip(self.pools, self.shares, strict=False):
+            share, rest = share / rest if share < rest else 1.0, rest - share  # of what the pools before it leave
+            taken = math.floor(place * share)
+            if math.floor((place + 1) * share) > taken:
+                return pool[list_rows(len(pool), self.seed, taken, 1)[0]]
+            place -= taken
+        last = self.pools[-1]
+        return last[list_rows(len(last), self.seed, place, 1)[0]]

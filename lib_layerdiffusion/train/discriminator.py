@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim import Optimizer
+
+Parts = Sequence[tuple[Tensor, Tensor]]  # real pictures and made ones, without their gradient
 
 
 class PatchDiscriminator(nn.Module):
@@ -26,11 +32,28 @@ class PatchDiscriminator(nn.Module):
             outputs.append(picture)
         return outputs
 
+    @torch.no_grad()
+    def follow_norms(self) -> None:
+        """Estimate the spectral norms anew: once a step, so that all of a step's losses are of the same weights."""
+        self.train()
+        for layer in self.layers:
+            _ = layer.weight  # each look at it is one power iteration
+        self.eval()
+
 
 def judging_loss(judge: nn.Module, real: Tensor, made: Tensor) -> Tensor:
     """The discriminator's own hinge loss, for pictures [B, C, H, W]."""
     of_real, of_made = judge(torch.cat([real, made.detach()]))[-1].float().chunk(2)
     return F.relu(1 - of_real).mean() + F.relu(1 + of_made).mean()
+
+
+def train_judge(judge: nn.Module, optimizer: Optimizer, accelerator: Accelerator, seen: Parts) -> None:
+    """One step of the discriminator, on the pictures of all parts of the other network's step."""
+    for real, made in seen:
+        with accelerator.accumulate(judge):
+            accelerator.backward(judging_loss(judge, real, made))
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def fooling_loss(judge: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,15 +32,10 @@ from ..transparent_vae import TransparentEncoder
 from ..weights import WeightStore
 from ..weights.attention_units import CONTROL_PREFIX, UNITS_PREFIX
 from ..weights.patches import FILE_PREFIX, DiffPatch, LoraPatch, Patch
-from .base import denoising_loss
-from .config import Count, Share, Side, as_metadata, strict
-from .dataset import (
-    Augmentation,
-    TransparentBatch,
-    augment,
-    draw,
-    step_rng,
-)
+from .bank import Bank
+from .base import denoising_loss, draw_noise
+from .config import Count, Share, Side, Workers, as_metadata, strict
+from .dataset import Augmentation, TransparentBatch, augment, list_rows, step_rng
 from .run import Average, Run, constant, cosine, open_accelerator
 from .scenes import ROLES, Placement, Scene, SceneSource, make_condition, read_scenes
 
@@ -70,6 +66,8 @@ class FinetuneConfig:
     views_per_caption: Count = 256
     steps: Count = 1000
     batch: Count = 16
+    accumulate: Count = 1  # batches that make one step
+    workers: Workers = 0
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     snr_limit: float = 5.0
@@ -81,24 +79,6 @@ class FinetuneConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # None: as `accelerate config` says
     augmentation: Augmentation = field(default_factory=Augmentation)  # of the mode that makes a foreground alone
     placement: Placement = field(default_factory=Placement)  # of the other modes
-
-
-@dataclass(frozen=True)
-class Bank:
-    """Encoded sets: N sets of F frames."""
-
-    mean: Tensor  # [N, F, 4, h, w] VAE space; of transparent frames the adjusted latent
-    std: Tensor  # like mean; 0 for transparent frames, whose offset stands for the sample
-    control: Tensor | None  # [N, 3, H, W], -1..1; with patches the inputs' latents [N, 4k, h, w], sampler space
-    texts: list[list[str]]  # [N][F], and the blend's caption last
-
-    def say(self, row: int, drop: float, shared: float, rng: np.random.Generator) -> list[str]:
-        """The captions of a set's frames: none at all, the blend's for all, or each its own."""
-        pick = rng.random()
-        *own, blend = self.texts[row]
-        if pick < drop:
-            return [""] * len(own)
-        return [blend] * len(own) if len(own) > 1 and pick < drop + shared else own
 
 
 class FinetunedUnet(nn.Module):
@@ -164,12 +144,12 @@ class FinetunedUnet(nn.Module):
         context: Tensor,
         added: dict[str, Tensor] | None,
         control: Tensor | None,
-        rng: np.random.Generator,
+        **noise: Tensor,
     ) -> Tensor:
+        """`added` are SDXL's conditions, `control` is as in `injected`, `noise` as `draw_noise` gives it."""
         conditions = {"added_cond_kwargs": added} if added else {}
-        frames, limit = len(self.mode.frames), self.config.snr_limit
         with self.injected(control):
-            return denoising_loss(self.unet[0], clean, context, self.scheduler, limit, rng, frames, **conditions)
+            return denoising_loss(self.unet[0], clean, context, self.scheduler, **noise, **conditions)
 
     def published_state(self, averaged: dict[str, Tensor]) -> dict[str, Tensor]:
         """State dict under the keys of the published files."""
@@ -197,35 +177,44 @@ class FinetunedUnet(nn.Module):
         self.load_state_dict({str(name): state[key] for key, name in known.items()})
 
 
+def draw_sets(
+    source: SceneSource, mode: Mode, config: FinetuneConfig, bank: Bank, part: int
+) -> tuple[dict[str, Any], list[list[str]]]:
+    """The pictures of one of the bank's files, as `stack_pictures` gives them, with the captions of each set.
+
+    These are those of its frames, and the blend's last.
+    """
+    rng = step_rng(config.seed, part, 1 << 16)
+    captions = source.captions
+    scenes: list[Scene] = []
+    for row in bank.find_rows(part):
+        number, view = divmod(row, config.views_per_caption)
+        scenes.append(draw_set(source, captions[number], mode, config, rng, view))
+    return stack_pictures(scenes), [[scene.texts[role] for role in (*mode.frames, "blend")] for scene in scenes]
+
+
 @torch.no_grad()
 def encode_sets(
-    host: DiffusersHost, encoder: TransparentEncoder, source: SceneSource, mode: Mode, config: FinetuneConfig
-) -> Bank:
-    """Random sets of every caption: a foreground, a background and their blend, as far as the mode has them."""
-    rng = step_rng(config.seed, 0, 1 << 16)
-    means: list[Tensor] = []
-    stds: list[Tensor] = []
-    controls: list[Tensor] = []
-    texts: list[list[str]] = []
-    for caption in source.captions:
-        for start in range(0, config.views_per_caption, 16):
-            count = min(16, config.views_per_caption - start)
-            scenes = [draw_set(source, caption, mode, config, rng) for _ in range(count)]
-            pictures = stack_pictures(scenes)
-            frames = [encode_frame(host, encoder, pictures, role, mode) for role in mode.frames]
-            means.append(torch.stack([mean for mean, _ in frames], dim=1))
-            stds.append(torch.stack([std for _, std in frames], dim=1))
-            if mode.inputs:
-                controls.append(encode_inputs(host, pictures, mode))
-            texts += [[scene.texts[role] for role in (*mode.frames, "blend")] for scene in scenes]
-    return Bank(torch.cat(means), torch.cat(stds), torch.cat(controls) if controls else None, texts)
+    host: DiffusersHost, encoder: TransparentEncoder, mode: Mode, drawn: tuple[dict[str, Any], list[list[str]]]
+) -> tuple[dict[str, Tensor], list[list[str]]]:
+    """What N sets of F frames are trained on, and their captions as they are.
+
+    `mean` [N, F, 4, h, w], VAE space, of transparent frames the adjusted latent; `std` like it, of transparent frames
+    0, since their offset stands for the sample; for modes with inputs `control` as in `encode_inputs`.
+    """
+    pictures, texts = drawn
+    frames = [encode_frame(host, encoder, pictures, role, mode) for role in mode.frames]
+    mean, std = (torch.stack(parts, dim=1) for parts in zip(*frames, strict=True))
+    return {"mean": mean, "std": std} | ({"control": encode_inputs(host, pictures, mode)} if mode.inputs else {}), texts
 
 
-def draw_set(source: SceneSource, caption: str, mode: Mode, config: FinetuneConfig, rng: np.random.Generator) -> Scene:
+def draw_set(
+    source: SceneSource, caption: str, mode: Mode, config: FinetuneConfig, rng: np.random.Generator, view: int
+) -> Scene:
     """A scene; for a mode that makes a foreground alone, an image over nothing."""
     if mode.frames != ("foreground",) or mode.inputs or source.given:
-        return source.draw(caption, config.size, config.placement, rng)
-    sprite = draw([sprite for sprite in source.sprites if sprite.text == caption], 1, rng)[0]
+        return source.draw(caption, config.size, config.placement, rng, view)
+    sprite = source.sprites[source.pick(caption, rng, view)]
     pixels = augment(sprite.premultiplied, config.size, config.augmentation, rng)
     return Scene(pixels, pixels[..., :3], pixels[..., :3], dict.fromkeys(ROLES, caption))
 
@@ -261,19 +250,61 @@ def encode_inputs(host: DiffusersHost, pictures: dict[str, Any], mode: Mode) -> 
 
 
 @torch.no_grad()
-def encode_captions(pipeline: Any, texts: list[str], size: int) -> dict[str, tuple[Tensor, dict[str, Tensor] | None]]:
-    """Each distinct caption's context [77, C] and, for SDXL, its added conditions."""
-    table: dict[str, tuple[Tensor, dict[str, Tensor] | None]] = {}
-    for text in dict.fromkeys([*texts, ""]):
-        encoded = pipeline.encode_prompt(
+def encode_captions(pipeline: Any, texts: list[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The `context` [N, 77, C] of captions and, for SDXL, their `text_embeds` [N, C]; and the captions as they are."""
+    encoded = [
+        pipeline.encode_prompt(
             prompt=text, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        added = None
-        if len(encoded) == 4:
-            times = torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32)
-            added = {"text_embeds": encoded[2][0], "time_ids": times.to(pipeline.device)}
-        table[text] = (encoded[0][0], added)
-    return table
+        for text in texts
+    ]
+    tensors = {"context": torch.cat([each[0] for each in encoded]).cpu()}
+    if len(encoded[0]) == 4:
+        tensors["text_embeds"] = torch.cat([each[2] for each in encoded]).cpu()
+    return tensors, texts
+
+
+def say(texts: list[str], drop: float, shared: float, rng: np.random.Generator) -> list[str]:
+    """What the frames of a set are told, of its captions: nothing at all, the blend's for all, or each its own."""
+    pick = rng.random()
+    *own, blend = texts
+    if pick < drop:
+        return [""] * len(own)
+    return [blend] * len(own) if len(own) > 1 and pick < drop + shared else own
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one process."""
+
+    config: FinetuneConfig
+    mode: Mode
+    sets: Bank
+    texts: list[list[str]]  # the captions of each set
+    contexts: Bank
+    places: dict[str, int]  # the captions' rows in `contexts`
+    scaling_factor: float
+    scheduler: DDIMScheduler
+    rank: int
+    processes: int
+
+    def draw(self, step: int) -> dict[str, Any]:
+        """What the model is given in a step."""
+        config, rng = self.config, step_rng(self.config.seed, step, self.rank)
+        count = config.batch * config.accumulate
+        rows = list_rows(self.sets.rows, config.seed, (step * self.processes + self.rank) * count, count)
+        sets = self.sets.read(rows)
+        mean, std = sets["mean"].flatten(0, 1), sets["std"].flatten(0, 1)
+        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+        clean = (mean + std * noise) * self.scaling_factor
+        said = [say(self.texts[row], config.drop_caption, config.shared_caption, rng) for row in rows]
+        conditions = self.contexts.read([self.places[text] for texts in said for text in texts])
+        context, added = conditions.pop("context"), None
+        if conditions:
+            times = torch.tensor([config.size, config.size, 0, 0, config.size, config.size], dtype=torch.float32)
+            added = conditions | {"time_ids": times.expand(len(context), -1)}
+        drawn = draw_noise(clean.shape, self.scheduler, config.snr_limit, rng, len(self.mode.frames))
+        return {"clean": clean, "context": context, "added": added, "control": sets.get("control"), **drawn}
 
 
 def check_form(form: str, mode: Mode) -> None:
@@ -321,7 +352,7 @@ def save_samples(run: Run, raw: FinetunedUnet, average: Average, pipeline: Any, 
 
 def train(config: FinetuneConfig, out: Path) -> None:
     """Train, then write the patch or attention-sharing file to `out/model`, named as the mode's published file."""
-    accelerator = open_accelerator(unused_parameters=True, mixed_precision=config.mixed_precision)
+    accelerator = open_accelerator(True, config.mixed_precision, config.accumulate)
     torch.manual_seed(config.seed)
     pipeline: Any = load_pipeline(config.base, device="cpu").to(accelerator.device)
     host = DiffusersHost(pipeline)
@@ -341,23 +372,28 @@ def train(config: FinetuneConfig, out: Path) -> None:
     model, optimizer, schedule = accelerator.prepare(raw, optimizer, schedule)
     accelerator.register_for_checkpointing(average)
     run = Run(out, config, accelerator, config.steps, config.log_every)
-    bank = Bank(**run.keep_bank(lambda: vars(encode_sets(host, encoder, source, mode, config))))
-    contexts = encode_captions(pipeline, [text for texts in bank.texts for text in texts], config.size)
-    for step in run:
-        rng = step_rng(config.seed, step, accelerator.process_index)
-        rows = rng.integers(len(bank.texts), size=config.batch)
-        mean, std = bank.mean[rows].flatten(0, 1), bank.std[rows].flatten(0, 1)
-        noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
-        clean = ((mean + std * noise) * host.scaling_factor).to(accelerator.device)
-        said = [bank.say(int(row), config.drop_caption, config.shared_caption, rng) for row in rows]
-        sets = [contexts[text] for texts in said for text in texts]
-        context = torch.stack([context for context, _ in sets])
-        added = [conditions for _, conditions in sets if conditions is not None]
-        stacked = {key: torch.stack([conditions[key] for conditions in added]) for key in added[0]} if added else None
-        control = bank.control[rows].to(accelerator.device) if bank.control is not None else None
-        loss = model(clean, context, stacked, control, rng)
-        accelerator.backward(loss)
-        run.log(loss=loss, norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
+    sets = Bank(out / "bank", len(source.rows) * config.views_per_caption)
+    sets.fill(
+        partial(draw_sets, source, mode, config, sets),
+        partial(encode_sets, host, encoder, mode),
+        accelerator,
+        config.workers,
+    )
+    texts = sets.read_texts()
+    said = list(dict.fromkeys(["", *(text for each in texts for text in each)]))
+    contexts = Bank(out / "contexts", len(said))
+    contexts.fill(
+        lambda part: [said[row] for row in contexts.find_rows(part)], partial(encode_captions, pipeline), accelerator
+    )
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    places = {text: row for row, text in enumerate(said)}
+    batches = Batches(config, mode, sets, texts, contexts, places, host.scaling_factor, scheduler, rank, processes)
+    for _, batch in run.draw(batches.draw, config.workers):
+        for part in run.divide(batch, model):
+            loss = model(**part)
+            accelerator.backward(loss)
+            run.log(loss=loss)
+        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -12,29 +12,37 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..refusal import Refusal
+from .loader import draw_ahead, split
+
+Drawn = TypeVar("Drawn")
 
 
-def open_accelerator(unused_parameters: bool = False, mixed_precision: str | None = None) -> Accelerator:
+def open_accelerator(
+    unused_parameters: bool = False, mixed_precision: str | None = None, accumulate: int = 1
+) -> Accelerator:
     """Each process draws its own batches, so the learning rate's schedule goes by steps and not by batches.
 
-    `unused_parameters`: whether some parameters may get no gradient; `mixed_precision`: None leaves it to accelerate.
+    `unused_parameters`: whether some parameters may get no gradient; `mixed_precision`: None leaves it to accelerate;
+    `accumulate`: the parts of a step that are computed one after the other.
     """
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     # without a GPU, accelerate takes the processes of torchrun for strangers unless it is told
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
         mixed_precision=mixed_precision,
+        gradient_accumulation_steps=accumulate,
         cpu=several and not (torch.cuda.is_available() or torch.xpu.is_available()),
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[parallel],
@@ -162,18 +170,18 @@ class Run:
         pixels: NDArray[np.uint8] = (torch.cat(lines, dim=1).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(self.folder / f"{name}-{self.step + 1:06d}.png")
 
-    def keep_bank(self, encode: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What the training encodes once, kept in the folder so that a resumed one needn't do it again.
+    def draw(self, draw: Callable[[int], Drawn], workers: int) -> Iterator[tuple[int, Drawn]]:
+        """Each step with what `draw` makes for it, on the accelerator's device; workers draw ahead."""
+        ahead: Iterator[Drawn] | None = None
+        for step in self:
+            ahead = ahead or draw_ahead(draw, range(step, self.steps), workers)
+            yield step, send_to_device(next(ahead), self.accelerator.device)
 
-        `encode` gives tensors, texts and None by name; every process gets the same.
-        """
-        path = self.folder / "bank.pt"
-        if not path.exists() and self.accelerator.is_main_process:
-            fresh = path.with_suffix(".new")
-            torch.save(encode(), fresh)
-            fresh.replace(path)
-        self.accelerator.wait_for_everyone()
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    def divide(self, batch: Any, *models: nn.Module) -> Iterator[Any]:
+        """The parts of a step's batch, in turn; processes exchange the models' gradients with the last one only."""
+        for part in split(batch, self.accelerator.gradient_accumulation_steps):
+            with self.accelerator.accumulate(*models):
+                yield part
 
     def is_due(self, every: int) -> bool:
         """Whether what happens every `every` steps and at the last one is due after this step; 0 means never."""
@@ -184,10 +192,10 @@ def _is_same(config: Any, kept: dict[str, Any], given: dict[str, Any]) -> bool:
     """Whether two resolved configurations agree.
 
     An option that is newer than the kept one counts with its default. A training at a constant learning rate may be
-    lengthened, since its steps are the same whatever their number.
+    lengthened, since its steps are the same whatever their number. So they are with any number of workers.
     """
     defaults = json.loads(json.dumps(dataclasses.asdict(type(config)()), default=str))
-    kept = defaults | kept
+    kept = defaults | kept | {"workers": given["workers"]} if "workers" in given else defaults | kept
     if given.get("schedule") == "constant" and kept["steps"] < given["steps"]:
         kept = kept | {"steps": given["steps"]}
     return kept == given

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,30 @@ from ..refusal import Refusal
 from .config import Share, strict
 from .dataset import (
     HELD_OUT_EVERY,
+    IMAGE_ENDINGS,
     METADATA,
+    Picture,
     Premultiplied,
     Sprite,
+    Stored,
     draw,
     draw_view,
     find_prompts,
     hold_out,
     make_background,
+    open_picture,
     place,
     read_backgrounds,
     read_facts,
     read_files,
+    read_json,
     read_sprites,
     read_square,
     reading_size,
     split_sprites,
     unpremultiplied,
 )
+from .shards import find_shards, read_samples
 
 ROLES = ("foreground", "background", "blend")
 BLEND_TEMPLATES = ("{foreground}, {background}", "{foreground} in front of {background}")
@@ -63,11 +70,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class GivenScene:
-    """One line of a scene data set: files that belong together, with their captions."""
+    """One line or sample of a scene data set: files that belong together, with their captions."""
 
-    foreground: NDArray[np.uint8]  # [S, S, 4]
-    background: NDArray[np.uint8]  # [S, S, 4], opaque
-    blend: NDArray[np.uint8]  # [S, S, 4], opaque
+    foreground: Picture
+    background: Picture  # opaque
+    blend: Picture  # opaque
     texts: Mapping[str, str]
     split: str
 
@@ -80,17 +87,32 @@ class SceneSource:
     backgrounds: list[Sprite] = field(default_factory=list)
     given: list[GivenScene] = field(default_factory=list)
 
+    @cached_property
+    def rows(self) -> dict[str, list[int]]:
+        """The captions of the foregrounds, each with the places of its sprites or given scenes."""
+        rows: dict[str, list[int]] = {}
+        for row, text in enumerate([s.texts["foreground"] for s in self.given] or [s.text for s in self.sprites]):
+            rows.setdefault(text, []).append(row)
+        return rows
+
     @property
     def captions(self) -> list[str]:
         """The captions of the foregrounds, each once."""
-        return list(dict.fromkeys([s.text for s in self.sprites] + [s.texts["foreground"] for s in self.given]))
+        return list(self.rows)
 
-    def draw(self, caption: str, size: int, ranges: Placement, rng: np.random.Generator) -> Scene:
-        """A random scene whose foreground has this caption."""
+    def pick(self, caption: str, rng: np.random.Generator, view: int | None = None) -> int:
+        """The place of a sprite or given scene with this caption: a random one, or each in turn as `view` counts up."""
+        choices = self.rows[caption]
+        return choices[int(rng.integers(len(choices))) if view is None else view % len(choices)]
+
+    def draw(
+        self, caption: str, size: int, ranges: Placement, rng: np.random.Generator, view: int | None = None
+    ) -> Scene:
+        """A random scene whose foreground has this caption; `view` as in `pick`."""
+        row = self.pick(caption, rng, view)
         if self.given:
-            choices = [scene for scene in self.given if scene.texts["foreground"] == caption]
-            return _view_given(choices[int(rng.integers(len(choices)))], size, ranges.flip and rng.random() < 0.5)
-        sprite = draw([sprite for sprite in self.sprites if sprite.text == caption], 1, rng)[0]
+            return _view_given(self.given[row], size, ranges.flip and rng.random() < 0.5)
+        sprite = self.sprites[row]
         if not self.backgrounds:
             return compose(sprite, make_background(size, rng), PLAIN, ranges, rng)
         behind = draw(self.backgrounds, 1, rng)[0]
@@ -139,7 +161,8 @@ def cast_shadow(
 def _view_given(scene: GivenScene, size: int, flip: bool) -> Scene:
     """A given scene at the training size, mirrored or not; nothing else would keep its layers together."""
 
-    def view(rgba: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def view(picture: Picture) -> NDArray[np.float32]:
+        rgba = open_picture(picture)
         pixels = rgba[:, ::-1] if flip else rgba
         straight = np.ascontiguousarray(pixels).astype(np.float32) / 255
         straight[..., :3] *= straight[..., 3:]
@@ -157,8 +180,30 @@ def _read_given(files: Mapping[str, bytes], facts: list[dict[str, Any]], size: i
             if names[role] not in files:
                 raise Refusal(f"Line {number} of {METADATA} has no file as {role}; name one that the data set holds.")
         layers = {role: read_square(files[name], name, size, cover=True) for role, name in names.items()}
-        texts = {role: str(row.get(f"{role}_text") or Path(names[role]).stem.replace("_", " ")) for role in ROLES}
-        scenes.append(GivenScene(**layers, texts=texts, split=str(row.get("split", ""))))
+        scenes.append(_describe(layers, row, {role: Path(name).stem for role, name in names.items()}))
+    return scenes
+
+
+def _list_given(shards: Sequence[Path], size: int) -> list[GivenScene]:
+    scenes: list[GivenScene] = []
+    for shard in shards:
+        for key, members in read_samples(shard):
+            layers: dict[str, Stored] = {}
+            for role in ROLES:
+                images = [end for end in members if end.startswith(f"{role}.") and Path(end).suffix in IMAGE_ENDINGS]
+                if len(images) != 1:
+                    raise Refusal(f"The sample {key[:200]} of {shard} has no single {role} image; give it one.")
+                layers[role] = Stored(members[images[0]], size, cover=True)
+            scenes.append(_describe(layers, read_json(members), dict.fromkeys(ROLES, Path(key).name)))
+    return scenes
+
+
+def _describe(layers: Mapping[str, Picture], row: Mapping[str, Any], names: Mapping[str, str]) -> GivenScene:
+    texts = {role: str(row.get(f"{role}_text") or names[role].replace("_", " ")) for role in ROLES}
+    return GivenScene(**layers, texts=texts, split=str(row.get("split", "")))
+
+
+def _leave_out_held_out(scenes: list[GivenScene]) -> list[GivenScene]:
     if any(scene.split for scene in scenes) or len(scenes) < HELD_OUT_EVERY:
         return [scene for scene in scenes if scene.split != "held-out"]
     return [scene for index, scene in enumerate(scenes) if not hold_out(index)]
@@ -167,13 +212,19 @@ def _read_given(files: Mapping[str, bytes], facts: list[dict[str, Any]], size: i
 def read_scenes(data: Path, backgrounds: Path | None, size: int, only_prompts: bool) -> SceneSource:
     """The source of a training's scenes at `size`, without what is held out.
 
-    `data` is a folder or zip of RGBA images, put over the pictures in `backgrounds`; or its metadata.jsonl has lines
-    with the files `foreground`, `background` and `blend` (and `foreground_text`, `background_text`, `blend_text`).
+    `data` is a folder or zip of RGBA images, or shards, put over the pictures in `backgrounds`. Or it has whole scenes:
+    lines of its metadata.jsonl with the files `foreground`, `background` and `blend` (and `foreground_text`,
+    `background_text`, `blend_text`), or samples with foreground.png, background.jpg, blend.jpg and these texts in JSON.
     """
-    files = read_files(data)
-    facts = read_facts(files)
-    if facts and all("file_name" not in row for row in facts):
-        return SceneSource(given=_read_given(files, facts, reading_size(size)))
+    if shards := find_shards(data):
+        _, members = next(read_samples(shards[0]), ("", {}))
+        if any(ending.startswith("foreground.") for ending in members):
+            return SceneSource(given=_leave_out_held_out(_list_given(shards, reading_size(size))))
+    else:
+        files = read_files(data)
+        facts = read_facts(files)
+        if facts and all("file_name" not in row for row in facts):
+            return SceneSource(given=_leave_out_held_out(_read_given(files, facts, reading_size(size))))
     known, _ = split_sprites(read_sprites(data, reading_size(size)))
     behind, _ = read_backgrounds(backgrounds, size)
     return SceneSource(find_prompts(known) if only_prompts else known, behind)

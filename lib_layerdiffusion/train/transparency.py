@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,10 @@ from ..refusal import Refusal
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import gradient_loss, laplacian_loss, read_autoencoder
-from .config import Count, Share, Side, as_metadata, check_stages, strict
+from .config import Count, Share, Side, Workers, as_metadata, check_stages, find_stage, strict
 from .dataset import (
     Augmentation,
+    Mixture,
     Sprite,
     TransparentBatch,
     augment,
@@ -38,7 +39,7 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .discriminator import PatchDiscriminator, fooling_loss, grow, judging_loss
+from .discriminator import PatchDiscriminator, fooling_loss, grow, train_judge
 from .measures import detail, psnr
 from .recipe import DECODER, ENCODER
 from .run import Average, Run, cosine, open_accelerator
@@ -64,6 +65,8 @@ class TransparencyConfig:
     sizes: tuple[Side, ...] = (64, 128)  # trained one after the other
     size_steps: tuple[Count, ...] = (2000, 1000)
     batches: tuple[Count, ...] = (12, 4)
+    accumulate: Count = 1  # batches that make one step
+    workers: Workers = 0
     learning_rate: float = 1.5e-3
     reconstruction_weight: float = 1.0
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
@@ -254,21 +257,45 @@ def choose_parameters(raw: nn.Module, only: str | None) -> list[nn.Parameter]:
     return chosen
 
 
-def draw_batch(
-    sprites: list[Sprite], count: int, size: int, config: TransparencyConfig, rng: np.random.Generator
-) -> TransparentBatch:
-    """Sprites, with `pairs` each twice in one placement; `fade_share` of all have their alpha faded at random."""
-    soft = [sprite for sprite in sprites if sprite.kind == "soft"] or sprites
-    prompts = find_prompts(sprites)
-    images: list[NDArray[np.float32]] = []
-    copies = 2 if config.pairs else 1
-    for _ in range(count // copies):
-        pick = rng.random()
-        rest = prompts if pick < config.soft_share + config.prompt_share else sprites
-        pool = soft if pick < config.soft_share else rest
-        images += [augment(draw(pool, 1, rng)[0].premultiplied, size, config.augmentation, rng)] * copies
-    fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
-    return TransparentBatch.of(images, fades)
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one process: all images once in an epoch over all processes, soft ones and prompts more often."""
+
+    config: TransparencyConfig
+    images: Mixture
+    scaling_factor: float
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def of(
+        cls, sprites: list[Sprite], config: TransparencyConfig, scaling_factor: float, rank: int = 0, processes: int = 1
+    ) -> Batches:
+        soft = [sprite for sprite in sprites if sprite.kind == "soft"] or sprites
+        shares = (config.soft_share, config.prompt_share)
+        images = Mixture((soft, find_prompts(sprites), sprites), shares, config.seed)
+        return cls(config, images, scaling_factor, rank, processes)
+
+    def draw(self, step: int) -> dict[str, Any]:
+        """What a step's loss is of, as `LatentTransparency` takes it.
+
+        With `pairs` each image is there twice in one placement; `fade_share` of all have their alpha faded at random.
+        """
+        config, rng = self.config, step_rng(self.config.seed, step, self.rank)
+        stage, taken = find_stage(step, config.size_steps, config.batches)
+        size, count = config.sizes[stage], config.batches[stage] * config.accumulate
+        copies = 2 if config.pairs else 1
+        first = (taken * config.accumulate * self.processes + self.rank * count) // copies
+        images: list[NDArray[np.float32]] = []
+        for sprite in self.images.draw(first, count // copies):
+            images += [augment(sprite.premultiplied, size, config.augmentation, rng)] * copies
+        fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
+        return {
+            "batch": TransparentBatch.of(images, fades),
+            "noise": draw_noise(count, size, config, self.scaling_factor, rng),
+            "backgrounds": draw_backgrounds(count, size, rng),
+            "view": int(rng.integers(8)) if step >= config.encoder_steps else None,
+        }
 
 
 def draw_backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -285,7 +312,7 @@ def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float
 
 def train(config: TransparencyConfig, out: Path) -> None:
     """Train both networks, then write their files with the published keys to `out/model`."""
-    accelerator = open_accelerator(config.encoder_steps > 0, config.mixed_precision)
+    accelerator = open_accelerator(config.encoder_steps > 0, config.mixed_precision, config.accumulate)
     torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
     vae = read_autoencoder(config.autoencoder).to(accelerator.device)
@@ -305,35 +332,33 @@ def train(config: TransparencyConfig, out: Path) -> None:
     accelerator.register_for_checkpointing(average)
     check = draw_check(held_out, config).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
-    edges = np.cumsum(config.size_steps)
-    for step in run:
-        stage = int(np.searchsorted(edges, step, side="right"))
-        rng = step_rng(config.seed, step, accelerator.process_index)
-        size, count = config.sizes[stage], config.batches[stage]
-        batch = draw_batch(known, count, size, config, rng).to(accelerator.device)
-        noise = draw_noise(count, size, config, vae.config.scaling_factor, rng).to(accelerator.device)
-        backgrounds = draw_backgrounds(count, size, rng).to(accelerator.device)
-        view = int(rng.integers(8)) if step >= config.encoder_steps else None
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    batches = Batches.of(known, config, vae.config.scaling_factor, rank, processes)
+    for step, batch in run.draw(batches.draw, config.workers):
         warmth = min(1.0, (step - config.encoder_steps) / (config.warm_up * steps + 1e-9))
-        terms, output = model(batch, noise, backgrounds, warmth, view)
-        if config.discriminator_weight and step >= config.discriminator_from * steps:
-            real = torch.cat([batch.alpha, batch.padded * batch.alpha], dim=1)
-            accelerator.backward(judging_loss(judge, real, output))
-            judge_optimizer.step()
-            judge_optimizer.zero_grad()
-            fooled, distance = fooling_loss(raw_judge, real, output)
-            strength = grow(step, steps, config.discriminator_from)
-            terms |= {
-                "adversarial": strength * config.discriminator_weight * fooled,
-                "matching": strength * config.matching_weight * distance,
-            }
-        accelerator.backward(torch.stack(list(terms.values())).sum())
-        norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        judged = config.discriminator_weight > 0 and step >= config.discriminator_from * steps
+        strength = grow(step, steps, config.discriminator_from)
+        raw_judge.follow_norms()
+        seen: list[tuple[Tensor, Tensor]] = []
+        for part in run.divide(batch, model):
+            terms, output = model(**part, warmth=warmth)
+            if judged:
+                real = torch.cat([part["batch"].alpha, part["batch"].padded * part["batch"].alpha], dim=1)
+                fooled, distance = fooling_loss(raw_judge, real, output)
+                terms |= {
+                    "adversarial": strength * config.discriminator_weight * fooled,
+                    "matching": strength * config.matching_weight * distance,
+                }
+                seen.append((real, output.detach()))
+            accelerator.backward(torch.stack(list(terms.values())).sum())
+            run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if judged:
+            train_judge(judge, judge_optimizer, accelerator, seen)
         average.update(raw)
-        run.log(**{name: terms.get(name, 0.0) for name in TERMS}, norm=norm)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
             if run.is_due(config.log_every):

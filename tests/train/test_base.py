@@ -18,15 +18,20 @@ from transformers import CLIPTokenizer
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.autoencoder import read_autoencoder
+from lib_layerdiffusion.train.bank import PART, Bank
 from lib_layerdiffusion.train.base import (
     COLOURS,
+    BaseConfig,
     build_scheduler,
+    count_views,
     denoising_loss,
+    draw_noise,
+    draw_views,
     encode_texts,
-    encode_views,
     train,
 )
 from lib_layerdiffusion.train.dataset import Augmentation, Sprite, read_sprites, step_rng
+from lib_layerdiffusion.train.scenes import SceneSource
 from tests.train.tiny import TINY_BASE
 
 pytestmark = pytest.mark.slow
@@ -36,7 +41,6 @@ class Guess(nn.Module):
     """A stand-in for the UNet whose answer depends on everything that it is given."""
 
     def forward(self, noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Any:
-        self.timesteps = timesteps
         shift = encoder_hidden_states.mean(dim=(1, 2)) + timesteps / 1000
         return SimpleNamespace(sample=0.3 * noisy + shift[:, None, None, None])
 
@@ -48,7 +52,8 @@ def test_loss_is_the_weighted_error_of_the_prediction(prediction: str) -> None:
     clean, context = torch.randn(sets * frames, 4, 3, 5), torch.randn(sets * frames, 7, 6)
     scheduler = DDIMScheduler.from_config(build_scheduler().config, prediction_type=prediction)
     guess = Guess()
-    loss = denoising_loss(guess, clean, context, scheduler, limit, step_rng(5, 0), frames)
+    drawn = draw_noise(clean.shape, scheduler, limit, step_rng(5, 0), frames)
+    loss = denoising_loss(guess, clean, context, scheduler, **drawn)
 
     rng = step_rng(5, 0)
     noise = rng.standard_normal(clean.shape, dtype=np.float32)
@@ -70,9 +75,8 @@ def test_loss_is_the_weighted_error_of_the_prediction(prediction: str) -> None:
 
 
 def test_timesteps_are_stratified_and_shared_by_the_frames_of_a_set() -> None:
-    guess = Guess()
-    denoising_loss(guess, torch.zeros(8, 4, 2, 2), torch.zeros(8, 1, 1), build_scheduler(), 5.0, step_rng(0, 0), 2)
-    timesteps = guess.timesteps.view(4, 2)
+    drawn = draw_noise(torch.Size((8, 4, 2, 2)), build_scheduler(), 5.0, step_rng(0, 0), frames=2)
+    timesteps = drawn["timesteps"].view(4, 2)
     assert timesteps[:, 0].equal(timesteps[:, 1])
     assert (timesteps[:, 0] // 250).tolist() == [0, 1, 2, 3]
 
@@ -99,22 +103,19 @@ def test_texts_are_encoded_in_their_order(sd15_folder: Path) -> None:
     assert torch.allclose(hidden, own, atol=1e-5)
 
 
-def pass_through() -> Any:
-    """An autoencoder whose latents are the pictures."""
-
-    def show(pictures: Tensor) -> Any:
-        return SimpleNamespace(latent_dist=SimpleNamespace(parameters=pictures))
-
-    return SimpleNamespace(encode=show, device="cpu")
+def draw_all(sprites: list[Sprite], backgrounds: list[Sprite], config: BaseConfig) -> tuple[Tensor, list[str]]:
+    """What all files of a bank are made of."""
+    scenes, alone = SceneSource(sprites, backgrounds), SceneSource(backgrounds)
+    bank = Bank(Path("nowhere"), count_views(scenes, alone, config))
+    parts = [draw_views(scenes, alone, config, bank, part) for part in range(-(-bank.rows // PART))]
+    return torch.cat([pictures for pictures, _ in parts]), [text for _, texts in parts for text in texts]
 
 
 def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None:
-    vae = pass_through()
     small = Augmentation(scale=(0.3, 0.4))
     config = replace(TINY_BASE, size=16, views_per_caption=12, augmentation=small)
     sprites = [sprite for sprite in read_sprites(archive, 20) if sprite.prompt]
-    bank = encode_views(vae, sprites, [], config)
-    pictures, texts = bank["moments"], bank["texts"]
+    pictures, texts = draw_all(sprites, [], config)
     assert len(pictures) == len(texts) == 12 * len(sprites)
     named = 0
     for picture, text in zip(pictures, texts, strict=True):
@@ -127,25 +128,21 @@ def test_background_that_the_text_names_is_in_the_picture(archive: Path) -> None
 
 
 def test_words_are_seen_over_backgrounds_and_backgrounds_alone(archive: Path) -> None:
-    vae: Any = SimpleNamespace(
-        encode=lambda x: SimpleNamespace(latent_dist=SimpleNamespace(parameters=x)), device="cpu"
-    )
     config = replace(TINY_BASE, size=16, views_per_caption=40, views_per_background=3, scene_share=0.5)
     sprites = [sprite for sprite in read_sprites(archive, 20) if sprite.prompt][:1]
     green = np.full((20, 20, 4), (0, 255, 0, 255), np.uint8)
-    bank = encode_views(vae, sprites, [Sprite("lawn.png", "lawn", green)], config)
-    texts: list[str] = bank["texts"]
-    assert len(bank["moments"]) == len(texts) == 43
+    pictures, texts = draw_all(sprites, [Sprite("lawn.png", "lawn", green)], config)
+    assert len(pictures) == len(texts) == 43
     assert texts[40:] == ["lawn"] * 3
-    alone = bank["moments"][40:]
+    alone = pictures[40:]
     assert (alone[:, 1] > 0.8).all()
     assert (alone[:, 0] == -1).all()
     blends = [row for row, text in enumerate(texts[:40]) if "lawn" in text]
     assert 10 < len(blends) < 30
     assert {texts[row] for row in blends} == {"red disc, lawn", "red disc in front of lawn"}
     for row in blends:
-        assert bank["moments"][row, 0].max() > 0.5  # the disc
-        assert bank["moments"][row, 1].max() > 0.5  # the lawn
+        assert pictures[row, 0].max() > 0.5  # the disc
+        assert pictures[row, 1].max() > 0.5  # the lawn
 
 
 def test_training_starts_from_an_earlier_model_and_can_be_lengthened(

@@ -18,11 +18,13 @@ from torch import Tensor
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.injection import shared_attention, side_path
 from lib_layerdiffusion.modes import MODES as MODE_TABLE
-from lib_layerdiffusion.modes import find_mode
+from lib_layerdiffusion.modes import Mode, find_mode
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER
 from lib_layerdiffusion.train import finetune
 from lib_layerdiffusion.train.autoencoder import adjust
+from lib_layerdiffusion.train.bank import Bank
+from lib_layerdiffusion.train.base import draw_noise
 from lib_layerdiffusion.train.dataset import (
     Augmentation,
     Sprite,
@@ -32,18 +34,20 @@ from lib_layerdiffusion.train.dataset import (
     step_rng,
 )
 from lib_layerdiffusion.train.finetune import (
-    Bank,
     FinetuneConfig,
     FinetunedUnet,
     check_form,
+    draw_sets,
     encode_captions,
     encode_sets,
+    say,
     train,
 )
 from lib_layerdiffusion.train.scenes import Placement, SceneSource, compose, make_condition
 from lib_layerdiffusion.transparent_vae import TransparentEncoder
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import DiffPatch, parse_patches
+from tests.train.test_shards import discs, write_shards
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +130,8 @@ def test_gradient_reaches_the_new_parameters_only(sd15_folder: Path, mode: str, 
     clean, context = torch.randn(2 * frames, 4, 8, 8), torch.randn(2 * frames, 77, 24)
     control = torch.rand(2, 3, 64, 64) if raw.mode.inputs else None
     for _ in range(2):
-        loss = raw(clean, context, None, control, step_rng(0, 0))
+        drawn = draw_noise(clean.shape, raw.scheduler, 5.0, step_rng(0, 0), frames)
+        loss = raw(clean, context, None, control, **drawn)
         optimizer.zero_grad()
         loss.backward()
         values.append(loss.item())
@@ -144,6 +149,14 @@ def make_source(archive: Path, count: int, behind: list[Sprite] | None = None) -
     return SceneSource(read_sprites(archive, 64)[:count], behind or [])
 
 
+def encode(
+    host: DiffusersHost, encoder: TransparentEncoder, source: SceneSource, mode: Mode, config: FinetuneConfig
+) -> tuple[dict[str, Tensor], list[list[str]]]:
+    """The first file of a bank."""
+    bank = Bank(Path("nowhere"), len(source.captions) * config.views_per_caption)
+    return encode_sets(host, encoder, mode, draw_sets(source, mode, config, bank, 0))
+
+
 def test_transparent_frame_is_adjusted_and_others_keep_their_deviation(
     archive: Path, sd15_folder: Path, encoder_file: Path
 ) -> None:
@@ -152,17 +165,16 @@ def test_transparent_frame_is_adjusted_and_others_keep_their_deviation(
     green = Sprite("lawn.png", "lawn", np.full((64, 64, 4), (0, 255, 0, 255), np.uint8))
     still = Placement(flip=False, scale=(1, 1), rotate=0, shadow=0)
     config = replace(TINY, placement=still, views_per_caption=1)
-    bank = encode_sets(host, encoder, make_source(archive, 2, [green]), find_mode("together", "sd15"), config)
-    assert [texts[:2] for texts in bank.texts] == [["red disc", "lawn"], ["blue disc", "lawn"]]
-    assert all(texts[2] == texts[3] and "lawn" in texts[2] for texts in bank.texts)
-    assert bank.mean.shape == bank.std.shape == (2, 3, 4, 8, 8)
-    assert bank.control is None
-    assert [bool(bank.std[:, frame].any()) for frame in range(3)] == [False, True, True]
+    bank, said = encode(host, encoder, make_source(archive, 2, [green]), find_mode("together", "sd15"), config)
+    assert [texts[:2] for texts in said] == [["red disc", "lawn"], ["blue disc", "lawn"]]
+    assert all(texts[2] == texts[3] and "lawn" in texts[2] for texts in said)
+    assert {name: value.shape for name, value in bank.items()} == dict.fromkeys(("mean", "std"), (2, 3, 4, 8, 8))
+    assert [bool(bank["std"][:, frame].any()) for frame in range(3)] == [False, True, True]
     for row, sprite in enumerate(read_sprites(archive, 64)[:2]):
         scene = compose(sprite, np.zeros((64, 64, 3), np.float32), "", still, step_rng(0, 0))
         mean, adjusted = adjust(host.vae, encoder, TransparentBatch.of([scene.foreground]))
         assert not torch.allclose(mean, adjusted, atol=1e-2)
-        assert torch.allclose(bank.mean[row, 0], adjusted[0], atol=1e-4)
+        assert torch.allclose(bank["mean"][row, 0], adjusted[0], atol=1e-4)
 
 
 def test_foreground_alone_is_placed_by_the_augmentation(archive: Path, sd15_folder: Path, encoder_file: Path) -> None:
@@ -171,11 +183,11 @@ def test_foreground_alone_is_placed_by_the_augmentation(archive: Path, sd15_fold
     still = Augmentation(flip=False, scale=(1, 1), rotate=0, shift=0)
     config = replace(TINY, augmentation=still, views_per_caption=1)
     source = make_source(archive, 1)
-    bank = encode_sets(host, encoder, source, find_mode("foreground", "sd15"), config)
+    bank, said = encode(host, encoder, source, find_mode("foreground", "sd15"), config)
     placed = augment(source.sprites[0].premultiplied, 64, still, step_rng(0, 0))  # nothing in it is random
     adjusted = adjust(host.vae, encoder, TransparentBatch.of([placed]))[1]
-    assert torch.allclose(bank.mean[0], adjusted, atol=1e-4)
-    assert bank.texts == [["red disc", "red disc"]]
+    assert torch.allclose(bank["mean"][0], adjusted, atol=1e-4)
+    assert said == [["red disc", "red disc"]]
 
 
 def test_control_image_is_the_input_of_the_mode(archive: Path, sd15_folder: Path, encoder_file: Path) -> None:
@@ -183,27 +195,23 @@ def test_control_image_is_the_input_of_the_mode(archive: Path, sd15_folder: Path
     encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
     config = replace(TINY, views_per_caption=1, placement=Placement(shadow=0))
     mode = find_mode("background_to_foreground", "sd15")
-    bank = encode_sets(host, encoder, make_source(archive, 1), mode, config)
-    assert bank.control is not None
-    assert bank.control.shape == (1, 3, 64, 64)
+    bank, _ = encode(host, encoder, make_source(archive, 1), mode, config)
+    assert bank["control"].shape == (1, 3, 64, 64)
     with torch.no_grad():
-        background = host.vae.encode(bank.control).latent_dist.mean
-        blend = bank.mean[0, 1]
+        background = host.vae.encode(bank["control"]).latent_dist.mean
+        blend = bank["mean"][0, 1]
     # in the corners the blend shows the background; the middle is the motif's
     assert torch.allclose(blend[:, 0, 0], background[0, :, 0, 0], atol=0.2)
 
 
 def test_frames_are_told_their_own_captions_or_the_blends_or_nothing() -> None:
-    bank = Bank(
-        torch.zeros(1), torch.zeros(1), None, [["frog", "sea", "frog, sea", "frog, sea"], ["frog", "frog, sea"]]
-    )
     rng = step_rng(0, 0)
-    said = [tuple(bank.say(0, 0.2, 0.3, rng)) for _ in range(2000)]
+    said = [tuple(say(["frog", "sea", "frog, sea", "frog, sea"], 0.2, 0.3, rng)) for _ in range(2000)]
     own, blend, none = ("frog", "sea", "frog, sea"), ("frog, sea",) * 3, ("",) * 3
     assert set(said) == {own, blend, none}
     assert said.count(none) / 2000 == pytest.approx(0.2, abs=0.03)
     assert said.count(blend) / 2000 == pytest.approx(0.3, abs=0.03)
-    assert {tuple(bank.say(1, 0.0, 1.0, rng)) for _ in range(9)} == {("frog",)}
+    assert {tuple(say(["frog", "frog, sea"], 0.0, 1.0, rng)) for _ in range(9)} == {("frog",)}
 
 
 @pytest.mark.parametrize("mode", ["together", "background_to_foreground"])
@@ -233,18 +241,15 @@ def test_control_signal_is_as_wide_as_asked(sd15_folder: Path) -> None:
     assert [full.control.blocks_0[i].out_channels for i in (0, 4, 8, 12)] == [32, 64, 128, 256]  # as published
 
 
-def test_added_conditions_of_sdxl(sdxl_folder: Path) -> None:
+def test_contexts_of_sdxl_come_with_their_pooled_texts(sdxl_folder: Path) -> None:
     pipeline: Any = DiffusionPipeline.from_pretrained(sdxl_folder)
-    table = encode_captions(pipeline, ["red disc", "blue disc", "red disc"], 64)
-    assert set(table) == {"red disc", "blue disc", ""}
-    context, added = table["blue disc"]
+    encoded, texts = encode_captions(pipeline, ["red disc", "blue disc"])
     own = pipeline.encode_prompt("blue disc", do_classifier_free_guidance=False)
-    assert added is not None
-    assert context.shape == (77, 32)
-    assert torch.allclose(context, own[0][0])
-    assert torch.allclose(added["text_embeds"], own[2][0])
-    assert added["time_ids"].tolist() == [64, 64, 0, 0, 64, 64]
-    assert not torch.allclose(context, table["red disc"][0])
+    assert texts == ["red disc", "blue disc"]
+    assert encoded["context"].shape == (2, 77, 32)
+    assert torch.allclose(encoded["context"][1], own[0][0])
+    assert torch.allclose(encoded["text_embeds"][1], own[2][0])
+    assert not torch.allclose(encoded["context"][0], own[0][0])
 
 
 @pytest.mark.parametrize(
@@ -275,6 +280,23 @@ def test_training_writes_the_file_of_the_mode_and_shows_samples(
     assert control is None
     assert (tmp_path / "run" / "samples-000002.png").is_file()
     assert load_file(tmp_path / "run" / "preview" / file.name).keys() == load_file(file).keys()
+
+
+def test_training_on_shards_can_be_lengthened_and_started_from(
+    sd15_folder: Path, encoder_file: Path, tmp_path: Path
+) -> None:
+    data = write_shards(tmp_path / "shards", discs(6))
+    config = replace(TINY, base=sd15_folder, encoder=encoder_file, mode="background_to_foreground")
+    config = replace(config, data=data, views_per_caption=3, schedule="constant", learning_rate=0.01)
+    train(config, tmp_path / "parts")
+    train(replace(config, steps=4, workers=2), tmp_path / "parts")
+    train(replace(config, steps=4), tmp_path / "whole")
+    parts, whole = ((tmp_path / run / "model" / "layer_sd15_bg2fg.safetensors") for run in ("parts", "whole"))
+    assert parts.read_bytes() == whole.read_bytes()
+    train(replace(config, start=whole, learning_rate=1e-9), tmp_path / "further")
+    further, before = load_file(tmp_path / "further" / "model" / whole.name), load_file(whole)
+    assert further.keys() == before.keys()
+    assert all(torch.allclose(value, before[name], atol=1e-5) for name, value in further.items())
 
 
 def test_condition_of_a_sample_is_the_motif_or_an_opaque_background(archive: Path) -> None:
@@ -321,14 +343,13 @@ def test_inputs_of_patches_are_latents_in_the_modes_order(archive: Path, sdxl_fo
     encoder = TransparentEncoder.from_state_dict(load_file(encoder_file))
     mode = find_mode("background_blend_to_foreground", "sdxl")
     config = replace(TINY, form="lora", views_per_caption=1, placement=Placement(shadow=0))
-    bank = encode_sets(host, encoder, make_source(archive, 1), mode, config)
-    assert bank.control is not None
-    assert bank.control.shape == (1, 8, 8, 8)
-    background, blend = bank.control[0, :4], bank.control[0, 4:]
+    bank, said = encode(host, encoder, make_source(archive, 1), mode, config)
+    assert bank["control"].shape == (1, 8, 8, 8)
+    background, blend = bank["control"][0, :4], bank["control"][0, 4:]
     assert torch.allclose(background[:, 0, 0], blend[:, 0, 0], atol=0.2)  # a corner
     assert (background - blend)[:, 3:5, 3:5].abs().max() > 0.01  # the motif
-    assert not bank.std.any()  # the foreground is transparent
-    assert [texts[0] for texts in bank.texts] == ["red disc"]
+    assert not bank["std"].any()  # the foreground is transparent
+    assert [texts[0] for texts in said] == ["red disc"]
 
 
 def test_sdxl_patches_are_trained_on_noise_prediction(

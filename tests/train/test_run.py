@@ -139,20 +139,6 @@ def test_option_newer_than_the_run_counts_with_its_default(tmp_path: Path) -> No
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["rate"] == 0.1
 
 
-def test_what_is_encoded_once_is_kept(tmp_path: Path) -> None:
-    run = Run(tmp_path, CONFIG, open_accelerator(), 4, every=2)
-    calls: list[int] = []
-
-    def encode() -> dict[str, Any]:
-        calls.append(1)
-        return {"moments": torch.arange(3.0), "texts": [["a", "b"]], "control": None}
-
-    first, second = run.keep_bank(encode), run.keep_bank(encode)
-    assert len(calls) == 1
-    assert first["moments"].equal(second["moments"])
-    assert (second["moments"].tolist(), second["texts"], second["control"]) == ([0, 1, 2], [["a", "b"]], None)
-
-
 def test_other_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     count_up(tmp_path, steps=2)
     before = (tmp_path / "config.json").read_text(encoding="utf-8")

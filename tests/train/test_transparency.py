@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train import transparency
-from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites, step_rng
+from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites
 from lib_layerdiffusion.train.harmlessness import adjust
 from lib_layerdiffusion.train.run import Average, Run
-from lib_layerdiffusion.train.transparency import LatentTransparency, TransparencyConfig, draw_batch, write_files
+from lib_layerdiffusion.train.transparency import Batches, LatentTransparency, TransparencyConfig, write_files
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import TINY_TRANSPARENCY
 
@@ -189,12 +189,12 @@ def test_views_are_turned_back(raw: LatentTransparency, monkeypatch: pytest.Monk
 
 
 def test_pairs_share_their_picture_and_differ_in_alpha(archive: Path) -> None:
-    config = replace(TINY_TRANSPARENCY, fade_share=1.0)
-    batch = draw_batch(read_sprites(archive, 64), 4, 64, config, step_rng(0, 0))
+    config = replace(TINY_TRANSPARENCY, fade_share=1.0, batches=(4,))
+    batch = Batches.of(read_sprites(archive, 64), config, 1.0).draw(0)["batch"]
     assert batch.padded[0].equal(batch.padded[1])
     assert not batch.alpha[0].equal(batch.alpha[1])
     assert not batch.padded[1].equal(batch.padded[2])
-    single = draw_batch(read_sprites(archive, 64), 4, 64, replace(config, pairs=False), step_rng(0, 0))
+    single = Batches.of(read_sprites(archive, 64), replace(config, pairs=False), 1.0).draw(0)["batch"]
     assert single.alpha.shape == (4, 1, 64, 64)
     assert not single.padded[0].equal(single.padded[1])
 
@@ -233,7 +233,7 @@ def test_interrupted_training_ends_with_the_same_bits(
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Run, "checkpoint", keep_and_stop)
         transparency.train(config, tmp_path / "parts")
-    transparency.train(config, tmp_path / "parts")
+    transparency.train(replace(config, workers=2), tmp_path / "parts")  # which may be another number
     for name in (ENCODER, DECODER):
         assert (tmp_path / "parts" / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
     logs = [read_values(tmp_path / run / "log.csv") for run in ("whole", "parts")]
@@ -249,7 +249,7 @@ def read_values(path: Path) -> list[dict[str, str]]:
 def test_data_without_splits_prompts_and_soft_images_can_be_trained_on(archive: Path) -> None:
     config = TransparencyConfig(sizes=(64,), size_steps=(1,), batches=(4,))
     plain = [replace(s, kind="opaque", split="train", prompt=False) for s in read_sprites(archive, 80)]
-    assert draw_batch(plain, 4, 64, config, step_rng(0, 0)).alpha.shape == (4, 1, 64, 64)
+    assert Batches.of(plain, config, 1.0).draw(0)["batch"].alpha.shape == (4, 1, 64, 64)
     assert transparency.draw_check(plain, config).alpha.shape == (16, 1, 64, 64)
 
 
