@@ -219,7 +219,7 @@ def draw_noise(
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
     places = (np.arange(count) + rng.random(count)) / count
     timesteps = torch.from_numpy((places * len(scheduler)).astype(np.int64).repeat(frames))
-    signal = scheduler.alphas_cumprod[timesteps]
+    signal = scheduler.alphas_cumprod.cpu()[timesteps]  # adding noise takes them to its device
     ratio = signal / (1 - signal)
     if scheduler.config.prediction_type == "v_prediction":
         weight = ratio.clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)

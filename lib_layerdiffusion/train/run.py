@@ -40,13 +40,14 @@ def open_accelerator(
     parallel = DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)
     # without a GPU, accelerate takes the processes of torchrun for strangers unless it is told
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=mixed_precision,
-        gradient_accumulation_steps=accumulate,
         cpu=several and not (torch.cuda.is_available() or torch.xpu.is_available()),
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[parallel],
     )
+    accelerator.gradient_accumulation_steps = accumulate  # whatever the environment says: batches are drawn for it
+    return accelerator
 
 
 class Run:

@@ -35,11 +35,12 @@ def find_shards(data: Path) -> list[Path]:
 
     Braces are WebDataset's: train-{000..099}.tar.
     """
-    if data.suffix == ".tar":
+    with using_path(data):
+        if data.suffix != ".tar":
+            return sorted(data.glob("*.tar")) if data.is_dir() else []
         from webdataset.shardlists import expand_urls
 
         return [Path(name) for name in expand_urls(data.as_posix())]
-    return sorted(data.glob("*.tar")) if data.is_dir() else []
 
 
 def read_samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
@@ -52,6 +53,8 @@ def read_samples(shard: Path) -> Iterator[tuple[str, dict[str, Member]]]:
 
     samples: dict[str, dict[str, Member]] = {}
     try:
+        if shard.exists() and not shard.is_file():  # a pipe, which would be waited for
+            raise ValueError("it is not an ordinary file")
         with tarfile.open(shard, "r:") as archive:
             for entry in archive:
                 key, ending = base_plus_ext(entry.name)
