@@ -28,6 +28,7 @@ OPTIONAL_PACKAGES = {
     "transformers",
     "tqdm",
     "accelerate",
+    "webdataset",
     "tomli",
     "pydantic",
     "huggingface_hub",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch import Tensor
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.bank import PART, Bank
 from lib_layerdiffusion.train.config import find_stage
-from lib_layerdiffusion.train.dataset import Mixture, Sprite, TransparentBatch, list_rows, step_rng
+from lib_layerdiffusion.train.dataset import Augmentation, Mixture, Sprite, TransparentBatch, list_rows, step_rng
 from lib_layerdiffusion.train.loader import draw_ahead, split
 from lib_layerdiffusion.train.run import open_accelerator
+from lib_layerdiffusion.train.transparency import Batches, TransparencyConfig
 
 
 def draw_numbers(step: int) -> tuple[int, int, Tensor]:
@@ -77,6 +79,20 @@ def test_pools_are_mixed_by_their_shares_and_each_comes_in_epochs() -> None:
             assert sorted(names[start : start + len(pool)]) == [sprite.name for sprite in pool]
     alone = Mixture(pools, (0.0, 1.0), seed=1)
     assert {sprite.text for sprite in alone.draw(0, 50)} == {"b"}
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_each_image_comes_once_in_an_epoch_over_processes_workers_and_stages(pairs: bool) -> None:
+    sprites = [Sprite(str(n), "disc", np.full((8, 8, 4), (40 * n, 0, 0, 255), np.uint8)) for n in range(6)]
+    still = Augmentation(flip=False, scale=(1, 1), rotate=0, shift=0)
+    config = TransparencyConfig(sizes=(64, 64), size_steps=(3, 3), batches=(2, 4), augmentation=still, pairs=pairs)
+    config = replace(config, soft_share=0.0, prompt_share=0.0, accumulate=2)
+    ranks = [draw_ahead(Batches.of(sprites, config, 1.0, rank, 2).draw, range(6), workers=rank) for rank in (0, 1)]
+    drawn = [part["batch"] for step in zip(*ranks, strict=True) for part in step]
+    reds = [round(float(red) * 255 / 40) for batch in drawn for red in batch.padded[:: 2 if pairs else 1, 0, 32, 32]]
+    epochs = [reds[start : start + 6] for start in range(0, len(reds), 6)]
+    assert len(epochs) == (6 if pairs else 12)
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
 
 
 def test_stage_and_images_before_a_step() -> None:
