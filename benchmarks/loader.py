@@ -128,10 +128,10 @@ def main() -> None:
                 print(f"| {size}x{size} | {workers} | {rate:.2f} | {seconds:.2f} |", flush=True)
         if given.long:
             stored = write_shards(long, given.long_size * 2, given.long)
-            for workers in given.workers:
-                seconds, seen = watch_memory(long, given.long_size, workers, given.long)
-                figures = f"{stored / 2**20:.0f} MiB of shards, index {seconds:.1f} s; MiB after images"
-                print(f"{given.long} images, {workers} workers, {figures} {', '.join(seen)}", flush=True)
+            workers = max(given.workers)
+            seconds, seen = watch_memory(long, given.long_size, workers, given.long)
+            figures = f"{stored / 2**20:.0f} MiB of shards, index {seconds:.1f} s; MiB after images"
+            print(f"{given.long} images, {workers} workers, {figures} {', '.join(seen)}", flush=True)
 
 
 if __name__ == "__main__":
