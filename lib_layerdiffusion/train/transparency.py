@@ -94,6 +94,7 @@ class TransparencyConfig:
     start_decoder: Path | None = None  # the decoder that reads the latent starts anew. A narrower decoder is widened
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
+    latent: bool = True  # False: no offset, and a decoder that sees the picture alone: what could be done without it
     only: str | None = None  # train the parameters alone whose names begin so, such as "decoder.conv_out"
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: Share = 0.998
@@ -104,6 +105,8 @@ class TransparencyConfig:
 
     def __post_init__(self) -> None:
         check_stages(self.sizes, self.size_steps, self.batches)
+        if not (self.latent or self.decoder_only):
+            raise Refusal("Without the latent there is nothing for the encoder to learn; set decoder_only = true.")
 
 
 class LatentTransparency(nn.Module):
@@ -220,7 +223,8 @@ class LatentTransparency(nn.Module):
     def start_from(self, encoder: Path | None, decoder: Path | None) -> None:
         """Load the files that an earlier training wrote; a narrower decoder is widened.
 
-        Without its encoder, the decoder's layer that reads the latent starts anew.
+        Without its encoder, the decoder's layer that reads the latent starts anew. In a training without the latent,
+        that layer and the encoder's last one are 0 and stay so.
         """
         store = WeightStore([])
         if encoder is not None:
@@ -233,6 +237,11 @@ class LatentTransparency(nn.Module):
             if encoder is None:
                 state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()
             self.decoder.load_state_dict(state)
+        if not self.config.latent:
+            for layer in (self.encoder.blocks[-1], self.decoder.latent_conv_in):
+                layer.requires_grad_(False)
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
 
 def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:

@@ -322,3 +322,20 @@ def test_everything_that_is_not_frozen_is_trained_otherwise(vae_folder: Path) ->
     names = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(transparency.choose_parameters(model, None)) == sum(p.requires_grad for p in model.parameters())
     assert names == {"decoder", "coarse_heads"}
+
+
+def test_training_without_the_latent_ends_with_networks_that_disregard_it(
+    archive: Path, vae_folder: Path, raw: LatentTransparency, batch: TransparentBatch, tmp_path: Path
+) -> None:
+    write_files(raw, tmp_path, TINY_TRANSPARENCY)
+    config = replace(TINY_TRANSPARENCY, data=archive, autoencoder=vae_folder, start_decoder=tmp_path / DECODER)
+    transparency.train(replace(config, latent=False, decoder_only=True), tmp_path / "blind")
+    state = load_file(tmp_path / "blind" / "model" / DECODER)
+    assert not state["conv_out.weight"].equal(raw.decoder.conv_out.weight)  # it has been trained
+    decoder = TransparentDecoder.from_state_dict(state)
+    assert decoder(batch.grey, torch.randn(2, 4, 8, 8)).equal(decoder(batch.grey, torch.zeros(2, 4, 8, 8)))
+    encoder = TransparentEncoder.from_state_dict(load_file(tmp_path / "blind" / "model" / ENCODER))
+    mean, adjusted = adjust(raw.vae[0], encoder, batch)
+    assert adjusted.equal(mean)
+    with pytest.raises(Refusal, match="decoder_only"):
+        replace(config, latent=False)
