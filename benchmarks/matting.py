@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -437,6 +438,8 @@ def main() -> None:
     opaque = [sprite for sprite in held_out if sprite.kind == "opaque"][:: given.every]
     second = describe_held_out(judge_held_out(networks, [*opaque, *(s for s in held_out if s.kind != "opaque")]))
     text = given.out.read_text(encoding="utf-8")
+    picture = Path(os.path.relpath(given.sheet, given.out.parent)).as_posix()
+    first += f"\n\n![Words in rows; native, the opaque picture, and what each method cuts out of it]({picture})"
     text = fill(fill(text, "generated", first), "held-out", second)
     given.out.write_text(text, encoding="utf-8")
     print(first, second, sep="\n")
