@@ -412,7 +412,7 @@ def fill(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: MARKS.format(name, content.strip()), text)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="archive made by `layerdiffusion train sprites`")
     parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER)
@@ -424,7 +424,7 @@ def main() -> None:
         "--out", type=Path, default=Path("docs/matting.md"), help="the document whose tables are filled"
     )
     parser.add_argument("--sheet", type=Path, default=Path("docs/images/matting.png"))
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO)
     sprites = read_sprites(given.data, 2 * given.size)

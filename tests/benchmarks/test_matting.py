@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.torch import save_file
 
-from benchmarks import matting_methods
+from benchmarks import matting, matting_methods
 from benchmarks.matting import FROM_CLASS, Measure, Row, choose_colour, fill, list_differences, tabulate
 from benchmarks.matting_methods import (
     cut_with_closed_form,
@@ -26,7 +29,8 @@ from benchmarks.matting_methods import (
 from lib_layerdiffusion.train.config import read_config
 from lib_layerdiffusion.train.dataset import Sprite
 from lib_layerdiffusion.train.transparency import TransparencyConfig
-from tests.train.tiny import draw_disc
+from tests.tiny_models import attention_file, decoder_file, encoder_file, make_sd15, make_tokenizer
+from tests.train.tiny import draw_disc, png
 
 pytestmark = pytest.mark.slow  # pymatting compiles itself
 
@@ -159,3 +163,57 @@ def test_baseline_is_configured_to_see_the_picture_alone() -> None:
     file = Path(matting_methods.__file__).with_name("matting_baseline.toml")
     config = read_config(TransparencyConfig, file, [])
     assert (config.latent, config.decoder_only, config.fade_share) == (False, True, 0.0)
+
+
+def test_the_command_fills_the_document_and_draws_the_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matting, "STEPS", 2)
+    pipe = make_sd15(make_tokenizer(tmp_path))
+    model, data = tmp_path / "model", tmp_path / "sprites"
+    pipe.save_pretrained(model)
+    for folder in (model / "layer_model", tmp_path / "baseline"):
+        folder.mkdir()
+        for name in ("layer_sd15_transparent_attn", matting.ENCODER, matting.DECODER):
+            state = {matting.ENCODER: encoder_file, matting.DECODER: decoder_file}.get(name)
+            save_file(state() if state else attention_file(pipe.unet, 1), folder / f"{name}.safetensors")
+    data.mkdir()
+    lines: list[str] = []
+    for text, kind, split, opacity in (
+        ("red disc", "opaque", "train", 1.0),
+        ("glass disc", "soft", "train", 0.4),
+        ("ball", "opaque", "held-out", 1.0),
+        ("bowl", "soft", "held-out", 1.0),
+        ("mist", "soft", "held-out", 0.5),
+    ):
+        (data / f"{text}.png").write_bytes(png(draw_disc(80, (220, 20, 20), opacity)))
+        facts = {"file_name": f"{text}.png", "text": text, "kind": kind, "split": split, "prompt": split == "train"}
+        lines.append(json.dumps(facts))
+    (data / "metadata.jsonl").write_text("\n".join(lines))
+    document, sheet = tmp_path / "matting.md", tmp_path / "images" / "sheet.png"
+    document.write_text("<!-- generated -->\n<!-- /generated -->\n\n<!-- held-out -->\n<!-- /held-out -->\n")
+    places = ["--model", model, "--baseline", tmp_path / "baseline", "--out", document, "--sheet", sheet]
+    matting.main([str(each) for each in (data, "--size", 64, "--every", 1, *places)])
+    text = document.read_text("utf-8")
+    generated, _, held_out = text.partition("<!-- held-out -->")
+    for title in ("**Opaque motifs**, 2 pictures of 1 words", "**Half-transparent motifs**, 2 pictures of 1 words"):
+        _, _, table = generated.partition(title)
+        assert [row.split(" | ")[0] for row in table.strip().splitlines()[2:9]] == [
+            "| native",
+            "| colour key",
+            "| colour to alpha",
+            "| GrabCut",
+            "| GrabCut, then closed-form",
+            "| learned, without the latent",
+            "| the sprites themselves",
+        ]
+        perfect = table.strip().splitlines()[8].split(" | ")
+        assert float(perfect[1]) > 0.9  # a sprite overlaps with itself
+        assert float(perfect[-1].rstrip(" |")) == 1
+    assert "](images/sheet.png)" in generated
+    with Image.open(sheet) as picture:
+        assert picture.size == (7 * 64, 2 * 64 + 14)
+    for title, trimaps in (("Opaque sprites", 4), ("with a solid part", 4), ("without a solid part", 0)):
+        _, _, table = held_out.partition(title)
+        rows = table.partition("Against")[0]
+        assert rows.count("with trimap") == trimaps
+        assert rows.count("round trip through the latent") == 1
+        assert rows.count("learned, without the latent, grey") == 1
