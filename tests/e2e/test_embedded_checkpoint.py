@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
+from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
 from tests.browser import Page, opened
@@ -33,6 +34,7 @@ FOREGROUND = {"mode": "foreground"}
 SIZE = 128
 SETTINGS = {"negative_prompt": "", "steps": 20, "cfg_scale": 3, "width": SIZE, "height": SIZE, "sampler_name": "DDIM"}
 SEEDS = range(1000, 1004)
+LAYERED = {"foreground": "panda", "background": "meadow", "blend": "panda, meadow"}
 LEAST = {"prompt_fidelity": 0.85, "clean_outside": 0.98, "solid_inside_of_opaque": 0.98}
 LEAST["half_transparent_kept_of_soft"] = 0.85
 
@@ -115,6 +117,28 @@ def test_bubble_lets_the_background_through(embedded: WebUIServer, keep: Any) ->
     assert frame_of(alpha) < 0.02
     assert half.mean() > 0.15
     assert half.sum() > (alpha >= 0.9).sum()
+
+
+@pytest.mark.parametrize("name", ["together", "foreground_to_background", "background_to_foreground"])
+@pytest.mark.seen("{name}", "embedded model, layers that fit each other")
+def test_layers_fit_each_other(embedded: WebUIServer, keep: Any, name: str) -> None:
+    """The blend that the model sees is what its layers make when they are put together."""
+    mode = find_mode(name, "sd15")
+    layers: dict[str, Any] = {"mode": name, "outputs": ["rgba", "background", "blend", "recomposite"]}
+    layers |= {f"{role}_prompt": LAYERED[role] for role in mode.frames}
+    for role in mode.inputs:
+        args = FOREGROUND if role == "foreground" else None
+        layers[f"{role}_image"] = embedded.txt2img(args, prompt=LAYERED[role], seed=5, **SETTINGS).encoded[0]
+    answer = embedded.txt2img(layers, prompt="", seed=5, **SETTINGS)
+    for number, image in enumerate(answer.images):
+        keep(image, f"a1111-{name}-{number}")
+    blend, recomposite = (np.asarray(image).astype(float) / 255 for image in answer.images[-2:])
+    assert blend.shape == recomposite.shape == (SIZE, SIZE, 3)
+    assert abs(blend - recomposite).mean() < 0.1
+    if mode.transparent_frame is not None:
+        alpha = np.asarray(first_of(answer))[..., 3] / 255
+        assert alpha.max() > 0.98
+        assert 0.05 < alpha.mean() < 0.6
 
 
 @pytest.mark.seen("foreground", "embedded model, hires fix")

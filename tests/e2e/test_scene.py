@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from safetensors.torch import save_file
 
-from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
 from lib_layerdiffusion.scene import TITLE
 from tests.e2e.server import CHECKPOINTS, Answer, is_forge
-from tests.e2e.test_embedded_checkpoint import CHECKPOINT, SETTINGS, embedded  # noqa: F401 - a fixture
-from tests.tiny_models import attention_file
+from tests.e2e.test_embedded_checkpoint import SETTINGS, embedded  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
@@ -108,24 +105,8 @@ def test_scene_on_sdxl(webui_server: WebUIServer) -> None:
     assert webui_server.ask(**values).encoded == plain
 
 
-@pytest.fixture
-def narrow_files(embedded: WebUIServer) -> Iterator[None]:  # noqa: F811
-    """The layer files that scenes take, with random weights and the embedded model's width, where it has none."""
-    from lib_layerdiffusion.hosts.pipelines import load_pipeline
-
-    folder = embedded.folder / "models" / "layer_model" / CHECKPOINT
-    path = folder / "layer_sd15_bg2fg.safetensors"
-    made = not path.exists()
-    if made:
-        unet = load_pipeline(EMBEDDED_FOLDER, device="cpu", offline=True).unet
-        save_file({name: value.half() for name, value in attention_file(unet, 2, control=True).items()}, path)
-    yield
-    if made:
-        path.unlink()
-
-
 @pytest.mark.seen("any", "embedded model, scene of three passes")
-def test_scene_of_the_embedded_model(embedded: WebUIServer, narrow_files: None) -> None:  # noqa: F811
+def test_scene_of_the_embedded_model(embedded: WebUIServer) -> None:  # noqa: F811
     values = SETTINGS | {"steps": 4, "seed": 5}
 
     def make() -> Answer:
