@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/matting.py sprites.zip
 
-takes about six minutes of one core and needs `pip install -e ".[train,test]"`. `--baseline` names what the training of
+takes less than ten minutes of one core and needs `pip install -e ".[train,test]"`. `--baseline` names what the training of
 matting_baseline.toml wrote; without it, the rows of the learned baseline are left out.
 """
 
