@@ -1,6 +1,6 @@
 """Makes the pictures of a table by one process, by two, and on Ray with two workers; kills some; checks every file.
 
-    python benchmarks/bulk.py --pictures 2000 --kill     # what docs/scale.md reports, as JSON on stdout
+    python benchmarks/bulk.py --pictures 2000 --kill     # JSON on stdout; about 40 minutes on two idle cores, reckoned
     python benchmarks/bulk.py --pictures 24 --ways one two
 
 The embedded model at 64 pixels and 4 steps, one thread for each process. Each way makes the whole table into a folder
