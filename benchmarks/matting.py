@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/matting.py sprites.zip
 
-takes less than ten minutes of one core and needs `pip install -e ".[train,test]"`. `--baseline` names what the training of
-matting_baseline.toml wrote; without it, the rows of the learned baseline are left out.
+takes less than ten minutes of one core and needs `pip install -e ".[train,test]"`. `--baseline` names what the training
+of matting_baseline.toml wrote; without it, the rows of the learned baseline are left out.
 """
 
 from __future__ import annotations
