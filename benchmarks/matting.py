@@ -406,7 +406,7 @@ def draw_sheet(made: Sequence[Generated], kinds: dict[str, str], path: Path) -> 
 
 def fill(text: str, name: str, content: str) -> str:
     """Replace what stands between the marks `name` of a document."""
-    pattern = re.compile(MARKS.format(re.escape(name), ".*?"), re.DOTALL)
+    pattern = re.compile(f"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"The document has no marks <!-- {name} --> ... <!-- /{name} -->; put them in.")
     return pattern.sub(lambda _: MARKS.format(name, content.strip()), text)

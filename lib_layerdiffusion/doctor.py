@@ -22,11 +22,15 @@ OPTIONAL = ("diffusers", "transformers", "tqdm", "accelerate")
 EMBEDDED_FILES = (
     "model_index.json",
     "captions.json",
+    "backgrounds.json",
     "unet/diffusion_pytorch_model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
     "text_encoder/model.safetensors",
     "scheduler/scheduler_config.json",
     "layer_model/layer_sd15_transparent_attn.safetensors",
+    "layer_model/layer_sd15_joint.safetensors",
+    "layer_model/layer_sd15_fg2bg.safetensors",
+    "layer_model/layer_sd15_bg2fg.safetensors",
     "layer_model/layer_sd15_vae_transparent_decoder.safetensors",
     "layer_model/layer_sd15_vae_transparent_encoder.safetensors",
 )

@@ -26,7 +26,7 @@ from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.cli.table import NAME, TABLE_LIMIT, plan_jobs, read_common, read_table
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
-from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
+from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
 from lib_layerdiffusion.export import animation, png
 from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets
 from lib_layerdiffusion.export.atlas import write as write_atlas
@@ -415,8 +415,8 @@ def _read_lines(name: str, content: bytes) -> list[str]:
 
 
 def _warn_of_unknown_words(prompts: Sequence[str]) -> None:
-    if unknown := find_unknown_words(prompts, captions := read_captions(EMBEDDED_FOLDER)):
-        logger.warning("%s", tell_unknown_words(unknown, captions))
+    if unknown := find_unknown_words(prompts, words := read_words(EMBEDDED_FOLDER)):
+        logger.warning("%s", tell_unknown_words(unknown, words))
 
 
 def _check_outputs(options: LayerOptions) -> None:

@@ -30,11 +30,11 @@ Pixels = NDArray[np.uint8]  # [H, W, 3 or 4]
 
 BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
 SOFT = ("soap bubble", "glow", "smoke", "fire", "jellyfish", "ghost")  # glass, light, smoke and fine threads
-SCENERY = "mountains"  # what these are put over, and black and white
+SCENERY = "meadow"  # what these are put over, and black and white
 SETS = {  # mode -> what foreground and background show
-    "together": ("penguin", "snow"),
+    "together": ("panda", "meadow"),
     "foreground_to_background": ("rocket", "starry night"),
-    "background_to_foreground": ("sunflower", "meadow"),
+    "background_to_foreground": ("balloon", "sky"),
 }
 SCENE: Mapping[str, Any] = {"background": "meadow", "foregrounds": ("mushroom", "frog", "soap bubble")}
 
@@ -103,7 +103,6 @@ class _Demonstration:
 
     def make_sets(self, words: Mapping[str, LayerStack]) -> None:
         """A set of layers of each mode: the given one first, then the layers that are made, then their recomposite."""
-        cells: list[tuple[str, Pixels]] = []
         for name, (front, behind) in SETS.items():
             mode = find_mode(name, "sd15")
             given: dict[Role, Pixels] = {}
@@ -111,8 +110,8 @@ class _Demonstration:
                 given["foreground"] = words[front].layers[0].image if front in words else self._make_word(front)
             if "background" in mode.inputs:
                 given["background"] = self._make_picture(behind)
-            cells += self._make_set(mode, front, behind, given)
-        self._show("sets", cells, 4)
+            cells = self._make_set(mode, front, behind, given)
+            self._show(name, cells, len(cells))
 
     def _make_set(self, mode: Mode, front: str, behind: str, given: Mapping[Role, Pixels]) -> list[tuple[str, Pixels]]:
         said = {"foreground": front, "background": behind, "blend": f"{front}, {behind}"}

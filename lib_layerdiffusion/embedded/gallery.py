@@ -22,9 +22,14 @@ GAP = 8
 PAPER, INK = (255, 255, 255), (40, 40, 40)
 
 
-def read_captions(model: Path) -> list[str]:
-    """Read the prompts that a model knows from its folder's `captions.json`."""
-    path = model / "captions.json"
+def read_words(model: Path) -> list[str]:
+    """Read all that a model knows: what it draws alone, then the backgrounds."""
+    return [*read_captions(model), *read_captions(model, "backgrounds.json")]
+
+
+def read_captions(model: Path, file: str = "captions.json") -> list[str]:
+    """Read the prompts that a model knows from a file of its folder, what it draws alone or "backgrounds.json"."""
+    path = model / file
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [str(row["caption"]) for row in rows]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER
-from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_captions, tell_unknown_words
+from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
 from lib_layerdiffusion.hosts.prompts import encode_prompts
 from lib_layerdiffusion.refusal import Refusal
 
@@ -96,7 +96,7 @@ class LoadedModel:
         """Say which words of the prompts the embedded model doesn't know: below the pictures and in their infotexts."""
         if self.sd_checkpoint_info.filename != EMBEDDED:
             return
-        unknown = find_unknown_words(texts, captions := read_captions(EMBEDDED_FOLDER))
+        unknown = find_unknown_words(texts, words := read_words(EMBEDDED_FOLDER))
         if unknown:
-            self.comments.append(tell_unknown_words(unknown, captions))
+            self.comments.append(tell_unknown_words(unknown, words))
             self.extra_generation_params["Unknown words"] = ", ".join(unknown)

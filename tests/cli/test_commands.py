@@ -347,10 +347,17 @@ def test_words_that_the_embedded_model_does_not_know_are_told(
 
 
 class TestDoctor:
-    def test_whole(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @pytest.fixture
+    def model(self, run: Any, scene_files: Path, tmp_path: Path) -> Path:
+        """The tiny model with a file of every mode."""
         model = tmp_path / "model"
         shutil.copytree(run.model, model)
-        (model / "captions.json").write_text("[]")
+        shutil.copytree(scene_files, model / "layer_model", dirs_exist_ok=True)
+        return model
+
+    def test_whole(self, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("captions", "backgrounds"):
+            (model / f"{name}.json").write_text("[]")
         monkeypatch.setattr("lib_layerdiffusion.cli.commands.EMBEDDED_FOLDER", model)
         outcome = run("doctor", "--weights", model / "layer_model")
         assert outcome.code == 0, outcome.out
@@ -360,9 +367,7 @@ class TestDoctor:
         assert missing.startswith("absent")
         assert "layer_xl_fg2ble.safetensors" in missing.partition("->")[2]
 
-    def test_damaged(self, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        model = tmp_path / "model"
-        shutil.copytree(run.model, model)
+    def test_damaged(self, run: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lib_layerdiffusion.cli.commands.EMBEDDED_FOLDER", model)
         unet = next((model / "unet").glob("*.safetensors"))
         unet.write_bytes(unet.read_bytes()[:-9])
@@ -370,7 +375,7 @@ class TestDoctor:
         outcome = run("doctor", "--weights", model / "layer_model")
         assert outcome.code == 1
         broken = [line for line in outcome.out.splitlines() if line.startswith("broken")]
-        assert len(broken) == 4
+        assert len(broken) == 5
         assert all(" -> " in line for line in broken)
 
 

@@ -55,7 +55,6 @@ def test_all(run: Any, words: list[str], tmp_path: Path) -> None:
     assert Image.open(made["backgrounds.png"]).size == sheet_size(
         3, 1
     )  # the model's only word that is half-transparent
-    assert Image.open(made["sets.png"]).size == sheet_size(3, 4)
     assert Image.open(made["scene.png"]).size == sheet_size(1, 5)
     for mode, layers in {
         "together": ["", "-background", "-blend"],
@@ -63,6 +62,7 @@ def test_all(run: Any, words: list[str], tmp_path: Path) -> None:
         "background_to_foreground": ["", "-blend"],
     }.items():
         assert {f"1-{mode}{layer}.png" for layer in layers} <= made.keys()
+        assert Image.open(made[f"{mode}.png"]).size == sheet_size(1, 4)
         assert [name for name, *_ in read_psd(made[f"1-{mode}.psd"])[1]] == ["background", "foreground"]
     _, layers = read_psd(made["1-scene.psd"])
     assert [name for name, *_ in layers] == ["background", "mushroom", "frog", "soap bubble"]
