@@ -176,13 +176,6 @@ def test_inpainting(embedded: WebUIServer, keep: Any) -> None:
     assert (before[:, 64:] != after[:, 64:]).any()
 
 
-@pytest.mark.seen("together", "embedded model, refused")
-def test_mode_without_files_of_its_own_is_refused(embedded: WebUIServer) -> None:
-    answer = embedded.txt2img({"mode": "together"}, prompt="red apple", **SETTINGS)
-    assert answer.status == 422
-    assert "layer_sd15" in answer.body["detail"]  # either it is missing, or only that of full shape is there
-
-
 @pytest.fixture
 def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:
     with opened(f"{embedded.address}/", tmp_path, PATIENCE) as page:
