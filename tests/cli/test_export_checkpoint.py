@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
 from lib_layerdiffusion.embedded.a1111_checkpoint import write
 from lib_layerdiffusion.refusal import Refusal
 
@@ -123,7 +124,8 @@ def test_layer_files_go_where_they_are_wanted_also_under_the_commands_earlier_na
     run: Any, models: Path, tmp_path: Path
 ) -> None:
     assert run("export", models, "--layers", tmp_path / "layers", "--name", "own").code == 0
-    assert len([*(tmp_path / "layers").iterdir()]) == 3
+    names = {path.name for path in (EMBEDDED_FOLDER / "layer_model").iterdir()}
+    assert {path.name for path in (tmp_path / "layers").iterdir()} == names
     assert (models / "Stable-diffusion" / "own.safetensors").exists()
     assert not (models / "layer_model").exists()
 
