@@ -29,23 +29,29 @@ class WebUIHost:
         return ldm_name
 
     def why_not(self, mode: str, store: WeightStore) -> str:
-        """Why the mode's file can't fit: it is made for a UNet of another width, as the embedded model's is."""
-        rows = [row for row in MODES if row.family == self.family]
-        refused = next((row for row in rows if row.name == mode and not self._fits(row, store)), None)
-        if refused is None:
-            return ""
-        others = [row.name for row in rows if self._fits(row, store)]
-        choice = f", or choose {' or '.join(others)}" if others else ""
-        return (
-            f"The file {refused.file} is made for a UNet of {store.unet_width(refused.file)} channels, and this "
-            f"checkpoint's has {self._width}: load an ordinary {FAMILIES[refused.family]} checkpoint{choice}."
-        )
-
-    def _fits(self, mode: Mode, store: WeightStore) -> bool:
-        return store.unet_width(mode.file) in (None, self._width)
+        """Why the mode's file can't fit the loaded model, or nothing."""
+        return explain_misfit(mode, self.family, self._width, store)
 
     def percent_to_timestep(self, fraction: float) -> float:
         return (1.0 - fraction) * LAST_TIMESTEP
+
+
+def explain_misfit(mode: str, family: str, width: int, store: WeightStore) -> str:
+    """Why a mode's file can't fit a UNet of this width: it is made for another, as the embedded model's is."""
+
+    def fits(row: Mode) -> bool:
+        return store.unet_width(row.file) in (None, width)
+
+    rows = [row for row in MODES if row.family == family]
+    refused = next((row for row in rows if row.name == mode and not fits(row)), None)
+    if refused is None:
+        return ""
+    others = [row.name for row in rows if fits(row)]
+    choice = f", or choose {' or '.join(others)}" if others else ""
+    return (
+        f"The file {refused.file} is made for a UNet of {store.unet_width(refused.file)} channels, and this "
+        f"checkpoint's has {width}: load an ordinary {FAMILIES[refused.family]} checkpoint{choice}."
+    )
 
 
 def need(model: Any, name: str) -> Any:

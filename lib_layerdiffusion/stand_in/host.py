@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lib_layerdiffusion.embedded import EMBEDDED
 from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.hosts.webui_model import explain_misfit
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WeightStore
 
@@ -18,13 +18,7 @@ class StandInHost(DiffusersHost):
             raise Refusal("No model is loaded: start the page with --model.")
         super().__init__(model.pipe)
         self.name = "the stand-in WebUI"
-        self.is_embedded = model.sd_checkpoint_info.name_for_extra == EMBEDDED
 
-    def why_not(self, mode: str, _store: WeightStore) -> str:
-        """Why the loaded model can't do a mode: the published files don't fit the embedded model."""
-        if not self.is_embedded or mode == "foreground":
-            return ""
-        return (
-            "The embedded model knows only the foreground mode: choose that, or start the page with --model and a "
-            "Stable Diffusion checkpoint."
-        )
+    def why_not(self, mode: str, store: WeightStore) -> str:
+        """Why the mode's file can't fit the loaded model, or nothing."""
+        return explain_misfit(mode, self.family, self.unet.conv_in.out_channels, store)

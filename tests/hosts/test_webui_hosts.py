@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -149,7 +150,9 @@ def test_the_published_files_fit_the_published_width(kind, family, tmp_path):
 
 def test_a_file_that_can_not_fit_is_told_before_any_download(kind, embedded_model, tmp_path):
     """The embedded model's UNet is narrower, and of its files only that of the foreground mode is there."""
-    own = WeightStore([embedded_model / "layer_model"])
+    (tmp_path / "own").mkdir()
+    shutil.copy(embedded_model / "layer_model" / "layer_sd15_transparent_attn.safetensors", tmp_path / "own")
+    own = WeightStore([tmp_path / "own"])
     width = own.unet_width("layer_sd15_transparent_attn")
     narrow, ordinary = kind(HOSTS[kind](width=width)), kind(HOSTS[kind]())
     assert width != 320

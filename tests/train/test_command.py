@@ -78,7 +78,9 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
     assert calls["transparency_decoder"].decoder_only
     assert calls["base_scenes"].start == runs / "base" / "model"
     assert calls["base_scenes"].backgrounds == behind
-    assert calls["foreground"].base == runs / "base_scenes" / "model"
+    assert calls["foreground"].base == runs / "base" / "model"
+    assert calls["foreground_scenes"].base == runs / "base_scenes" / "model"
+    assert calls["foreground_scenes"].start.is_relative_to(runs / "foreground" / "model")
 
 
 def test_one_run_of_the_embedded_model_is_trained_alone(tmp_path: Path, calls: dict[str, Any]) -> None:

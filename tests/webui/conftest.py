@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +66,18 @@ def webui(stand_in: Any) -> Iterator[WebUI]:
     callbacks["cfg_denoiser"] = own
     for runner, (kept, inputs) in zip(runners, scripts, strict=True):
         runner.scripts[:], runner.inputs[:] = kept, inputs
+
+
+@pytest.fixture
+def only_foreground(webui: WebUI, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of the embedded model's layer files only those of the foreground mode are there."""
+    from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
+
+    (tmp_path / "layer_model").mkdir()
+    for name in ("transparent_attn", "vae_transparent_decoder", "vae_transparent_encoder"):
+        file = f"layer_sd15_{name}.safetensors"
+        shutil.copy(EMBEDDED_FOLDER / "layer_model" / file, tmp_path / "layer_model")
+    monkeypatch.setattr(webui.module("paths"), "models_path", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,15 @@ def test_versions_host_checkpoint_and_files_are_named(webui):
     assert "ok      WebUI has layerdiffusion_host" in text
     assert "ok      host: the stand-in WebUI" in text
     assert "ok      checkpoint: SD1.5, 4 input channels, UNet in float32 on cpu, VAE in float32 on cpu" in text
-    assert "ok      layer modes: foreground\n" in text
+    modes = "foreground, together, foreground_to_background, background_to_foreground"
+    assert f"ok      layer modes: {modes}\n" in text
     assert "and never downloaded" in text
     assert "ok      layer_sd15_transparent_attn: found" in text
     assert "absent  layer_xl_fg2ble: missing" in text
     assert "pip install diffusers" not in text
 
 
-def test_a_file_that_can_not_fit_is_not_advised(webui):
+def test_a_file_that_can_not_fit_is_not_advised(webui, only_foreground):
     """The stand-in's embedded model, as in a WebUI with its checkpoint; also in /modes, /weights and the status."""
     reason = webui.post("txt2img", {"mode": "together"}).json()["detail"]
     lines = lines_of(webui.extension)
@@ -63,7 +64,7 @@ def test_the_last_run_is_told_with_plan_and_outcome(webui):
         r"ok      last run \d{4}(-\d\d){2} \d\d(:\d\d){2}, the stand-in WebUI: foreground, weight 0.9; ", last
     )
     assert "; 0 to 1, 1 views, StableDiffusionProcessingTxt2Img 64x64, batch 2 x 1, 4 steps of Euler a: ok" in last
-    answer = webui.post("txt2img", {"mode": "together"})
+    answer = webui.post("txt2img", {"mode": "foreground_conv"})
     last = lines_of(webui.extension)[-1]
     assert last.startswith("broken  last run")
     assert last.endswith(answer.json()["detail"])

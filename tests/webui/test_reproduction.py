@@ -96,10 +96,10 @@ def test_grids_show_transparency_over_the_users_background(webui, monkeypatch, c
 
 def test_api_clients_are_told_why_the_image_is_ordinary(webui, monkeypatch):
     monkeypatch.setitem(webui.shared.opts.data, "layerdiffusion_go_on", True)
-    answer = webui.post("txt2img", {"mode": "together", **FAST}).json()
+    answer = webui.post("txt2img", {"mode": "foreground_conv", **FAST}).json()
     info = json.loads(answer["info"])
     (sentence,) = info["extra_generation_params"]["layerdiffusion_notes"]
-    assert sentence.startswith("The embedded model knows only the foreground mode: choose that")
+    assert "SDXL" in sentence
     assert "layerdiffusion_mode" not in info["infotexts"][0]
     assert "notes" not in info["infotexts"][0]
 

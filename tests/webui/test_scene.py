@@ -192,13 +192,18 @@ def test_progress_counts_all_passes(families: Families, monkeypatch: Any) -> Non
         (["x"] * 40, {}, "script_args has 40 entries"),
         ([TWO], {"enable_hr": True}, "switch Hires. fix off"),
         ([{**TWO, "views": 3}], {}, "views can't be 3"),
-        ([ONE], {}, "The embedded model knows only the foreground mode"),
     ],
 )
 def test_what_cannot_be_made_is_refused(webui: Any, args: Any, body: Any, match: str) -> None:
     answer = webui.post("txt2img", script_name=TITLE, script_args=args, **SETTINGS | body)
     assert answer.status_code == 422, answer.text[:300]
     assert match in answer.json()["detail"]
+
+
+def test_a_file_that_can_not_fit_is_named(webui: Any, only_foreground: None) -> None:
+    answer = webui.post("txt2img", script_name=TITLE, script_args=[ONE], **SETTINGS)
+    assert answer.status_code == 422
+    assert "layer_sd15_joint is made for a UNet of 320 channels" in answer.json()["detail"]
 
 
 def test_given_images_are_taken(families: Families) -> None:
@@ -211,6 +216,7 @@ def test_given_images_are_taken(families: Families) -> None:
 
 def test_a_missing_file_is_named_before_any_pass(families: Families, layer_files: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(families.webui.shared.cmd_opts, "layerdiffusion_dir", str(layer_files))
+    monkeypatch.setattr(families.webui.module("paths"), "models_path", str(layer_files))
     end_in_pass(families, monkeypatch, 1, lambda: pytest.fail("a pass began"))
     answer = ask(families, TWO)
     assert answer.status_code == 422

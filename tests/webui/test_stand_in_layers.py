@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from lib_layerdiffusion import outputs
-from lib_layerdiffusion.modes import MODE_NAMES
+from lib_layerdiffusion.modes import MODE_NAMES, MODES
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.webui import status
@@ -101,14 +101,23 @@ def test_a_request_that_cannot_be_served_is_an_answer_with_a_sentence(webui):
     assert "images" not in answer.json()
 
 
-@pytest.mark.parametrize("mode", [name for name in MODE_NAMES if name != "foreground"])
-def test_other_modes_than_the_embedded_models_own_are_refused_for_that_reason(webui, mode):
+OF_SD15 = [mode.name for mode in MODES if mode.family == "sd15"]
+
+
+@pytest.mark.parametrize("mode", [name for name in MODE_NAMES if name not in OF_SD15])
+def test_modes_of_another_family_are_refused_for_that_reason(webui, mode):
     answer = webui.post("txt2img", {"mode": mode}, **SETTINGS)
     assert answer.status_code == 422
-    assert "The embedded model knows only the foreground mode" in answer.json()["detail"]
-    assert "The embedded model knows only the foreground mode" in status.describe(webui.extension, mode)
+    assert "SDXL" in answer.json()["detail"]
+    assert "SDXL" in status.describe(webui.extension, mode)
+
+
+def test_the_embedded_model_makes_layers_together(webui):
     rows = webui.request("GET", "/layerdiffusion/v1/modes").json()["modes"]
-    assert [(row["name"], row["family"]) for row in rows if row["offered"]] == [("foreground", "sd15")]
+    assert [(row["name"], row["family"]) for row in rows if row["offered"]] == [(name, "sd15") for name in OF_SD15]
+    layers = {"mode": "together", "foreground_prompt": "panda", "background_prompt": "meadow", "views": 1}
+    images = [decode_image(text) for text in webui.post("txt2img", layers, **SETTINGS).json()["images"]]
+    assert [image.mode for image in images] == ["RGBA", "RGB", "RGB"]
 
 
 def test_the_header_of_a_weight_file_is_read_once_for_a_generation(webui, monkeypatch):
