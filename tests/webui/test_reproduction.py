@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from copy import copy
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lib_layerdiffusion.layers import Layer, composite
@@ -17,6 +19,15 @@ pytestmark = pytest.mark.slow
 
 FAST: dict[str, Any] = {"views": 1}
 SIZE: dict[str, Any] = {"width": 64, "height": 64}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """With several threads the rounding of a picture depends on how many are sampled at once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def parse(webui: Any, text: str) -> dict[str, str]:

@@ -113,11 +113,8 @@ def test_modes_that_can_not_run_are_marked_in_the_list(webui, page):
     click(page, f"{PANEL}_mode input")
     page.find(f"{PANEL}_mode input")[0].click()
     marked = page.wait(lambda: page.find("li.layerdiffusion-unavailable"), "the marks")
-    assert len(page.find(f"{PANEL}_mode li")) == len(marked) + 1, "the embedded model knows one mode"
-    assert {entry.find_element("css selector", ".layerdiffusion-why").text for entry in marked} == {
-        "not for this checkpoint",
-        "needs SDXL",
-    }
+    assert len(page.find(f"{PANEL}_mode li")) == len(marked) + 4, "the embedded model has SD1.5's four modes"
+    assert {entry.find_element("css selector", ".layerdiffusion-why").text for entry in marked} == {"needs SDXL"}
 
 
 def test_sides_are_swapped(webui, page):
@@ -186,4 +183,4 @@ def test_a_refusal_is_shown(webui, page):
         sentence = page.element("#txt2img_progress .error").text
     finally:
         webui.shared.cmd_opts.layerdiffusion_dir, files.models_path = before, models
-    assert ".safetensors" in sentence
+    assert "layer_sd15_transparent_attn" in sentence
