@@ -35,7 +35,7 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .discriminator import PatchDiscriminator, fooling_loss, grow, train_judge
+from .discriminator import Adversary, PatchDiscriminator
 from .measures import detail, psnr
 from .run import Average, Run, cosine, open_accelerator
 
@@ -161,11 +161,15 @@ def draw_pictures(
     return torch.from_numpy(np.ascontiguousarray(batch, np.float32)) * 2 - 1
 
 
-def draw_noise(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
-    """Latent noise [count, 4, size/8, size/8] in VAE space; each image's deviation is random up to the largest."""
-    deviation = rng.random((count, 1, 1, 1), dtype=np.float32) * largest
-    noise = rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32)
-    return torch.from_numpy(noise * deviation / SCALING_FACTOR)
+def draw_noise(
+    count: int, size: int, largest: float, rng: np.random.Generator, scaling: float = SCALING_FACTOR
+) -> Tensor:
+    """Latent noise [count, 4, size/8, size/8] in VAE space; each image's deviation is random up to the largest.
+
+    largest: in sampler space, which is VAE space times `scaling`.
+    """
+    deviation = rng.random((count, 1, 1, 1), dtype=np.float32) * largest / scaling
+    return torch.from_numpy(rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32) * deviation)
 
 
 def draw_shift(count: int, size: int, largest: float, rng: np.random.Generator) -> Tensor:
@@ -338,6 +342,7 @@ def train(config: AutoencoderConfig, out: Path) -> None:
         raw, raw_judge, optimizer, judge_optimizer, schedule
     )
     accelerator.register_for_checkpointing(average)
+    adversary = Adversary(raw_judge, judge, judge_optimizer, accelerator, steps, config)
     rng = step_rng(0, 0)
     check = draw_pictures(draw(held_out, 16, rng), config.sizes[-1], config, rng, other_scenes).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
@@ -345,27 +350,13 @@ def train(config: AutoencoderConfig, out: Path) -> None:
     batches = Batches(config, images, scenes, accelerator.process_index, accelerator.num_processes)
     for step, batch in run.draw(batches.draw, config.workers):
         guide = config.guide_weight * max(0.0, 1 - step / (config.guide_until * steps))
-        judged = config.discriminator_weight > 0 and step >= config.discriminator_from * steps
-        strength = grow(step, steps, config.discriminator_from)
-        raw_judge.follow_norms()
-        seen: list[tuple[Tensor, Tensor]] = []
-        for part in run.divide(batch, model):
-            terms, output, wanted = model(**part, guide=guide)
-            if judged:
-                fooled, distance = fooling_loss(raw_judge, wanted, output)
-                terms |= {
-                    "adversarial": strength * config.discriminator_weight * fooled,
-                    "matching": strength * config.matching_weight * distance,
-                }
-                seen.append((wanted, output.detach()))
-            accelerator.backward(torch.stack(list(terms.values())).sum())
-            run.log(**{name: terms.get(name, 0.0) for name in TERMS})
-        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if judged:
-            train_judge(judge, judge_optimizer, accelerator, seen)
+        with adversary.facing(step) as face:
+            for part in run.divide(batch, model):
+                terms, output, wanted = model(**part, guide=guide)
+                terms |= face(wanted, output)
+                accelerator.backward(torch.stack(list(terms.values())).sum())
+                run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+            run.take_step(model, optimizer, schedule)
         average.update(vae)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(vae, average, check, run if run.is_due(config.grid_every) else None)

@@ -351,14 +351,7 @@ def train(config: BaseConfig, out: Path) -> None:
     scaling, rank, processes = vae.config.scaling_factor, accelerator.process_index, accelerator.num_processes
     batches = Batches(config, bank, bank.read_texts(), scaling, raw.scheduler, rank, processes)
     for _, batch in run.draw(batches.draw, config.workers):
-        for part in run.divide(batch, model):
-            loss = model(**part)
-            accelerator.backward(loss)
-            run.log(loss=loss)
-        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        run.lower(model, batch, optimizer, schedule)
         average.update(raw)
         if accelerator.is_main_process and run.is_due(config.grid_every):
             captions = [sprite.text for sprite in prompts] + [background.text for background in backgrounds]

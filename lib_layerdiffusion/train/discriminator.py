@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +13,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Optimizer
-
-Parts = Sequence[tuple[Tensor, Tensor]]  # real pictures and made ones, without their gradient
 
 
 class PatchDiscriminator(nn.Module):
@@ -47,15 +48,6 @@ def judging_loss(judge: nn.Module, real: Tensor, made: Tensor) -> Tensor:
     return F.relu(1 - of_real).mean() + F.relu(1 + of_made).mean()
 
 
-def train_judge(judge: nn.Module, optimizer: Optimizer, accelerator: Accelerator, seen: Parts) -> None:
-    """One step of the discriminator, on the pictures of all parts of the other network's step."""
-    for real, made in seen:
-        with accelerator.accumulate(judge):
-            accelerator.backward(judging_loss(judge, real, made))
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def fooling_loss(judge: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
     """What the judged network is to lower: the adversarial term, and the distance of the inner layers' outputs.
 
@@ -68,6 +60,67 @@ def fooling_loss(judge: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, 
     judge.requires_grad_(True)
     distances = [(a.float() - b.float()).abs().mean() for a, b in zip(inner, wanted, strict=True)]
     return -logits.float().mean(), torch.stack(distances).mean()
+
+
+class AdversarialConfig(Protocol):
+    """The options of a training that has a discriminator."""
+
+    @property
+    def discriminator_weight(self) -> float:
+        """Weight of the adversarial term; 0: no discriminator."""
+        ...
+
+    @property
+    def discriminator_from(self) -> float:
+        """Share of the steps without it."""
+        ...
+
+    @property
+    def matching_weight(self) -> float:
+        """Weight of the distance of its inner layers' outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """The discriminator's part in a training, from a share of its steps on."""
+
+    raw: PatchDiscriminator
+    judge: nn.Module  # the same, as the accelerator prepared it
+    optimizer: Optimizer
+    accelerator: Accelerator
+    steps: int
+    config: AdversarialConfig
+
+    @contextmanager
+    def facing(self, step: int) -> Iterator[Callable[[Tensor, Tensor], dict[str, Tensor]]]:
+        """Yield what gives the weighted terms of real and made pictures [B, C, H, W], of each part of the step.
+
+        At the end of the block, after the other network's step, it takes its own on all that it was shown.
+        """
+        weight, start = self.config.discriminator_weight, self.config.discriminator_from
+        active, strength = weight > 0 and step >= start * self.steps, grow(step, self.steps, start)
+        self.raw.follow_norms()
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def face(real: Tensor, made: Tensor) -> dict[str, Tensor]:
+            if not active:
+                return {}
+            seen.append((real, made.detach()))
+            fooled, distance = fooling_loss(self.raw, real, made)
+            return {
+                "adversarial": strength * weight * fooled,
+                "matching": strength * self.config.matching_weight * distance,
+            }
+
+        yield face
+        if not seen:
+            return
+        for real, made in seen:
+            with self.accelerator.accumulate(self.judge):
+                self.accelerator.backward(judging_loss(self.judge, real, made))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def grow(step: int, steps: int, start: float, over: float = 0.1) -> float:

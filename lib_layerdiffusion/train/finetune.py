@@ -389,14 +389,7 @@ def train(config: FinetuneConfig, out: Path) -> None:
     places = {text: row for row, text in enumerate(said)}
     batches = Batches(config, mode, sets, texts, contexts, places, host.scaling_factor, scheduler, rank, processes)
     for _, batch in run.draw(batches.draw, config.workers):
-        for part in run.divide(batch, model):
-            loss = model(**part)
-            accelerator.backward(loss)
-            run.log(loss=loss)
-        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        run.lower(model, batch, optimizer, schedule)
         average.update(raw)
         if accelerator.is_main_process and run.is_due(config.grid_every):
             save_samples(run, raw, average, pipeline, source)

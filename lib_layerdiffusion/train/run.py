@@ -184,6 +184,21 @@ class Run:
             with self.accelerator.accumulate(*models):
                 yield part
 
+    def lower(self, model: nn.Module, batch: Any, optimizer: Any, schedule: Any) -> None:
+        """Lower the loss that a model gives of a step's batch by one step."""
+        for part in self.divide(batch, model):
+            loss: Tensor = model(**part)
+            self.accelerator.backward(loss)
+            self.log(loss=loss)
+        self.take_step(model, optimizer, schedule)
+
+    def take_step(self, model: nn.Module, optimizer: Any, schedule: Any) -> None:
+        """Bound the gradients' norm, log it, and change the weights by them."""
+        self.log(norm=self.accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
     def is_due(self, every: int) -> bool:
         """Whether what happens every `every` steps and at the last one is due after this step; 0 means never."""
         return every > 0 and ((self.step + 1) % every == 0 or self.step + 1 == self.steps)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..refusal import Refusal
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
-from .autoencoder import gradient_loss, laplacian_loss, read_autoencoder
+from .autoencoder import draw_noise, gradient_loss, laplacian_loss, read_autoencoder
 from .config import Count, Share, Side, Workers, as_metadata, check_stages, find_stage, strict
 from .dataset import (
     Augmentation,
@@ -39,7 +39,7 @@ from .dataset import (
     split_sprites,
     step_rng,
 )
-from .discriminator import PatchDiscriminator, fooling_loss, grow, train_judge
+from .discriminator import Adversary, PatchDiscriminator
 from .measures import detail, psnr
 from .recipe import DECODER, ENCODER
 from .run import Average, Run, cosine, open_accelerator
@@ -301,7 +301,7 @@ class Batches:
         fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
         return {
             "batch": TransparentBatch.of(images, fades),
-            "noise": draw_noise(count, size, config, self.scaling_factor, rng),
+            "noise": draw_noise(count, size, config.latent_noise, rng, self.scaling_factor),
             "backgrounds": draw_backgrounds(count, size, rng),
             "view": int(rng.integers(8)) if step >= config.encoder_steps else None,
         }
@@ -311,12 +311,6 @@ def draw_backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
     makers = (make_background, make_photo_background)
     images = [makers[int(rng.integers(2))](size, rng) for _ in range(count)]
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
-
-
-def draw_noise(count: int, size: int, config: TransparencyConfig, scaling: float, rng: np.random.Generator) -> Tensor:
-    """Latent noise in VAE space; its deviation differs from image to image."""
-    deviation = rng.random((count, 1, 1, 1), dtype=np.float32) * config.latent_noise / scaling
-    return torch.from_numpy(rng.standard_normal((count, 4, size // 8, size // 8), dtype=np.float32) * deviation)
 
 
 def train(config: TransparencyConfig, out: Path) -> None:
@@ -339,34 +333,21 @@ def train(config: TransparencyConfig, out: Path) -> None:
         raw, raw_judge, optimizer, judge_optimizer, schedule
     )
     accelerator.register_for_checkpointing(average)
+    adversary = Adversary(raw_judge, judge, judge_optimizer, accelerator, steps, config)
     check = draw_check(held_out, config).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
     rank, processes = accelerator.process_index, accelerator.num_processes
     batches = Batches.of(known, config, vae.config.scaling_factor, rank, processes)
     for step, batch in run.draw(batches.draw, config.workers):
         warmth = min(1.0, (step - config.encoder_steps) / (config.warm_up * steps + 1e-9))
-        judged = config.discriminator_weight > 0 and step >= config.discriminator_from * steps
-        strength = grow(step, steps, config.discriminator_from)
-        raw_judge.follow_norms()
-        seen: list[tuple[Tensor, Tensor]] = []
-        for part in run.divide(batch, model):
-            terms, output = model(**part, warmth=warmth)
-            if judged:
-                real = torch.cat([part["batch"].alpha, part["batch"].padded * part["batch"].alpha], dim=1)
-                fooled, distance = fooling_loss(raw_judge, real, output)
-                terms |= {
-                    "adversarial": strength * config.discriminator_weight * fooled,
-                    "matching": strength * config.matching_weight * distance,
-                }
-                seen.append((real, output.detach()))
-            accelerator.backward(torch.stack(list(terms.values())).sum())
-            run.log(**{name: terms.get(name, 0.0) for name in TERMS})
-        run.log(norm=accelerator.clip_grad_norm_(model.parameters(), 1.0))
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if judged:
-            train_judge(judge, judge_optimizer, accelerator, seen)
+        with adversary.facing(step) as face:
+            for part in run.divide(batch, model):
+                terms, output = model(**part, warmth=warmth)
+                shown: TransparentBatch = part["batch"]
+                terms |= face(torch.cat([shown.alpha, shown.padded * shown.alpha], dim=1), output)
+                accelerator.backward(torch.stack(list(terms.values())).sum())
+                run.log(**{name: terms.get(name, 0.0) for name in TERMS})
+            run.take_step(model, optimizer, schedule)
         average.update(raw)
         if run.is_due(config.log_every) or run.is_due(config.grid_every):
             quality = evaluate(raw, average, check, run if run.is_due(config.grid_every) else None)
