@@ -41,7 +41,6 @@ from benchmarks.matting_measures import (
     soft_share,
 )
 from benchmarks.matting_methods import (
-    FRAME,
     Picture,
     cut_with_closed_form,
     cut_with_grabcut,
@@ -72,7 +71,7 @@ from lib_layerdiffusion.train.dataset import (
     step_rng,
     unpremultiplied,
 )
-from lib_layerdiffusion.train.measures import edge_width
+from lib_layerdiffusion.train.measures import edge_width, mark_frame
 from lib_layerdiffusion.train.recipe import DECODER, ENCODER
 from lib_layerdiffusion.train.words import find_words, nearest_caption
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
@@ -147,7 +146,7 @@ class Networks:
         if baseline.is_dir():
             self.learned = TransparentDecoder.from_state_dict(WeightStore([baseline]).load(DECODER))
         else:
-            log.warning("There is no baseline in %s, so its rows are left out.", baseline)
+            log.warning("The tables have no rows for the baseline, since %s isn't there: train it first.", baseline)
 
     def read_picture(self, pictures: Tensor) -> list[Rgba]:
         """What the baseline makes of opaque pictures [B, 3, H, W] on grey; a latent of 0 says nothing."""
@@ -219,13 +218,11 @@ def compare_with_class(rgba: Rgba, sprites: Sequence[Sprite], placements: Sequen
     """The values of `FROM_CLASS` but for `faithful`, against the class's sprite and pose that overlap most."""
     alpha = np.ascontiguousarray(rgba[..., 3])
     nearest = find_nearest(alpha, placements)
-    frame = np.ones(alpha.shape, bool)
-    frame[FRAME:-FRAME, FRAME:-FRAME] = False
     values = {
         "overlap": overlap(alpha, nearest),
         "levels": compare_levels(alpha, nearest),
         "soft": abs(soft_share(alpha) - soft_share(nearest)),
-        "frame": float(alpha[frame].mean()),
+        "frame": float(alpha[mark_frame(alpha.shape)].mean()),
     }
     if sprites[0].kind == "opaque":
         values["edge"] = edge_width(alpha) / edge_width(nearest)

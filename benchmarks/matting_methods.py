@@ -10,20 +10,19 @@ from pymatting import estimate_alpha_cf, estimate_foreground_ml
 from benchmarks.matting_measures import CLEAR, OPAQUE, Alpha, Rgba, find_unknown
 from lib_layerdiffusion.edges import unmix
 from lib_layerdiffusion.layers import to_bytes, to_float
+from lib_layerdiffusion.train.measures import mark_frame
 
 Picture = NDArray[np.float32]  # [H, W, 3], 0..1
 Colour = NDArray[np.float32]  # [3], 0..1
 Trimap = NDArray[np.float32]  # [H, W]: 0 background, 1 foreground, 0.5 unknown
 
-FRAME = 4  # pixels
 SOFTNESS = 0.25  # distance of colours over which a key goes from empty to solid
 BAND = 3  # pixels on either side of GrabCut's line that are left to closed-form matting
 
 
 def read_background(picture: Picture) -> tuple[Colour, float]:
     """The plain background of a picture: its frame's median colour, and the distance within which the frame varies."""
-    frame = np.ones(picture.shape[:2], bool)
-    frame[FRAME:-FRAME, FRAME:-FRAME] = False
+    frame = mark_frame(picture.shape)
     colour = np.median(picture[frame], axis=0).astype(np.float32)
     return colour, float(np.quantile(np.linalg.norm(picture[frame] - colour, axis=-1), 0.98))
 
@@ -51,9 +50,7 @@ def draw_start(picture: Picture, background: Colour, tolerance: float) -> NDArra
     """GrabCut's start where no trimap is given: the frame is background, what has its colour is so probably."""
     near = np.linalg.norm(picture - background, axis=-1) <= tolerance
     start = np.where(near, cv2.GC_PR_BGD, cv2.GC_PR_FGD).astype(np.uint8)
-    inside = np.zeros_like(near)
-    inside[FRAME:-FRAME, FRAME:-FRAME] = True
-    start[~inside] = cv2.GC_BGD
+    start[mark_frame(near.shape)] = cv2.GC_BGD
     return start
 
 

@@ -30,10 +30,9 @@ from .dataset import (
     step_rng,
 )
 from .harmlessness import measure
-from .measures import count_parts, detail, edge_width, find_box, psnr
+from .measures import count_parts, detail, edge_width, find_box, mark_frame, psnr
 from .words import OUTSIDE, VISIBLE, find_words, nearest_caption
 
-FRAME = 4  # pixels of the outer frame
 INSIDE = 0.98
 LOOSE = 4.0  # pixels by which a box may exceed the sprite's own
 SOFT = (0.1, 0.9)
@@ -184,15 +183,13 @@ class Judgement:
 def judge(rgba: NDArray[np.uint8], caption: str, seed: int, sprites: list[Sprite]) -> Judgement:
     """Judge one image against all sprites; their caption has to be among them."""
     own = [sprite for sprite in sprites if sprite.text == caption]
-    frame = np.ones(rgba.shape[:2], bool)
-    frame[FRAME:-FRAME, FRAME:-FRAME] = False
     alpha = rgba[..., 3] / 255
     shares = [soft_share(sprite.rgba) for sprite in own]
     return Judgement(
         caption,
         seed,
         nearest_caption(rgba, sprites),
-        float(alpha[frame].mean()),
+        float(alpha[mark_frame(alpha.shape)].mean()),
         float(alpha.max()),
         soft_share(rgba),
         sum(shares) / len(shares),

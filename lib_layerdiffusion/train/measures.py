@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GREY = (0.299, 0.587, 0.114)
+FRAME = 4  # pixels of the outer frame
 EDGE = (0.1, 0.9)  # alpha between these belongs to an edge
 
 
@@ -45,6 +46,13 @@ def count_parts(alpha: NDArray[np.float32], smallest: float = 0.002) -> int:
     visible = (alpha > min(0.5, largest / 2)).astype(np.uint8)
     count, _, stats, _ = cv2.connectedComponentsWithStats(visible, connectivity=8)
     return sum(int(stats[i, cv2.CC_STAT_AREA]) >= smallest * alpha.size for i in range(1, count))
+
+
+def mark_frame(size: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The outer frame of a picture of this height and width: [H, W]."""
+    frame = np.ones(size[:2], bool)
+    frame[FRAME:-FRAME, FRAME:-FRAME] = False
+    return frame
 
 
 def find_box(alpha: NDArray[np.generic], above: float = 0.0) -> tuple[int, int, int, int] | None:
