@@ -107,7 +107,7 @@ class _Demonstration:
             mode = find_mode(name, "sd15")
             given: dict[Role, Pixels] = {}
             if "foreground" in mode.inputs:
-                given["foreground"] = words[front].layers[0].image if front in words else self._make_word(front)
+                given["foreground"] = words[front].layers[0].image
             if "background" in mode.inputs:
                 given["background"] = self._make_picture(behind)
             cells = self._make_set(mode, front, behind, given)
@@ -152,10 +152,6 @@ class _Demonstration:
         cells = [("the scene", composite(made.stack))]
         cells += [(layer.name, composite([layer], "checker")) for layer in made.stack.layers]
         self._show("scene", cells, len(cells))
-
-    def _make_word(self, word: str) -> Pixels:
-        with self.open() as ld:
-            return ld(word, seed=self.seed, **self.sampling).layers[0].image
 
     def _make_picture(self, prompt: str) -> Pixels:
         """An opaque picture of the model itself."""

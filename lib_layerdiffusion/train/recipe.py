@@ -38,10 +38,13 @@ def _transparency(run: str, autoencoder: str, before: str | None = None) -> Trai
     return Training(run, "transparency", inputs)
 
 
+# what the layer files are trained on in the end
+LAST = {"base": _model("base_scenes"), "encoder": _model("transparency_corners", ENCODER)}
+
+
 def _layers(mode: str) -> Training:
-    """The file of a mode with several layers on the last base, by the last decoder's encoder."""
-    inputs = {"base": _model("base_scenes"), "encoder": _model("transparency_corners", ENCODER)}
-    return Training(mode, "finetune", inputs, backgrounds=True)
+    """The file of a mode with several layers."""
+    return Training(mode, "finetune", LAST, backgrounds=True)
 
 
 RECIPE: tuple[Training, ...] = (
@@ -70,15 +73,7 @@ RECIPE: tuple[Training, ...] = (
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
     ),
     Training("foreground", "finetune", {"base": _model("base"), "encoder": _model("transparency", ENCODER)}),
-    Training(
-        "foreground_scenes",
-        "finetune",
-        {
-            "base": _model("base_scenes"),
-            "encoder": _model("transparency_corners", ENCODER),
-            "start": _model("foreground", "layer_sd15_transparent_attn"),
-        },
-    ),
+    Training("foreground_scenes", "finetune", LAST | {"start": _model("foreground", "layer_sd15_transparent_attn")}),
     _layers("together"),
     _layers("foreground_to_background"),
     _layers("background_to_foreground"),
