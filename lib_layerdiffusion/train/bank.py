@@ -63,7 +63,7 @@ class Bank:
         for row in rows:
             part, place = divmod(row, PART)
             with safe_open(self._find_file(part), "pt") as file:
-                for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                for name in file.keys():  # noqa: SIM118 - not a dict
                     found.setdefault(name, []).append(file.get_slice(name)[place])
         return {name: torch.stack(values) for name, values in found.items()}
 

@@ -24,7 +24,7 @@ def read_manifest(place: Destination) -> list[dict[str, Any]]:
 
 
 def check_all(place: Destination, names: list[str]) -> None:
-    """Every set is in the manifest once, every file is whole and as it says, and there are no others."""
+    """The manifest has each set once; the files are those that it names, each whole and with its SHA-256."""
     entries = read_manifest(place)
     assert sorted(entry["name"] for entry in entries) == sorted(names)
     described = {file["name"]: file["sha256"] for entry in entries for file in entry["files"]}
