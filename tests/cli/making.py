@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,13 @@ def wait_for(count: int, place: Destination, process: subprocess.Popen[bytes], p
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < until
         time.sleep(0.05 if isinstance(place, Folder) else 0.5)
+
+
+def kill_one_of_two(process: subprocess.Popen[bytes], sign: str) -> None:
+    """Kill the first of a command's two workers, which have `sign` in their own command."""
+    workers = [pid for pid in find_descendants(process.pid) if sign in read_command(pid)]
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
 
 
 def wait_for_end(pids: Iterable[int]) -> None:

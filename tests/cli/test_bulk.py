@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,16 @@ from lib_layerdiffusion.cli.destination import Folder
 from lib_layerdiffusion.cli.table import Job, plan_jobs, read_common, read_table
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
-from tests.cli.making import FAST, PATIENCE, check_all, find_descendants, read_command, start, wait_for, wait_for_end
+from tests.cli.making import (
+    FAST,
+    PATIENCE,
+    check_all,
+    find_descendants,
+    kill_one_of_two,
+    start,
+    wait_for,
+    wait_for_end,
+)
 
 COMMON = read_common(
     None, LayerOptions(), {"negative_prompt": "", "steps": 20, "cfg": 3.0, "width": None, "height": None}
@@ -169,10 +176,7 @@ class TestKilled:
         out = Folder(tmp_path / "out")
         process = start(table, out.path, "--workers", 2)
         wait_for(2, out, process)
-        workers = [pid for pid in find_descendants(process.pid) if "spawn_main" in read_command(pid)]
-        assert len(workers) == 2
-
-        os.kill(workers[0], signal.SIGKILL)
+        kill_one_of_two(process, "spawn_main")
 
         assert process.wait(PATIENCE) == 0
         check_all(out, NAMES)

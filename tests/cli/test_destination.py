@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ pytest.importorskip("diffusers")
 from lib_layerdiffusion.cli import destination, main
 from lib_layerdiffusion.cli.destination import Folder, Store, open_destination
 from lib_layerdiffusion.refusal import Refusal
-from tests.cli.making import FAST, PATIENCE, check_all, find_descendants, read_command, read_files, start, wait_for
+from tests.cli.making import FAST, PATIENCE, check_all, kill_one_of_two, read_files, start, wait_for
 
 NAMES = [f"{row:05d}-{row}-star" for row in range(1, 7)]
 
@@ -194,8 +192,7 @@ class TestS3:
     def test_a_worker_and_then_the_command_are_killed(self, s3: Store, table: Path) -> None:
         process = start(table, s3.address, "--workers", 2)
         wait_for(1, s3, process)
-        workers = [pid for pid in find_descendants(process.pid) if "spawn_main" in read_command(pid)]
-        os.kill(workers[0], signal.SIGKILL)
+        kill_one_of_two(process, "spawn_main")
         wait_for(3, s3, process)
         process.kill()
         process.wait()

@@ -16,7 +16,7 @@ from lib_layerdiffusion.cli import main, workers
 from lib_layerdiffusion.cli.destination import Folder
 from lib_layerdiffusion.cli.workers import run_in_processes
 from lib_layerdiffusion.refusal import Refusal
-from tests.cli.making import PATIENCE, check_all, find_descendants, read_command, start, wait_for
+from tests.cli.making import PATIENCE, check_all, kill_one_of_two, start, wait_for
 
 NAMES = [f"{row:05d}-{row}-star" for row in range(1, 13)]
 
@@ -86,10 +86,7 @@ class TestRay:
         table.write_text("prompt,seed\n" + "".join(f"star,{row}\n" for row in range(1, 13)), "utf-8")
         process = start(table, out.path, "--ray", "local", "--workers", 2)
         wait_for(2, out, process)
-        actors = [pid for pid in find_descendants(process.pid) if "ray::_Worker" in read_command(pid)]
-        assert len(actors) == 2
-
-        os.kill(actors[0], signal.SIGKILL)
+        kill_one_of_two(process, "ray::_Worker")
 
         assert process.wait(PATIENCE) == 0
         check_all(out, NAMES)
