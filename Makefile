@@ -15,6 +15,9 @@ EXTRAS_test := demo,webui,train,test
 EXTRAS_gradio3 := demo,gradio3
 EXTRAS_scale := demo,webui,test,cloud,ray,scale
 
+# A process for each core, at most four; a file's tests run in one of them. `make test PYTEST=` has one process for all.
+PYTEST = -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: demo webui test test-fast test-gradio3 test-scale screenshots e2e lint format clean
 .DELETE_ON_ERROR:
 
@@ -25,15 +28,15 @@ webui: .venv-webui/installed
 	.venv-webui/$(BIN)/python -m lib_layerdiffusion webui $(if $(PORT),--port $(PORT))
 
 test: .venv-test/installed
-	.venv-test/$(BIN)/python -m pytest
+	.venv-test/$(BIN)/python -m pytest $(PYTEST)
 
 # What isn't marked slow: under a minute on two cores.
 test-fast: .venv-test/installed
-	.venv-test/$(BIN)/python -m pytest -m "not slow"
+	.venv-test/$(BIN)/python -m pytest $(PYTEST) -m "not slow"
 
 # The panel on the older gradio that some WebUIs have; `make test` uses the newer one.
 test-gradio3: .venv-gradio3/installed
-	.venv-gradio3/$(BIN)/python -m pytest $(addprefix tests/webui/test_,$(addsuffix .py,panel every_option xyz settings status))
+	.venv-gradio3/$(BIN)/python -m pytest $(PYTEST) $(addprefix tests/webui/test_,$(addsuffix .py,panel every_option xyz settings status))
 
 # Tables of prompts on a Ray cluster and to an S3 server, and two WebUIs behind nginx (if that is installed), with 200
 # requests.

@@ -123,6 +123,7 @@ def test_absurd_options() -> None:
                 check(lambda: LayerOptions.from_positional([True, *[None] * place, value]))  # noqa: B023
 
 
+@pytest.mark.slow
 def test_absurd_configurations(tmp_path: Path) -> None:
     values = (*VALUES, "inf", "1979-05-27", "[" * 3000, "{a=" * 1000, "0x_", "'\udc80'")
     for name in ("seed", "sizes", "augmentation", "no\0thing"):

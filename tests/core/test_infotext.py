@@ -39,6 +39,7 @@ def through_host(written: dict[str, str]) -> dict[str, str]:
     return parse_infotext(write_infotext(written))
 
 
+@pytest.mark.slow
 @unhurried
 @given(options)
 def test_options_come_back_exactly(given_options):
@@ -185,6 +186,7 @@ def test_a_mode_of_another_time_enables_nothing():
     assert (read["enabled"], read["mode"], read["weight"]) == (False, "foreground", 0.5)
 
 
+@pytest.mark.slow
 @unhurried
 @given(options)
 def test_a_whole_infotext_is_parsed_back(given_options):

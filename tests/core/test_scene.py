@@ -78,6 +78,7 @@ def any_scene(draw: st.DrawFn) -> Scene:
     return Scene.from_dict(values)
 
 
+@pytest.mark.slow
 @given(scene=any_scene(), family=st.sampled_from(["sd15", "sdxl"]), prompt=TEXTS, seed=st.integers(0, LARGEST_SEED))
 @settings(max_examples=500, deadline=None)
 def test_any_scene_can_be_planned_and_made(scene: Scene, family: str, prompt: str, seed: int) -> None:

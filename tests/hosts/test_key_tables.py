@@ -80,6 +80,7 @@ def test_unknown_names_translate_to_nothing() -> None:
         assert translate(name, table) is None
 
 
+@pytest.mark.slow
 def test_sdxl_attention_file_finds_every_projection() -> None:
     """layer_xl_transparent_attn: 1,120 tensors = up and down of each of the 560 attention projections."""
     unet = meta_unet(SDXL)

@@ -155,6 +155,7 @@ def test_summary_gives_shares_of_the_images_concerned() -> None:
     }
 
 
+@pytest.mark.slow
 def test_autoencoding_without_offset_is_what_the_decoder_guesses(archive: Path, vae_folder: Path) -> None:
     torch.manual_seed(0)
     encoder, decoder = TransparentEncoder((4, 4, 8, 8)).eval(), TransparentDecoder((8,) * 7).eval()

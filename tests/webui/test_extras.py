@@ -43,6 +43,7 @@ def enlarge(image: Image.Image) -> Image.Image:
     return image.resize((image.width * 2, image.height * 2), Image.Resampling.LANCZOS)
 
 
+@pytest.mark.slow
 def test_a_transparent_picture_is_enlarged_without_a_fringe(run: Any) -> None:
     made = run(draw_disc(), enlarge)
 
