@@ -44,21 +44,22 @@ class PatchDiscriminator(nn.Module):
 
 def judging_loss(judge: nn.Module, real: Tensor, made: Tensor) -> Tensor:
     """The discriminator's own hinge loss, for pictures [B, C, H, W]."""
-    of_real, of_made = judge(torch.cat([real, made.detach()]))[-1].float().chunk(2)
+    of_real, of_made = judge(torch.cat([real, made.detach()]))[-1].float().split([len(real), len(made)])
     return F.relu(1 - of_real).mean() + F.relu(1 + of_made).mean()
 
 
 def fooling_loss(judge: nn.Module, real: Tensor, made: Tensor) -> tuple[Tensor, Tensor]:
     """What the judged network is to lower: the adversarial term, and the distance of the inner layers' outputs.
 
-    The discriminator itself gets no gradient.
+    The first of the made pictures are to be like the real ones; what is made beyond them has no such term. The
+    discriminator itself gets no gradient.
     """
     judge.requires_grad_(False)
     with torch.no_grad():
         *wanted, _ = judge(real)
     *inner, logits = judge(made)
     judge.requires_grad_(True)
-    distances = [(a.float() - b.float()).abs().mean() for a, b in zip(inner, wanted, strict=True)]
+    distances = [(a[: len(b)].float() - b.float()).abs().mean() for a, b in zip(inner, wanted, strict=True)]
     return -logits.float().mean(), torch.stack(distances).mean()
 
 

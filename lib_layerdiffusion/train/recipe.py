@@ -30,12 +30,12 @@ def _model(run: str, file: str | None = None) -> str:
     return f"{run}/model" if file is None else f"{run}/model/{file}.safetensors"
 
 
-def _transparency(run: str, autoencoder: str, before: str | None = None) -> Training:
+def _transparency(run: str, autoencoder: str, before: str | None = None, **more: str) -> Training:
     """A run whose networks are those of the run before it, further trained."""
     inputs = {"autoencoder": _model(autoencoder)}
     if before is not None:
         inputs |= {"start_encoder": _model(before, ENCODER), "start_decoder": _model(before, DECODER)}
-    return Training(run, "transparency", inputs)
+    return Training(run, "transparency", inputs | more)
 
 
 # what the layer files are trained on in the end
@@ -68,12 +68,20 @@ RECIPE: tuple[Training, ...] = (
     ),
     _transparency("transparency_sharp", "autoencoder_sharp", "transparency_last"),
     _transparency("transparency_corners", "autoencoder_sharp", "transparency_sharp"),
+    _transparency("transparency_picture", "autoencoder_sharp", "transparency_corners"),
     Training("base", "base", {"autoencoder": _model("autoencoder")}),
     Training(
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
     ),
     Training("foreground", "finetune", {"base": _model("base"), "encoder": _model("transparency", ENCODER)}),
     Training("foreground_scenes", "finetune", LAST | {"start": _model("foreground", "layer_sd15_transparent_attn")}),
+    _transparency(
+        "transparency_sampled",
+        "autoencoder_sharp",
+        "transparency_picture",
+        sampler=_model("base_scenes"),
+        sampler_weights=_model("foreground_scenes"),
+    ),
     _layers("together"),
     _layers("foreground_to_background"),
     _layers("background_to_foreground"),
@@ -89,7 +97,7 @@ LAYER_FILES = {
     "layer_sd15_joint": "together",
     "layer_sd15_fg2bg": "foreground_to_background",
     "layer_sd15_bg2fg": "background_to_foreground",
-    DECODER: "transparency_corners",
+    DECODER: "transparency_sampled",
     ENCODER: "transparency",
 }
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ from ..refusal import Refusal
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import draw_noise, gradient_loss, laplacian_loss, read_autoencoder
+from .bank import Bank
 from .config import Count, Share, Side, Workers, as_metadata, check_stages, find_stage, strict
 from .dataset import (
     Augmentation,
@@ -32,6 +34,7 @@ from .dataset import (
     draw,
     draw_fade,
     find_prompts,
+    list_rows,
     make_background,
     make_photo_background,
     read_sprites,
@@ -43,7 +46,8 @@ from .discriminator import Adversary, PatchDiscriminator
 from .measures import detail, psnr
 from .recipe import DECODER, ENCODER
 from .run import Average, Run, cosine, open_accelerator
-from .widening import widen
+from .sampled import sample_latents
+from .widening import let_through, widen
 
 COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
@@ -92,10 +96,17 @@ class TransparencyConfig:
     guide_erase: float = 0.7  # share of the channel's own content that the offset takes away, lest it drown alpha
     start_encoder: Path | None = None  # files of an earlier training to start from; without its encoder, the layer of
     start_decoder: Path | None = None  # the decoder that reads the latent starts anew. A narrower decoder is widened
+    picture_path: bool = False  # start_decoder is changed so that its colour is the picture's own at first
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
     latent: bool = True  # False: no offset, and a decoder that sees the picture alone: what could be done without it
     only: str | None = None  # train the parameters alone whose names begin so, such as "decoder.conv_out"
+    sampler: Path | None = None  # a pipeline whose UNet samples latents that are decoded too: they are to look like the
+    sampler_weights: Path | None = (
+        None  # picture on grey, and to convince the discriminator; the folder of its layer file
+    )
+    samples: Count = 512  # latents sampled once, kept beside the checkpoint
+    sampled: int = 0  # of them in a batch, beside its images
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: Share = 0.998
     log_every: Count = 100
@@ -159,24 +170,40 @@ class LatentTransparency(nn.Module):
         """
         errors: list[Tensor] = []
         for head, features in zip(self.coarse_heads, self.coarse, strict=True):
-            made = self.turn_back(head(features), view).float()
+            made = self.turn_back(head(features[: len(alpha)]), view).float()
             errors.append((made - F.avg_pool2d(alpha, alpha.shape[-1] // made.shape[-1])).abs().mean())
         return torch.stack(errors).sum()
 
     def forward(
-        self, batch: TransparentBatch, noise: Tensor, backgrounds: Tensor, warmth: float, view: int | None
+        self,
+        batch: TransparentBatch,
+        noise: Tensor,
+        backgrounds: Tensor,
+        warmth: float,
+        view: int | None,
+        sampled: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W].
+        """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W], followed by that of the sampled latents.
 
         `warmth` is the share of the warm-up done; `view` (0..7) is the one that the transparent decoder sees. With None
-        the encoder is alone: the guide is the only term, and nothing is decoded.
+        the encoder is alone: the guide is the only term, and nothing is decoded. Of `sampled` latents, VAE space, no
+        truth is known; the only term here that they are in is the likeness to the picture.
         """
         mean, adjusted = self.adjust(batch)
         guide = self.config.guide_weight * self.guide(mean, adjusted, batch.alpha)
         if view is None:
             return {"guide": guide}, adjusted
         noise = noise * warmth
-        picture, output = self.read(adjusted + noise, view)
+        latent = adjusted + noise
+        picture, output = self.read(latent if sampled is None else torch.cat([latent, sampled]), view)
+        made = torch.cat([output[:, :1], output[:, 1:] * output[:, :1]], dim=1)
+        on_grey, seen = 0.5 + made[:, 1:] - 0.5 * made[:, :1], picture.detach()
+        likeness = (
+            (on_grey - seen).abs().mean()
+            + self.config.gradient_weight * gradient_loss(on_grey, seen)
+            + self.config.laplacian_weight * laplacian_loss(on_grey, seen)
+        )
+        picture, output = picture[: len(latent)], output[: len(latent)]
         alpha, colour = output[:, :1], output[:, 1:]
         composite = colour * alpha + backgrounds * (1 - alpha)
         target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
@@ -190,12 +217,6 @@ class LatentTransparency(nn.Module):
             + self.config.gradient_weight * (gradient_loss(alpha, wanted) + gradient_loss(composite, target))
             + self.config.laplacian_weight * (laplacian_loss(alpha, wanted) + laplacian_loss(composite, target))
         )
-        on_grey, seen = 0.5 + (colour - 0.5) * alpha, picture.detach()
-        likeness = (
-            (on_grey - seen).abs().mean()
-            + self.config.gradient_weight * gradient_loss(on_grey, seen)
-            + self.config.laplacian_weight * laplacian_loss(on_grey, seen)
-        )
         terms = {
             "reconstruction": self.config.reconstruction_weight * reconstruction,
             "likeness": self.config.picture_weight * likeness,
@@ -206,7 +227,7 @@ class LatentTransparency(nn.Module):
                 wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
             identity = (picture - wanted).pow(2).mean() * 10
             terms |= {"identity": warmth * self.config.identity_weight * identity, "guide": guide}
-        return terms, torch.cat([alpha, colour * alpha], dim=1)
+        return terms, made
 
     def guide(self, mean: Tensor, adjusted: Tensor, alpha: Tensor) -> Tensor:
         """Distance of one adjusted channel, in sampler space, to +-amplitude for transparent and opaque.
@@ -234,6 +255,8 @@ class LatentTransparency(nn.Module):
         if decoder is not None:
             state = dict(store.load(decoder))
             state = widen(state, self.config.decoder_widths)
+            if self.config.picture_path:
+                state = let_through(state)
             if encoder is None:
                 state["latent_conv_in.weight"] = self.decoder.latent_conv_in.weight.detach()
             self.decoder.load_state_dict(state)
@@ -275,15 +298,22 @@ class Batches:
     scaling_factor: float
     rank: int = 0
     processes: int = 1
+    bank: Bank | None = None  # sampled latents
 
     @classmethod
     def of(
-        cls, sprites: list[Sprite], config: TransparencyConfig, scaling_factor: float, rank: int = 0, processes: int = 1
+        cls,
+        sprites: list[Sprite],
+        config: TransparencyConfig,
+        scaling_factor: float,
+        rank: int = 0,
+        processes: int = 1,
+        bank: Bank | None = None,
     ) -> Batches:
         soft = [sprite for sprite in sprites if sprite.kind == "soft"] or sprites
         shares = (config.soft_share, config.prompt_share)
         images = Mixture((soft, find_prompts(sprites), sprites), shares, config.seed)
-        return cls(config, images, scaling_factor, rank, processes)
+        return cls(config, images, scaling_factor, rank, processes, bank)
 
     def draw(self, step: int) -> dict[str, Any]:
         """What a step's loss is of, as `LatentTransparency` takes it.
@@ -304,7 +334,16 @@ class Batches:
             "noise": draw_noise(count, size, config.latent_noise, rng, self.scaling_factor),
             "backgrounds": draw_backgrounds(count, size, rng),
             "view": int(rng.integers(8)) if step >= config.encoder_steps else None,
+            "sampled": self.read_sampled(step),
         }
+
+    def read_sampled(self, step: int) -> Tensor | None:
+        """The sampled latents of a step [N, 4, h, w], VAE space."""
+        if self.bank is None:
+            return None
+        count = self.config.sampled * self.config.accumulate
+        rows = list_rows(self.bank.rows, self.config.seed, (step * self.processes + self.rank) * count, count)
+        return self.bank.read(rows)["latent"]
 
 
 def draw_backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
@@ -337,7 +376,8 @@ def train(config: TransparencyConfig, out: Path) -> None:
     check = draw_check(held_out, config).to(accelerator.device)
     run = Run(out, config, accelerator, steps, config.log_every)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    batches = Batches.of(known, config, vae.config.scaling_factor, rank, processes)
+    bank = open_bank(config, known, out / "sampled", accelerator)
+    batches = Batches.of(known, config, vae.config.scaling_factor, rank, processes, bank)
     for step, batch in run.draw(batches.draw, config.workers):
         warmth = min(1.0, (step - config.encoder_steps) / (config.warm_up * steps + 1e-9))
         with adversary.facing(step) as face:
@@ -358,6 +398,20 @@ def train(config: TransparencyConfig, out: Path) -> None:
         with run.write_model() as folder:
             write_files(raw, folder, config)
     accelerator.wait_for_everyone()  # whatever comes next finds the model
+
+
+def open_bank(config: TransparencyConfig, known: list[Sprite], folder: Path, accelerator: Accelerator) -> Bank | None:
+    """Latents of the prompts, as the sampler gives them with its layer file; None where the training has none."""
+    if not config.sampled:
+        return None
+    if not (config.decoder_only and config.start_decoder and config.sampler and config.sampler_weights):
+        raise Refusal(
+            "Latents are sampled for a decoder that is trained further; set decoder_only = true and name "
+            "start_decoder, sampler and sampler_weights, or set sampled = 0."
+        )
+    places = [config.sampler_weights, config.start_decoder.parent]
+    captions = sorted({sprite.text for sprite in find_prompts(known)})
+    return sample_latents(config.sampler, places, captions, max(config.sizes), config.samples, folder, accelerator)
 
 
 def draw_check(held_out: list[Sprite], config: TransparencyConfig) -> TransparentBatch:

@@ -1,4 +1,7 @@
-"""Make a trained transparent decoder wider: channels are copied, and what reads them is divided among the copies."""
+"""Change a trained transparent decoder before it is trained further: make it wider, or let the picture through.
+
+When it is made wider, channels are copied, and what reads them is divided among the copies.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..refusal import Refusal
-from ..transparent_vae import LATENT_LEVEL, LEVELS
+from ..transparent_vae import GROUPS, LATENT_LEVEL, LEVELS
 
 UNLIKE = 0.05  # relative noise on copied channels, so that the copies learn different things
+TAP = 0.5  # how far the two channels that carry a colour from the first convolution differ, for a colour of 1
+ANCHOR = 5.0  # constant channels in a group of the last normalisation, much larger than colours: they fix its scale
 
 Segments = list[tuple[int, int]]  # (channels before, copies of each): what an input or output consists of
 
@@ -85,3 +90,46 @@ def _index(segments: Segments) -> Tensor:
     starts = [sum(width for width, _ in segments[:i]) for i in range(len(segments))]
     pairs = zip(starts, segments, strict=True)
     return torch.tensor([start + channel for start, (width, n) in pairs for channel in range(width) for _ in range(n)])
+
+
+def let_through(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's state dict, changed so that its colour is the picture's own and training starts from there.
+
+    The first convolution has each colour of a pixel in the difference of two channels, which the last resnet's shortcut
+    hands to one group of the last normalisation: with either sign, since silu(x) - silu(-x) = x, and beside two large
+    constants, so that the group's scale hardly depends on the picture. That group is the one that counted least. What
+    it held is lost, and the network has to learn anew what differs from the picture: colour where alpha is low.
+    """
+    result = {name: value.clone() for name, value in state.items()}
+    width = result["conv_in.weight"].shape[0]
+    size = width // GROUPS
+    if size < 8:
+        raise Refusal(f"The picture's path takes 8 channels in a group; let decoder_widths begin with {8 * GROUPS}.")
+    for colour in range(3):
+        first, second = 2 * colour, 2 * colour + 1
+        for part in ("conv_in.weight", "conv_in.bias"):
+            result[part][second] = result[part][first]
+        result["conv_in.weight"][second, colour, 1, 1] += TAP
+
+    counts = result["conv_out.weight"].abs().mean(dim=(0, 2, 3)) * result["conv_norm_out.weight"].abs()
+    start = size * int(counts.reshape(GROUPS, size).sum(dim=1).argmin())
+    last = f"up_blocks.{LEVELS - 1}.resnets.2"
+    for layer in ("conv2", "conv_shortcut"):
+        for part in ("weight", "bias"):
+            result[f"{last}.{layer}.{part}"][start : start + size] = 0
+    weight, bias = result[f"{last}.conv_shortcut.weight"], result[f"{last}.conv_shortcut.bias"]
+    taps = weight.shape[1] - width  # the first convolution's output comes after the channels from below
+    scale = ANCHOR * (2 / size) ** 0.5  # the group's deviation, but for the colours' own
+    result["conv_norm_out.weight"][start : start + size] = scale
+    result["conv_norm_out.bias"][start : start + size] = 0
+    result["conv_out.weight"][:, start : start + size] = 0
+    result["conv_out.weight"][1:] = 0
+    result["conv_out.bias"][1:] = 0.5
+    for colour in range(3):
+        for sign, row in ((1, start + 2 * colour), (-1, start + 2 * colour + 1)):
+            weight[row, taps + 2 * colour + 1] = sign / TAP
+            weight[row, taps + 2 * colour] = -sign / TAP
+            bias[row] = -sign * 0.5
+            result["conv_out.weight"][1 + colour, row, 1, 1] = sign
+    bias[start + 6], bias[start + 7] = ANCHOR, -ANCHOR
+    return result

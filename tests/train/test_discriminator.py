@@ -38,5 +38,15 @@ def test_fooling_moves_the_picture_and_leaves_the_judge() -> None:
     assert fooling_loss(judge, real, real)[1].item() == pytest.approx(0, abs=0.02)
 
 
+def test_pictures_made_beyond_the_real_ones_are_judged_and_not_matched() -> None:
+    judge = PatchDiscriminator(3, (4, 8, 8)).eval()
+    real, more = torch.randn(2, 3, 32, 32), torch.zeros(3, 3, 32, 32)
+    _, matching = fooling_loss(judge, real, torch.cat([real, more]))
+    assert matching.item() == pytest.approx(0, abs=1e-5)
+    told, made = judge(real)[-1], judge(torch.cat([real, more]))[-1]
+    wanted = (1 - told).relu().mean() + (1 + made).relu().mean()
+    assert judging_loss(judge, real, torch.cat([real, more])).item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
 def test_weight_grows_after_its_start() -> None:
     assert [grow(step, 100, 0.3) for step in (0, 30, 35, 40, 100)] == [0, 0, 0.5, 1, 1]

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.train import transparency
+from lib_layerdiffusion.train import finetune, transparency
 from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites
+from lib_layerdiffusion.train.finetune import FinetuneConfig
 from lib_layerdiffusion.train.harmlessness import adjust
 from lib_layerdiffusion.train.run import Average, Run
 from lib_layerdiffusion.train.transparency import Batches, LatentTransparency, TransparencyConfig, write_files
@@ -322,6 +323,53 @@ def test_everything_that_is_not_frozen_is_trained_otherwise(vae_folder: Path) ->
     names = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(transparency.choose_parameters(model, None)) == sum(p.requires_grad for p in model.parameters())
     assert names == {"decoder", "coarse_heads"}
+
+
+def test_sampled_latents_are_seen_beside_the_images(
+    archive: Path, sd15_folder: Path, encoder_file: Path, vae_folder: Path, tmp_path: Path
+) -> None:
+    tiny = FinetuneConfig(size=64, rank=2, views_per_caption=1, steps=1, grid_every=0)
+    finetune.train(replace(tiny, data=archive, base=sd15_folder, encoder=encoder_file), tmp_path / "layers")
+    config = replace(
+        TINY_TRANSPARENCY,
+        data=archive,
+        autoencoder=vae_folder,
+        decoder_only=True,
+        start_encoder=encoder_file,
+        start_decoder=encoder_file.with_name(DECODER),
+        discriminator_from=0.0,
+        sampler=sd15_folder,
+        sampler_weights=tmp_path / "layers" / "model",
+        samples=5,
+        sampled=3,
+    )
+    transparency.train(config, tmp_path / "run")
+    (kept,) = (tmp_path / "run" / "sampled").iterdir()
+    latents = load_file(kept)["latent"]
+    assert latents.shape == (5, 4, 8, 8)
+    assert latents[0].std() > 0.1
+    assert not torch.allclose(latents[0], latents[3])  # the same caption with another seed
+    shares = [row["adversarial"] for row in read_values(tmp_path / "run" / "log.csv")]
+    assert float(shares[0]) != 0
+    with pytest.raises(Refusal, match="sampled = 0"):
+        transparency.train(replace(config, sampler=None), tmp_path / "other")
+
+
+def test_likeness_alone_is_asked_of_sampled_latents(
+    raw: LatentTransparency, batch: TransparentBatch, vae_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LatentTransparency(
+        replace(TINY_TRANSPARENCY, picture_weight=1.0), AutoencoderKL.from_pretrained(vae_folder)
+    )
+    model.load_state_dict(raw.state_dict())
+    rest = (torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3), 1.0, 0)
+    with torch.no_grad():
+        own, made = model(batch, *rest)
+        more, all_made = model(batch, *rest, sampled=torch.randn(3, 4, 8, 8))
+    assert all_made.shape == (5, 4, 64, 64)
+    assert (all_made[:2] - made).abs().max() < 1e-3
+    different = {name for name, value in own.items() if not torch.allclose(more[name], value, rtol=1e-3)}
+    assert different == {"likeness"}
 
 
 def test_training_without_the_latent_ends_with_networks_that_disregard_it(

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train import widening
-from lib_layerdiffusion.train.widening import widen
+from lib_layerdiffusion.train.widening import let_through, widen
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
+
+pytestmark = pytest.mark.slow
 
 NARROW = (8, 8, 16, 16, 16, 16, 16)
 WIDE = (16, 8, 16, 16, 16, 16, 16)
@@ -63,3 +65,19 @@ def test_widths_that_cannot_be_reached_are_refused(
 ) -> None:
     with pytest.raises(Refusal, match=sentence):
         widen(state, widths)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("brightness", [0.05, 0.5, 1.0])
+def test_the_pictures_colour_passes_where_it_is_let_through(brightness: float) -> None:
+    torch.manual_seed(0)
+    before = TransparentDecoder((32, 16, 16, 16, 16, 16, 16))
+    after = TransparentDecoder.from_state_dict(let_through(before.state_dict()))
+    pixel, latent = torch.rand(1, 3, 64, 64) * brightness, torch.randn(1, 4, 8, 8)
+    assert (after(pixel, latent)[:, 1:] - pixel).abs().max() < 0.01
+    assert (before(pixel, latent)[:, 1:] - pixel).abs().mean() > 0.1 * brightness
+
+
+def test_groups_too_small_for_the_pictures_path_are_refused(state: dict[str, Tensor]) -> None:
+    with pytest.raises(Refusal, match="begin with 32"):
+        let_through(state)
