@@ -189,8 +189,10 @@ def test_ultimate_upscale(host: WebUIServer, mode: str) -> None:
     request = {"script_name": title, "script_args": args, "denoising_strength": 0.4}
     plain = host.img2img(start, **request)
     answer = host.img2img(start, [{"mode": mode}], **request)
-    assert [(image.mode, image.size) for image in answer.images] == [("RGB", (192, 192))]
-    assert answer.images[0].tobytes() == plain.images[0].tobytes()
+    (image,) = answer.images
+    assert (image.mode, image.size) == (plain.images[0].mode, (192, 192))
+    assert image.convert("RGBA").getextrema()[3] == (255, 255)
+    assert image.tobytes() == plain.images[0].tobytes()
     (note,) = answer.info["extra_generation_params"]["layerdiffusion_notes"]
     assert note.startswith("The script 'Ultimate SD upscale' paints in tiles")
 

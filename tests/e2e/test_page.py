@@ -153,9 +153,10 @@ def test_grid_and_save_button(webui_server: WebUIServer, page: Page, tmp_path: P
         page.element(f"{PANEL}_mode input")
         click(page, "#txt2img_generate")
         page.wait(lambda: len(list_pictures(page)) >= 3, "the pictures")
-        pictures = [fetch(webui_server, address) for address in list_pictures(page)]
-        assert [picture.mode for picture in pictures] == ["RGB", "RGBA", "RGBA"]
-        assert pictures[0].size in ((128, 64), (64, 128))
+        grid, *pictures = (fetch(webui_server, address) for address in list_pictures(page))
+        assert [picture.mode for picture in pictures] == ["RGBA", "RGBA"]
+        assert grid.size in ((128, 64), (64, 128))
+        assert grid.convert("RGBA").getextrema()[3] == (255, 255), "the grid isn't opaque"
         click(page, "#save_txt2img")
         page.wait(lambda: len(list(saved.glob("*.png"))) == 2, "the files")
         assert [Image.open(path).mode for path in saved.glob("*.png")] == ["RGBA", "RGBA"]

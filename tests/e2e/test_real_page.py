@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -257,10 +258,14 @@ def test_pasted_infotext_makes_the_set_again(page: Page, txt2img: Tab, studio: S
     """That of the last picture of the second set."""
     with studio.seeded_files() if mode == "together" else nullcontext():
         answer = studio.txt2img({"mode": mode, "weight": 0.9, "views": 2}, n_iter=2, width=64, height=64, steps=2)
-        txt2img.set(prompt=answer.info["infotexts"][-1])
+        pasted = answer.info["infotexts"][-1]
+        (seed,) = re.findall(r"Seed: (\d+)", pasted)
+        txt2img.set(prompt=pasted)
+        txt2img.numbers.clear()  # from here on they are the infotext's
         click(page, "#txt2img_tools #paste")
         page.wait(txt2img.is_on, "the panel to be on")
         page.wait(lambda: page.find("#txt2img_prompt textarea")[0].get_attribute("value") == "red apple", "the prompt")
+        page.wait(lambda: page.find("#txt2img_seed input")[0].get_attribute("value") == seed, "the seed")
         made = txt2img.make()
     assert [image.tobytes() for image in made[:frames]] == [image.tobytes() for image in answer.images[-frames:]]
 
