@@ -17,16 +17,12 @@ from torch.nn import functional
 
 from lib_layerdiffusion.refusal import Refusal
 
-TEMPORAL_CHUNK = 32768
-"""Sequences that attend over the frames in one call; GPU kernels have limits at 65536."""
-
 CONTROL_CHANNELS = 256
 LARGEST_STRETCH = 1.5
 """How much the shape of a control signal may change when none has the token count of the attention."""
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
-VALUE_LINEARS = ("temporal_i", "temporal_v", "temporal_o")
 JOIN_CALLS = 4
 
 _BLOCKS = (
@@ -66,8 +62,8 @@ class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
     low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
-    linear: Mapping[str, tuple[Tensor, Tensor]]  # temporal layer -> weight, bias
-    values: Sequence[tuple[Tensor, Tensor]]  # the layers that one frame's values pass
+    norm: tuple[Tensor, Tensor]  # weight and bias of the layer before the attention between the frames
+    temporal: Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # q, k, v, o -> weights and biases of the layers to it
     control: ControlWeights | None
 
 
@@ -230,21 +226,14 @@ class AttentionSharingUnit(nn.Module):
 
     def attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
         """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
-        linear = weights.linear
-        x = functional.layer_norm(hidden, hidden.shape[-1:], *linear["temporal_n"], eps=1e-6)
+        x = functional.layer_norm(hidden, hidden.shape[-1:], *weights.norm, eps=1e-6)
+        temporal = weights.temporal
         if self.frames == 1:
-            return functools.reduce(lambda x, layer: functional.linear(x, *layer), weights.values, x)
-        x = functional.linear(x, *linear["temporal_i"])
-        q, k, v = (functional.linear(x, *linear[f"temporal_{name}"]) for name in "qkv")
-        q, k, v = (self._bring_frames_together(part) for part in (q, k, v))
-        chunks = zip(q.split(TEMPORAL_CHUNK), k.split(TEMPORAL_CHUNK), v.split(TEMPORAL_CHUNK), strict=True)
-        mixed = torch.cat([attend(*chunk, self.attention.heads) for chunk in chunks])
-        mixed = mixed.unflatten(0, (-1, hidden.shape[1])).transpose(1, 2).flatten(0, 1)
-        return functional.linear(mixed, *linear["temporal_o"])
-
-    def _bring_frames_together(self, x: Tensor) -> Tensor:
-        """[(b f), n, c] to [(b n), f, c]."""
-        return x.unflatten(0, (-1, self.frames)).transpose(1, 2).flatten(0, 1)
+            return _pass_through(temporal["v"], x)
+        inner = _pass_through(temporal["i"], x)
+        q, k, v = (_pass_through(temporal[name], inner).unflatten(0, (-1, self.frames)) for name in "qkv")
+        mixed = _mix_frames(q, k, v, self.attention.heads).flatten(0, 1)
+        return _pass_through(temporal["o"], mixed)
 
     def _replace_contexts(
         self, context: Tensor, extra_contexts: Sequence[Tensor | None], cond_mark: Tensor | None
@@ -307,7 +296,6 @@ class AttentionSharingUnit(nn.Module):
 
     def _stack_weights(self, h: Tensor) -> UnitWeights:
         low_rank = {name: self._stack_low_rank(name, h) for name in PROJECTIONS}
-        linear = {name: self._read_linear(name, h) for name in (*LINEARS, "temporal_n")}
         control = None
         if self.control_convs is not None:
             names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -316,13 +304,26 @@ class AttentionSharingUnit(nn.Module):
                 for name in names
             )
             control = (first, first_bias, second, second_bias)
-        joins = self._pays_to_join(h)
-        values = [self._join_values(h)] if joins else [linear[name] for name in VALUE_LINEARS]
-        return UnitWeights(low_rank, linear, values, control)
+        return UnitWeights(low_rank, self._read_linear("temporal_n", h), self._list_temporal(h), control)
 
     def _pays_to_join(self, h: Tensor) -> bool:
-        """Whether one frame's values' layers are less work after JOIN_CALLS calls when they are joined at first."""
-        return self.frames == 1 and h.shape[-1] <= JOIN_CALLS * h.shape[:-1].numel()
+        """Whether layers with nothing between them are less work after JOIN_CALLS calls when they are joined at first.
+
+        One frame's values pass three, which become one; of several frames the first of four is joined to three.
+        """
+        joined, saved = (2, 2) if self.frames == 1 else (3, 1)
+        return joined * h.shape[-1] <= JOIN_CALLS * saved * h.shape[:-1].numel()
+
+    def _list_temporal(self, h: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """The layers of the attention between the frames, by letter, joined where that pays."""
+        joins = self._pays_to_join(h)
+        paths = {"i": "i", "q": "q", "k": "k", "v": "v", "o": "o"}
+        if self.frames == 1:
+            paths = {"v": "ivo"}
+        elif joins:
+            paths = {"i": "", "q": "iq", "k": "ik", "v": "iv", "o": "o"}
+        read = {name: [self._read_linear(f"temporal_{letter}", h) for letter in path] for name, path in paths.items()}
+        return {name: [_join(layers)] if joins and layers else layers for name, layers in read.items()}
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
         """The two factors, or their product where that is at most as large, so that multiplying by it is less work."""
@@ -337,14 +338,6 @@ class AttentionSharingUnit(nn.Module):
 
     def _read_linear(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.get_parameter(f"{name}.weight").to(like), self.get_parameter(f"{name}.bias").to(like)
-
-    def _join_values(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """VALUE_LINEARS, which have nothing between them, as one layer."""
-        exact = _make_exact(h)
-        (weight, bias), *others = (self._read_linear(name, exact) for name in VALUE_LINEARS)
-        for following, added in others:
-            weight, bias = following @ weight, following @ bias + added
-        return weight.to(h), bias.to(h)
 
 
 class ControlEncoder(nn.Module):
@@ -373,6 +366,35 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention of q [B, n, c] to k, v [B, m, c]."""
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _join(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Linear layers that follow each other as one."""
+    like = layers[0][0]
+    exact = _make_exact(like)
+    (weight, bias), *others = ((weight.to(exact), bias.to(exact)) for weight, bias in layers)
+    for following, added in others:
+        weight, bias = following @ weight, following @ bias + added
+    return weight.to(like), bias.to(like)
+
+
+def _pass_through(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
+    return functools.reduce(lambda x, layer: functional.linear(x, *layer), layers, x)
+
+
+def _mix_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention between the frames of each token, all [b, f, n, c].
+
+    Frames are few and tokens many, so each product of two frames is taken of all tokens at once.
+    """
+    q, k, v = (part.unflatten(3, (heads, -1)) for part in (q, k, v))
+    scale, frames = q.shape[-1] ** -0.5, range(q.shape[1])
+    mixed: list[Tensor] = []
+    for query in q.unbind(1):
+        scores = torch.stack([(query * k[:, frame]).sum(-1) for frame in frames], dim=-1)  # [b, n, heads, f]
+        shares = (scores * scale).softmax(-1).unsqueeze(-1).unbind(-2)
+        mixed.append(functools.reduce(torch.add, (shares[frame] * v[:, frame] for frame in frames)))
+    return torch.stack(mixed, dim=1).flatten(3)
 
 
 def known_widths(attention: Any) -> tuple[int | None, int | None]:

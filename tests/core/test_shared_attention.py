@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_layerdiffusion import shared_attention
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.weights.attention_units import read_units
@@ -166,12 +165,13 @@ def test_frames_in_one_call_equal_frame_by_frame() -> None:
         assert_close(alone(h[frame::3], context[frame::3]), output[frame::3])
 
 
+@pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("tokens", [1, 64])
-def test_single_frame_of_few_or_many_tokens(tokens: int) -> None:
-    """The values' layers are joined for many."""
-    unit = make_unit(HostAttention(WIDTH), 1)
+def test_few_or_many_tokens(frames: int, tokens: int) -> None:
+    """Layers that follow each other are joined for many."""
+    unit = make_unit(HostAttention(WIDTH), frames)
     for count in (tokens, 65 - tokens):
-        h = draw(2, count, WIDTH)
+        h = draw(2 * frames, count, WIDTH)
         assert_close(unit(h), compute(unit, h))
 
 
@@ -185,32 +185,6 @@ def test_single_frame_needs_only_the_values() -> None:
     assert torch.equal(unit(h), before)
     seeded.fill(unit.get_submodule("temporal_v"), 99)
     assert not torch.allclose(unit(h), before, atol=1e-3)
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 12, 13])
-def test_chunked_attention_between_frames_equals_the_whole(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = make_unit(HostAttention(WIDTH), 2)
-    h = draw(4, TOKENS, WIDTH)  # 12 sequences
-    whole = unit(h)
-    monkeypatch.setattr(shared_attention, "TEMPORAL_CHUNK", chunk)
-    assert_close(unit(h), whole)
-
-
-def test_no_call_attends_over_more_than_32768_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-
-    def count(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        calls.append(len(q))
-        return attend(q, k, v, heads)
-
-    attend = shared_attention.attend
-    unit = make_unit(HostAttention(), 2)
-    h, context = draw(2, 32768 + 3, WIDTH), draw(2, 2, WORDS_WIDTH, seed=2)
-    monkeypatch.setattr(shared_attention, "attend", count)
-    output = unit(h, context)
-    assert calls == [2, 32768, 3]
-    # tokens of cross attention don't see each other
-    assert_close(output[:, -5:], unit(h[:, -5:], context))
 
 
 @pytest.mark.parametrize("cross", [False, True])
