@@ -18,7 +18,7 @@ EXTRAS_scale := demo,webui,test,cloud,ray,scale
 # A process for each core, at most four; a file's tests run in one of them. `make test PYTEST=` has one process for all.
 PYTEST = -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo webui test test-fast test-gradio3 test-scale screenshots e2e lint format clean
+.PHONY: demo webui test test-fast test-gradio3 test-scale screenshots e2e bench soak lint format clean
 .DELETE_ON_ERROR:
 
 demo: .venv-demo/installed
@@ -55,6 +55,18 @@ screenshots: .venv-gradio3/installed .venv-test/installed
 	.venv-gradio3/$(BIN)/python -m tests.webui.screenshots
 	.venv-test/$(BIN)/python -m tests.webui.screenshots
 	.venv-test/$(BIN)/python -m tests.webui.screenshot_page
+
+# The tables of docs/benchmarks.md, each against the same work done plainly in the same run; on a quiet machine.
+bench: export OMP_NUM_THREADS = 1
+bench: .venv-test/installed
+	.venv-test/$(BIN)/python benchmarks/decode.py --sizes 256 512
+	.venv-test/$(BIN)/python benchmarks/attention.py --sizes 256
+	.venv-test/$(BIN)/python benchmarks/side_path.py --size 256
+	.venv-test/$(BIN)/python benchmarks/start.py
+
+# An hour of two clients at the small WebUI.
+soak: .venv-test/installed
+	.venv-test/$(BIN)/python benchmarks/soak.py
 
 lint: .venv-test/lint-installed
 	.venv-test/$(BIN)/ruff check .

@@ -5,7 +5,8 @@
 Both take the median over 8 views, have the same random weights and input, and run in processes of their own, in turn.
 Time is the CPU time of the process, which means something on a busy machine too. Memory is what decoding adds to the
 process's peak resident size, as Linux tells it. `--dtype bfloat16` runs the project's side in bfloat16, for processors
-that have it.
+that have it. The limit is what the ratio would be if all operations were done as fast as this machine multiplies large
+matrices in that precision.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.machine import count_work, measure_speed, say
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -155,6 +157,15 @@ def compare(size: int, dtype: str, repeats: int) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def count_pass(size: int) -> float:
+    """10⁹ operations of one pass of the network, counted without computing it."""
+    with torch.device("meta"):
+        network, pixel = TransparentDecoder(WIDTHS), torch.empty(1, 3, size, size)
+        latent = torch.empty(1, 4, size // 8, size // 8)
+    return count_work(lambda: network(pixel, latent))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
@@ -166,16 +177,21 @@ def main() -> None:
     if given.side is not None:
         print(json.dumps(run_side(given.side, given.sizes[0], DTYPES[given.dtype], given.result)))
         return
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, the project in {given.dtype}\n")
-    print("| size | plain, CPU s | project, CPU s | ratio | plain, MiB | project, MiB | ratio | largest difference |")
-    print("|---" * 8 + "|")
+    speed = measure_speed(DTYPES[given.dtype])
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, the project in {given.dtype}")
+    print(f"{speed:.0f} x 10⁹ operations a processor second in a product of matrices\n")
+    heads = ("size", "plain, CPU s", "project, CPU s", "ratio", "limit")
+    say(*heads, "plain, MiB", "project, MiB", "ratio", "largest difference")
+    say(*["---"] * 9)
     for size in given.sizes:
         row = compare(size, given.dtype, given.repeats)
         cells = [f"{size}x{size}"]
         for name, digits in (("cpu", 1), ("mebibytes", 0)):
             plain, project = row[f"plain_{name}"], row[f"project_{name}"]
             cells += [f"{plain:.{digits}f}", f"{project:.{digits}f}", f"{project / plain:.2f}"]
-        print(f"| {' | '.join(cells)} | {row['difference']:.1e} |", flush=True)
+            if name == "cpu":
+                cells.append(f"{8 * count_pass(size) / speed / plain:.2f}")
+        say(*cells, f"{row['difference']:.1e}")
 
 
 if __name__ == "__main__":

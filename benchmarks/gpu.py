@@ -1,0 +1,120 @@
+"""What layers cost on a GPU: decoding by precision and views, and a step of the UNet by mode, in under five minutes.
+
+    python benchmarks/gpu.py                     # CUDA; about 12 GB of memory, less with --size 768
+
+The full networks with random weights in half precision. Time is that of the fastest of three calls after one that
+doesn't count, until the device has finished; memory is what the call takes beside what was there, at its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.attention import SETS, TEXT, WIDTHS, WORDS
+from benchmarks.machine import ROUNDS, say
+from benchmarks.side_path import make_inputs, make_patches, make_unet
+from lib_layerdiffusion.injection import shared_attention, side_path
+from lib_layerdiffusion.shared_attention import AttentionSharingUnit
+from lib_layerdiffusion.transparent_vae import TransparentDecoder
+
+DEVICE = "cuda"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def measure(work: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds and mebibytes of a call."""
+    times: list[float] = []
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(ROUNDS + 1):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return min(times[1:]), (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def decode(size: int) -> None:
+    """Time, memory and difference from float32 of the decoder, by precision and number of views."""
+    torch.manual_seed(0)
+    pixel, latent = torch.rand(1, 3, size, size, device=DEVICE), torch.randn(1, 4, size // 8, size // 8, device=DEVICE)
+    state = TransparentDecoder().state_dict()
+    exact: dict[int, torch.Tensor] = {}
+    say("decoded in", "views", "ms", "MiB", "mean difference x 255")
+    say(*["---"] * 5)
+    for name, dtype in DTYPES.items():
+        decoder = TransparentDecoder.from_state_dict(state).to(DEVICE, dtype)
+        for views in (8, 2, 1):
+            milliseconds, mebibytes = measure(lambda d=decoder, v=views: d.decode(pixel, latent, v))
+            made = decoder.decode(pixel, latent, views)
+            difference = (made - exact.setdefault(views, made)).abs().mean().item() * 255
+            say(name, views, f"{milliseconds:.0f}", f"{mebibytes:.0f}", f"{difference:.2f}")
+
+
+def share_attention(size: int) -> None:
+    """SD1.5's attention modules by the frames of a set."""
+    say("SD1.5, frames", "alone, ms", "shared, ms", "ratio", "MiB more")
+    say(*["---"] * 5)
+    like: dict[str, Any] = {"device": DEVICE, "dtype": torch.float16}
+    for frames, control in SETS:
+        plain = shared = most = 0.0
+        for channels, pixels, blocks in WIDTHS:
+            side = size // pixels
+            hidden = torch.randn(2 * frames, side * side, channels, **like)
+            signal = torch.randn(1, 256, side, side, **like) if control else None
+            for width in (None, TEXT):
+                context = None if width is None else torch.randn(2 * frames, WORDS, TEXT, **like)
+                own = Attention(channels, width, heads=8, dim_head=channels // 8).to(**like).eval()
+                unit = AttentionSharingUnit(own, frames, control).to(**like).eval().requires_grad_(False)
+                unet = torch.nn.ModuleDict({"attention": own})
+                places = (nullcontext(), shared_attention(unet, {"attention": unit}, signal))
+                measured: list[tuple[float, float]] = []
+                for place in places:
+                    with place:
+                        measured.append(measure(lambda own=own, args=(hidden, context): own(*args)))
+                (without, memory), (with_units, more) = measured
+                plain, shared = plain + blocks * without, shared + blocks * with_units
+                most = max(most, more - memory)
+        named = f"{frames} with control" if control else str(frames)
+        say(named, f"{plain:.1f}", f"{shared:.1f}", f"{shared / plain:.2f}", f"{most:.0f}")
+
+
+def patch(size: int) -> None:
+    """A step of SDXL, alone and with patches on every attention projection."""
+    unet = make_unet(torch.float16, DEVICE)
+    inputs, patches = make_inputs(size, torch.float16, DEVICE), make_patches(unet)
+    plain, memory = measure(lambda: unet(**inputs))
+    with side_path(unet, patches, 1.0):
+        patched, more = measure(lambda: unet(**inputs))
+    say("SDXL, patches", "alone, ms", "patched, ms", "ratio", "MiB alone", "MiB patched")
+    say(*["---"] * 6)
+    say(len(patches), f"{plain:.0f}", f"{patched:.0f}", f"{patched / plain:.3f}", f"{memory:.0f}", f"{more:.0f}")
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024)
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("This benchmark needs a CUDA GPU; decode.py, attention.py and side_path.py measure on the processor.")
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {given.size}x{given.size}\n")
+    for part in (decode, share_attention, patch):
+        part(given.size)
+        print()
+
+
+if __name__ == "__main__":
+    main()
