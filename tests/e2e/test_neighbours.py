@@ -62,14 +62,14 @@ CHANGES: dict[str, tuple[str, list[Any], list[Any], dict[str, Any]]] = {
     "FABRIC": ("FABRIC", like(0.2), like(1.0), {}),
     "Forge Couple": ("Forge Couple", couple("Horizontal"), couple("Vertical"), COUPLE),
     "StyleAlign": ("StyleAlign Integrated", [True, 0.5], [True, 1.0], {"batch_size": 2}),
-    "FreeU": ("FreeU Integrated", [True, 1.0, 1.0, 0.9, 0.2], [True, 1.4, 1.4, 0.9, 0.2], {}),
+    "FreeU": ("FreeU Integrated", [True, 1.0, 1.0, 0.9, 0.2], [True, 1.4, 1.4, 0.9, 0.2], WHOLE),
     "self-attention guidance": (
         "SelfAttentionGuidance Integrated",
         [True, 0.2, 2.0, 1.0],
         [True, 2.0, 2.0, 1.0],
         WHOLE,
     ),
-    "perturbed attention": ("PerturbedAttentionGuidance Integrated", [True, 1.0], [True, 4.0], WHOLE),
+    "perturbed attention": ("PerturbedAttentionGuidance Integrated", [True, 4.0], [True, 16.0], WHOLE),
 }
 FRAMES = {"foreground": 1, "together": 3, "background_to_foreground": 2}
 CUT = (
