@@ -6,6 +6,7 @@ trained on (docs/training.md), which the measure of all prompts needs.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -22,9 +23,10 @@ from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
 from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
+from lib_layerdiffusion.webui.labels import to_label
 from tests.browser import Page, opened
 from tests.e2e.server import Answer, WebUIServer, encode, is_forge
-from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_pictures
+from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_pictures, open_modes
 
 if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
@@ -33,6 +35,7 @@ CHECKPOINT = "layerdiffusion-tested"
 FOREGROUND = {"mode": "foreground"}
 SIZE = 128
 SETTINGS = {"negative_prompt": "", "steps": 20, "cfg_scale": 3, "width": SIZE, "height": SIZE, "sampler_name": "DDIM"}
+LAYERS = ("together", "foreground_to_background", "background_to_foreground")
 SEEDS = range(1000, 1004)
 LAYERED = {"foreground": "panda", "background": "meadow", "blend": "panda, meadow"}
 LEAST = {"prompt_fidelity": 0.85, "clean_outside": 0.98, "solid_inside_of_opaque": 0.98}
@@ -119,7 +122,7 @@ def test_bubble_lets_the_background_through(embedded: WebUIServer, keep: Any) ->
     assert half.sum() > (alpha >= 0.9).sum()
 
 
-@pytest.mark.parametrize("name", ["together", "foreground_to_background", "background_to_foreground"])
+@pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.seen("{name}", "embedded model, layers that fit each other")
 def test_layers_fit_each_other(embedded: WebUIServer, keep: Any, name: str) -> None:
     """The blend that the model sees is what its layers make when they are put together."""
@@ -182,21 +185,56 @@ def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:
         yield page
 
 
-@pytest.mark.seen("foreground", "embedded model, the WebUI's page")
-def test_page(embedded: WebUIServer, page: Page, keep: Any) -> None:
-    page.element("#txt2img_prompt textarea").send_keys("red apple")
-    for name, value in (("width", SIZE), ("height", SIZE), ("steps", 20), ("cfg_scale", 3)):
-        page.element(f"#txt2img_{name} input[type=number]")
-        page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
-    page.run(SET_NUMBER, "#txt2img_seed input", "5")
-    click(page, f"{PANEL}_enabled .label-wrap")
+def fill_in(page: Page, **values: Any) -> None:
+    """Give txt2img's fields their values, as the requests here have them."""
+    numbers = {name: value for name, value in (SETTINGS | values).items() if isinstance(value, int | float)}
+    for name, value in numbers.items():
+        if name != "seed":
+            page.element(f"#txt2img_{name} input[type=number]")
+            page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
+    page.run(SET_NUMBER, "#txt2img_seed input", str(numbers["seed"]))
+    sampler = page.element("#txt2img_sampling input")
+    sampler.click()
+    page.element(f'#txt2img_sampling li[aria-label="{SETTINGS["sampler_name"]}"]').click()
+
+
+def take_pictures(page: Page, server: WebUIServer, count: int) -> list[Image.Image]:
+    """Click Generate, and wait for so many pictures."""
     click(page, "#txt2img_generate")
-    page.wait(lambda: list_pictures(page), "the picture")
-    image = fetch(embedded, list_pictures(page)[0])
-    assert "Seed: 5" in image.info["parameters"]
-    keep(image, "a1111-page")
-    assert image.mode == "RGBA"
-    check_apple(image)
+    page.wait(lambda: len(list_pictures(page)) >= count, "the pictures")
+    return [fetch(server, address) for address in list_pictures(page)]
+
+
+@pytest.mark.parametrize("name", ["foreground", *LAYERS])
+@pytest.mark.seen("{name}", "embedded model, the WebUI's page")
+def test_page(embedded: WebUIServer, page: Page, keep: Any, tmp_path: Path, name: str) -> None:
+    """What the page makes is what its API makes of the same settings."""
+    mode = find_mode(name, "sd15")
+    layers = {"mode": name} | {f"{role}_prompt": LAYERED[role] for role in mode.frames if len(mode.frames) > 1}
+    for role in mode.inputs:
+        args = FOREGROUND if role == "foreground" else None
+        layers[f"{role}_image"] = embedded.txt2img(args, prompt=LAYERED[role], seed=5, **SETTINGS).encoded[0]
+        (tmp_path / f"{role}.png").write_bytes(base64.b64decode(layers[f"{role}_image"]))
+    wanted = embedded.txt2img(layers, prompt="red apple", seed=5, **SETTINGS)
+
+    page.element("#txt2img_prompt textarea").send_keys("red apple")
+    fill_in(page, seed=5)
+    field, label = open_modes(page), to_label("mode", name)
+    page.element(f'li[aria-label="{label}"]').click()
+    page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
+    for role in mode.inputs:
+        selector = f"{PANEL}_{role}_image input[type=file]"
+        page.wait(lambda selector=selector: page.find(selector), selector)[0].send_keys(str(tmp_path / f"{role}.png"))
+        page.element(f"{PANEL}_{role}_image img")
+    for option in layers.keys() & {f"{role}_prompt" for role in mode.frames}:
+        page.element(f"{PANEL}_{option} textarea").send_keys(layers[option])
+    made = take_pictures(page, embedded, len(wanted.images))[-len(wanted.images) :]
+    for number, image in enumerate(made):
+        keep(image, f"a1111-page-{name}-{number}")
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in wanted.images]
+    assert "Seed: 5" in made[0].info["parameters"]
+    if name == "foreground":
+        check_apple(made[0])
 
 
 @pytest.mark.seen("foreground", "embedded model, all prompts measured")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lib_layerdiffusion.scene import TITLE
+from tests.browser import Page, opened
 from tests.e2e.server import CHECKPOINTS, Answer, is_forge
-from tests.e2e.test_embedded_checkpoint import SETTINGS, embedded  # noqa: F401 - a fixture
+from tests.e2e.test_embedded_checkpoint import SETTINGS, embedded, fill_in, take_pictures  # noqa: F401 - a fixture
+from tests.e2e.test_page import PATIENCE
 
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
@@ -117,3 +119,26 @@ def test_scene_of_the_embedded_model(embedded: WebUIServer) -> None:  # noqa: F8
     check_whole(whole)
     check_interrupted(embedded, make, whole)
     assert embedded.txt2img(prompt="red apple", **values).encoded == plain
+
+
+@pytest.fixture
+def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:  # noqa: F811
+    with opened(f"{embedded.address}/", tmp_path, PATIENCE) as page:
+        yield page
+
+
+@pytest.mark.seen("any", "embedded model, scene by the WebUI's page")
+def test_scene_by_the_page(embedded: WebUIServer, page: Page) -> None:  # noqa: F811
+    """What the page makes is what its API makes of the same settings."""
+    scene: dict[str, Any] = {"background": "meadow", "foregrounds": ["panda", "frog"]}
+    wanted = embedded.txt2img(script_name=TITLE, script_args=[scene], prompt="", seed=5, **SETTINGS)
+    fill_in(page, seed=5)
+    field = page.element("#script_list input")
+    page.run("arguments[0].scrollIntoView()", field)
+    field.click()
+    page.element(f'li[aria-label="{TITLE}"]').click()
+    for name, value in scene.items():
+        text = value if isinstance(value, str) else "\n".join(value)
+        page.element(f'[id$="layerdiffusion_scene_{name}"] textarea').send_keys(text)
+    made = take_pictures(page, embedded, len(wanted.images))[-len(wanted.images) :]
+    assert [image.tobytes() for image in made] == [image.tobytes() for image in wanted.images]
