@@ -84,6 +84,16 @@ class Studio:
         finally:
             choose(self.server, f"{self.checkpoint}.safetensors")
 
+    @contextmanager
+    def unfit_file(self) -> Iterator[None]:
+        """For a while the checkpoint has no file of its own for the mode together, only that of full shape."""
+        fitting = self.server.folder / "models" / "layer_model" / self.checkpoint / "layer_sd15_joint.safetensors"
+        away = fitting.rename(fitting.with_suffix(".away"))
+        try:
+            yield
+        finally:
+            away.rename(fitting)
+
 
 @pytest.fixture(scope="module")
 def studio(webui_server: WebUIServer, request: pytest.FixtureRequest) -> Studio:

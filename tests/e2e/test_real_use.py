@@ -189,15 +189,11 @@ def test_an_opaque_picture_says_what_to_do(studio: Studio) -> None:
 def test_a_mode_that_cannot_fit_is_told_before_any_download(studio: Studio) -> None:
     if studio.is_forge:
         pytest.skip("Forge and its forks only load checkpoints of full shape")
-    fitting = studio.server.folder / "models" / "layer_model" / studio.checkpoint / "layer_sd15_joint.safetensors"
-    away = fitting.rename(fitting.with_suffix(".away"))
-    try:
+    with studio.unfit_file():
         answer = studio.txt2img(TOGETHER)
         with urllib.request.urlopen(f"{studio.server.address}/layerdiffusion/v1/doctor", timeout=60) as reply:
             report = reply.read().decode()
         modes = studio.server.get("/layerdiffusion/v1/modes")["modes"]
-    finally:
-        away.rename(fitting)
     assert answer.status == 422
     sentence = answer.body["detail"]
     assert "made for a UNet of 320 channels" in sentence
