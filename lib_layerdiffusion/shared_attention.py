@@ -63,7 +63,7 @@ class UnitWeights:
 
     low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
     norm: tuple[Tensor, Tensor]  # weight and bias of the layer before the attention between the frames
-    temporal: Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # q, k, v, o -> weights and biases of the layers to it
+    temporal: Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # letter -> weight and bias of layers applied in turn
     control: ControlWeights | None
 
 
@@ -230,7 +230,7 @@ class AttentionSharingUnit(nn.Module):
         temporal = weights.temporal
         if self.frames == 1:
             return _pass_through(temporal["v"], x)
-        inner = _pass_through(temporal["i"], x)
+        inner = _pass_through(temporal.get("i", ()), x)
         q, k, v = (_pass_through(temporal[name], inner).unflatten(0, (-1, self.frames)) for name in "qkv")
         mixed = _mix_frames(q, k, v, self.attention.heads).flatten(0, 1)
         return _pass_through(temporal["o"], mixed)
@@ -315,15 +315,20 @@ class AttentionSharingUnit(nn.Module):
         return joined * h.shape[-1] <= JOIN_CALLS * saved * h.shape[:-1].numel()
 
     def _list_temporal(self, h: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """The layers of the attention between the frames, by letter, joined where that pays."""
+        """The layers of the attention between the frames, by letter, joined where that pays.
+
+        One frame has "v" alone; several have no "i" where it is joined with what follows.
+        """
         joins = self._pays_to_join(h)
-        paths = {"i": "i", "q": "q", "k": "k", "v": "v", "o": "o"}
+        read = {name: self._read_linear(f"temporal_{name}", _make_exact(h) if joins else h) for name in "iqkvo"}
         if self.frames == 1:
             paths = {"v": "ivo"}
         elif joins:
-            paths = {"i": "", "q": "iq", "k": "ik", "v": "iv", "o": "o"}
-        read = {name: [self._read_linear(f"temporal_{letter}", h) for letter in path] for name, path in paths.items()}
-        return {name: [_join(layers)] if joins and layers else layers for name, layers in read.items()}
+            paths = {"q": "iq", "k": "ik", "v": "iv", "o": "o"}
+        else:
+            paths = {"i": "i", "q": "q", "k": "k", "v": "v", "o": "o"}
+        layers = {name: [read[letter] for letter in path] for name, path in paths.items()}
+        return {name: [_join(path, h)] for name, path in layers.items()} if joins else layers
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
         """The two factors, or their product where that is at most as large, so that multiplying by it is less work."""
@@ -368,11 +373,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _join(layers: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _join(layers: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor, Tensor]:
     """Linear layers that follow each other as one."""
-    like = layers[0][0]
-    exact = _make_exact(like)
-    (weight, bias), *others = ((weight.to(exact), bias.to(exact)) for weight, bias in layers)
+    (weight, bias), *others = layers
     for following, added in others:
         weight, bias = following @ weight, following @ bias + added
     return weight.to(like), bias.to(like)
@@ -385,16 +388,18 @@ def _pass_through(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
 def _mix_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention between the frames of each token, all [b, f, n, c].
 
-    Frames are few and tokens many, so each product of two frames is taken of all tokens at once.
+    Frames are few and tokens many, so each product of two frames is taken of all tokens at once, in single precision
+    at least.
     """
-    q, k, v = (part.unflatten(3, (heads, -1)) for part in (q, k, v))
-    scale, frames = q.shape[-1] ** -0.5, range(q.shape[1])
+    exact = _make_exact(q)
+    queries, keys, values = (part.unflatten(3, (heads, -1)).to(exact).unbind(1) for part in (q, k, v))
+    scale = queries[0].shape[-1] ** -0.5
     mixed: list[Tensor] = []
-    for query in q.unbind(1):
-        scores = torch.stack([(query * k[:, frame]).sum(-1) for frame in frames], dim=-1)  # [b, n, heads, f]
+    for query in queries:
+        scores = torch.stack([(query * key).sum(-1) for key in keys], dim=-1)  # [b, n, heads, f]
         shares = (scores * scale).softmax(-1).unsqueeze(-1).unbind(-2)
-        mixed.append(functools.reduce(torch.add, (shares[frame] * v[:, frame] for frame in frames)))
-    return torch.stack(mixed, dim=1).flatten(3)
+        mixed.append(functools.reduce(torch.add, (share * value for share, value in zip(shares, values, strict=True))))
+    return torch.stack(mixed, dim=1).flatten(3).to(q)
 
 
 def known_widths(attention: Any) -> tuple[int | None, int | None]:

@@ -9,9 +9,16 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
+from lib_layerdiffusion.shared_attention import (
+    ATTENTION_ORDER,
+    AttentionSharingUnit,
+    ControlEncoder,
+    _mix_frames,
+    attend,
+)
 from lib_layerdiffusion.weights.attention_units import read_units
 from tests import seeded
 
@@ -173,6 +180,34 @@ def test_few_or_many_tokens(frames: int, tokens: int) -> None:
     for count in (tokens, 65 - tokens):
         h = draw(2 * frames, count, WIDTH)
         assert_close(unit(h), compute(unit, h))
+
+
+def test_frames_attend_without_a_call_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU kernels have limits at 65536 sequences; only the module's own attention calls one, of all tokens."""
+    calls: list[int] = []
+    attend = functional.scaled_dot_product_attention
+
+    def count(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append(len(q))
+        return attend(q, k, v)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", count)
+    unit = make_unit(HostAttention(), 2)
+    h, context = draw(2, 32768 + 3, WIDTH), draw(2, 2, WORDS_WIDTH, seed=2)
+    output = unit(h, context)
+    assert calls == [2]
+    # tokens of cross attention don't see each other
+    assert_close(output[:, -5:], unit(h[:, -5:], context))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_between_frames_is_exact_in_half_precision(dtype: torch.dtype) -> None:
+    """No further from double precision than rounding its inputs and its result is."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 50, 32).mul(4).to(dtype) for _ in range(3))
+    by_token = (x.double().transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    wanted = attend(*by_token, heads=2).unflatten(0, (2, -1)).transpose(1, 2)
+    assert (_mix_frames(q, k, v, 2).double() - wanted).abs().max() < 4.0 * torch.finfo(dtype).eps * 2
 
 
 def test_single_frame_needs_only_the_values() -> None:

@@ -2,7 +2,7 @@
 
 Those that need no WebUI lie elsewhere and are named here:
 4 no attention over more than 65535 sequences: tests/core/test_shared_attention.py,
-  test_no_call_attends_over_more_than_32768_sequences
+  test_frames_attend_without_a_call_for_each_token
 """
 
 from __future__ import annotations
