@@ -20,6 +20,7 @@ else:
 Config = TypeVar("Config")
 
 Count = Annotated[int, Field(gt=0)]
+Many = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Workers = Annotated[int, Field(ge=0, le=256)]  # processes that draw ahead; 0: none, the training draws by itself
 Side = Annotated[int, Field(gt=0, multiple_of=64)]  # pixels; the UNet halves the latent's side three times

@@ -24,7 +24,7 @@ from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import draw_noise, gradient_loss, laplacian_loss, read_autoencoder
 from .bank import Bank
-from .config import Count, Share, Side, Workers, as_metadata, check_stages, find_stage, strict
+from .config import Count, Many, Share, Side, Workers, as_metadata, check_stages, find_stage, strict
 from .dataset import (
     Augmentation,
     Mixture,
@@ -96,17 +96,15 @@ class TransparencyConfig:
     guide_erase: float = 0.7  # share of the channel's own content that the offset takes away, lest it drown alpha
     start_encoder: Path | None = None  # files of an earlier training to start from; without its encoder, the layer of
     start_decoder: Path | None = None  # the decoder that reads the latent starts anew. A narrower decoder is widened
-    picture_path: bool = False  # start_decoder is changed so that its colour is the picture's own at first
+    picture_path: bool = False  # start_decoder is changed so that at first its colour is the picture's own
     encoder_steps: int = 0  # first steps, in which the encoder alone follows the guide
     decoder_only: bool = False  # leave the encoder as it is, so that UNets that were taught its latents stay right
     latent: bool = True  # False: no offset, and a decoder that sees the picture alone: what could be done without it
     only: str | None = None  # train the parameters alone whose names begin so, such as "decoder.conv_out"
-    sampler: Path | None = None  # a pipeline whose UNet samples latents that are decoded too: they are to look like the
-    sampler_weights: Path | None = (
-        None  # picture on grey, and to convince the discriminator; the folder of its layer file
-    )
-    samples: Count = 512  # latents sampled once, kept beside the checkpoint
-    sampled: int = 0  # of them in a batch, beside its images
+    sampled: Many = 0  # latents in a batch, beside its images, that a UNet sampled; 0: none
+    sampler: Path | None = None  # the pipeline that samples them
+    sampler_weights: Path | None = None  # the folder of its layer file
+    samples: Count = 512  # sampled once and kept beside the checkpoint
     latent_noise: float = 0.08  # largest deviation, in sampler space, added so that sampled latents decode
     ema: Share = 0.998
     log_every: Count = 100
@@ -354,6 +352,7 @@ def draw_backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
 
 def train(config: TransparencyConfig, out: Path) -> None:
     """Train both networks, then write their files with the published keys to `out/model`."""
+    check_starts(config)
     accelerator = open_accelerator(config.encoder_steps > 0, config.mixed_precision, config.accumulate)
     torch.manual_seed(config.seed)
     known, held_out = split_sprites(read_sprites(config.data, reading_size(max(config.sizes))))
@@ -400,18 +399,26 @@ def train(config: TransparencyConfig, out: Path) -> None:
     accelerator.wait_for_everyone()  # whatever comes next finds the model
 
 
+def check_starts(config: TransparencyConfig) -> None:
+    """Refuse what lacks something that it starts from."""
+    if config.picture_path and config.start_decoder is None:
+        raise Refusal("The picture's path is for a trained decoder; name start_decoder, or set picture_path = false.")
+    if config.sampled and not (config.decoder_only and config.sampler and config.sampler_weights):
+        raise Refusal(
+            "Latents are sampled for a decoder whose encoder stays; set decoder_only = true and name sampler and "
+            "sampler_weights, or set sampled = 0."
+        )
+    if config.sampled and len(set(config.sizes)) > 1:
+        raise Refusal("Sampled latents have one size; give one in sizes, or set sampled = 0.")
+
+
 def open_bank(config: TransparencyConfig, known: list[Sprite], folder: Path, accelerator: Accelerator) -> Bank | None:
     """Latents of the prompts, as the sampler gives them with its layer file; None where the training has none."""
-    if not config.sampled:
+    if not config.sampled or config.sampler is None or config.sampler_weights is None:
         return None
-    if not (config.decoder_only and config.start_decoder and config.sampler and config.sampler_weights):
-        raise Refusal(
-            "Latents are sampled for a decoder that is trained further; set decoder_only = true and name "
-            "start_decoder, sampler and sampler_weights, or set sampled = 0."
-        )
-    places = [config.sampler_weights, config.start_decoder.parent]
     captions = sorted({sprite.text for sprite in find_prompts(known)})
-    return sample_latents(config.sampler, places, captions, max(config.sizes), config.samples, folder, accelerator)
+    given = config.sampler, config.sampler_weights, captions, max(config.sizes), config.samples
+    return sample_latents(*given, folder, accelerator)
 
 
 def draw_check(held_out: list[Sprite], config: TransparencyConfig) -> TransparentBatch:

@@ -98,13 +98,16 @@ def let_through(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The first convolution has each colour of a pixel in the difference of two channels, which the last resnet's shortcut
     hands to one group of the last normalisation: with either sign, since silu(x) - silu(-x) = x, and beside two large
     constants, so that the group's scale hardly depends on the picture. That group is the one that counted least. What
-    it held is lost, and the network has to learn anew what differs from the picture: colour where alpha is low.
+    it held is lost, as is what channels 1, 3 and 5 of the first convolution held where they weren't copies of their
+    neighbours. The network has to learn anew what differs from the picture: colour where alpha is low.
     """
     result = {name: value.clone() for name, value in state.items()}
     width = result["conv_in.weight"].shape[0]
     size = width // GROUPS
     if size < 8:
-        raise Refusal(f"The picture's path takes 8 channels in a group; let decoder_widths begin with {8 * GROUPS}.")
+        raise Refusal(
+            f"The picture's path takes 8 channels in a group; let decoder_widths begin with {8 * GROUPS} or more."
+        )
     for colour in range(3):
         first, second = 2 * colour, 2 * colour + 1
         for part in ("conv_in.weight", "conv_in.bias"):

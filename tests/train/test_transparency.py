@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,6 +20,7 @@ from lib_layerdiffusion.train import finetune, transparency
 from lib_layerdiffusion.train.dataset import TransparentBatch, read_sprites
 from lib_layerdiffusion.train.finetune import FinetuneConfig
 from lib_layerdiffusion.train.harmlessness import adjust
+from lib_layerdiffusion.train.loader import split
 from lib_layerdiffusion.train.run import Average, Run
 from lib_layerdiffusion.train.transparency import Batches, LatentTransparency, TransparencyConfig, write_files
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
@@ -338,21 +341,64 @@ def test_sampled_latents_are_seen_beside_the_images(
         start_encoder=encoder_file,
         start_decoder=encoder_file.with_name(DECODER),
         discriminator_from=0.0,
+        picture_weight=1.0,
         sampler=sd15_folder,
         sampler_weights=tmp_path / "layers" / "model",
         samples=5,
         sampled=3,
+        workers=1,
     )
     transparency.train(config, tmp_path / "run")
     (kept,) = (tmp_path / "run" / "sampled").iterdir()
     latents = load_file(kept)["latent"]
     assert latents.shape == (5, 4, 8, 8)
-    assert latents[0].std() > 0.1
     assert not torch.allclose(latents[0], latents[3])  # the same caption with another seed
-    shares = [row["adversarial"] for row in read_values(tmp_path / "run" / "log.csv")]
-    assert float(shares[0]) != 0
-    with pytest.raises(Refusal, match="sampled = 0"):
-        transparency.train(replace(config, sampler=None), tmp_path / "other")
+
+    gone = replace(config, sampler=tmp_path / "gone", accumulate=2)  # what is sampled needs no sampler any more
+    sprites = read_sprites(archive, 64)
+    bank = transparency.open_bank(gone, sprites, kept.parent, Accelerator(cpu=True))
+    drawn = [Batches.of(sprites, gone, 1.0, rank, 2, bank).draw(0)["sampled"] for rank in (0, 1)]
+    assert [part.shape for part in drawn] == [(6, 4, 8, 8)] * 2
+    rows = [[int((latents == row).all((1, 2, 3)).nonzero()) for row in part] for part in drawn]
+    assert sorted(rows[0][:5]) == [0, 1, 2, 3, 4]
+    assert sorted(rows[0][5:] + rows[1][:4]) == [0, 1, 2, 3, 4]
+    assert all(part.shape[0] == 3 for part in split(drawn[0], 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sampled": 1, "decoder_only": True, "sampler": Path("a")}, "sampled = 0"),
+        ({"sampled": 1, "sampler": Path("a"), "sampler_weights": Path("b")}, "decoder_only = true"),
+        ({"picture_path": True}, "name start_decoder"),
+    ],
+)
+def test_a_start_that_lacks_something_is_refused_before_the_run(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Refusal, match=sentence):
+        transparency.train(replace(TINY_TRANSPARENCY, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_sampled_latents_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    given = {"sampled": 1, "decoder_only": True, "sampler": tmp_path, "sampler_weights": tmp_path}
+    config = TransparencyConfig(sizes=(64, 128), **given)
+    with pytest.raises(Refusal, match="one size"):
+        transparency.train(config, tmp_path / "run")
+
+
+def test_the_pictures_path_is_put_into_the_decoder_that_is_started_from(
+    batch: TransparentBatch, vae_folder: Path, tmp_path: Path
+) -> None:
+    config = replace(TINY_TRANSPARENCY, decoder_widths=(32, *(8,) * 6))
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    write_files(LatentTransparency(config, vae), tmp_path, config)
+    model = LatentTransparency(replace(config, picture_path=True), vae)
+    model.start_from(tmp_path / ENCODER, tmp_path / DECODER)
+    with torch.no_grad():
+        picture, output = model.read(model.adjust(batch)[1])
+    assert (output[:, 1:] - picture.clamp(0, 1)).abs().max() < 0.01
 
 
 def test_likeness_alone_is_asked_of_sampled_latents(
