@@ -12,20 +12,17 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.attention import SETS, TEXT, WIDTHS, WORDS
+from benchmarks.attention import SETS, list_cases
 from benchmarks.machine import ROUNDS, say
 from benchmarks.side_path import make_inputs, make_patches, make_unet
-from lib_layerdiffusion.injection import shared_attention, side_path
-from lib_layerdiffusion.shared_attention import AttentionSharingUnit
+from lib_layerdiffusion.injection import side_path
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DEVICE = "cuda"
@@ -67,26 +64,14 @@ def share_attention(size: int) -> None:
     """SD1.5's attention modules by the frames of a set."""
     say("SD1.5, frames", "alone, ms", "shared, ms", "ratio", "MiB more")
     say(*["---"] * 5)
-    like: dict[str, Any] = {"device": DEVICE, "dtype": torch.float16}
     for frames, control in SETS:
         plain = shared = most = 0.0
-        for channels, pixels, blocks in WIDTHS:
-            side = size // pixels
-            hidden = torch.randn(2 * frames, side * side, channels, **like)
-            signal = torch.randn(1, 256, side, side, **like) if control else None
-            for width in (None, TEXT):
-                context = None if width is None else torch.randn(2 * frames, WORDS, TEXT, **like)
-                own = Attention(channels, width, heads=8, dim_head=channels // 8).to(**like).eval()
-                unit = AttentionSharingUnit(own, frames, control).to(**like).eval().requires_grad_(False)
-                unet = torch.nn.ModuleDict({"attention": own})
-                places = (nullcontext(), shared_attention(unet, {"attention": unit}, signal))
-                measured: list[tuple[float, float]] = []
-                for place in places:
-                    with place:
-                        measured.append(measure(lambda own=own, args=(hidden, context): own(*args)))
-                (without, memory), (with_units, more) = measured
-                plain, shared = plain + blocks * without, shared + blocks * with_units
-                most = max(most, more - memory)
+        for case in list_cases(size, frames, control, DEVICE, torch.float16):
+            without, memory = measure(case.call)
+            with case.shared():
+                with_units, more = measure(case.call)
+            plain, shared = plain + case.blocks * without, shared + case.blocks * with_units
+            most = max(most, more - memory)
         named = f"{frames} with control" if control else str(frames)
         say(named, f"{plain:.1f}", f"{shared:.1f}", f"{shared / plain:.2f}", f"{most:.0f}")
 

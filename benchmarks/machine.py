@@ -38,7 +38,11 @@ def measure_speed(dtype: torch.dtype = torch.float32, side: int = 2048) -> float
 
 
 def count_work(work: Callable[[], Any]) -> float:
-    """10⁹ operations of a call, by torch's own count: multiplications and additions are one each."""
+    """10⁹ operations of a call, by torch's own count: multiplications and additions are one each.
+
+    The call has to be one with tensors on the device `meta`: nothing is computed, and on the processor torch doesn't
+    count attention.
+    """
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9

@@ -4,8 +4,8 @@
 
 Every layer mode of the embedded model, scenes, the library's routes, the Extras tab, requests that are interrupted, and
 requests that are wrong. What counts is what the server answers: 200 where the request is right, 422 with a sentence
-where it isn't. Its memory is read when every kind was asked once, in the middle and at the end; a plain picture and one
-of each mode have to be the same bytes at all three times. Ends with 1 where that isn't so.
+where it isn't. Its memory (by Linux's /proc) is read when every right kind was asked once, in the middle and at the
+end; a plain picture and one of each mode have to be the same bytes at all three times. Ends with 1 where that isn't so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,12 @@ class Server:
 
     def interrupt(self, rng: random.Random) -> None:
         """A long request, which is interrupted while it runs."""
-        ended = threading.Timer(rng.uniform(0.2, 1.5), self.ask, [("/sdapi/v1/interrupt", {})])
-        ended.start()
-        self.note("interrupted", 200, ask_mode(rng.choice(MODES), steps=100, seed=rng.randrange(1000)))
-        ended.join()
+        wait, mode, seed = rng.uniform(0.2, 1.5), rng.choice(MODES), rng.randrange(1000)
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(self.note, "interrupted", 200, ask_mode(mode, steps=100, seed=seed))
+            time.sleep(wait)
+            self.ask(("/sdapi/v1/interrupt", {}))
+            made.result()
 
     def read_memory(self) -> float:
         """Mebibytes of the server's own memory, resident."""
@@ -157,16 +161,22 @@ class Server:
         return [self.ask(request)[1].get("images") for request in requests]
 
 
-def start(port: int, folder: Path) -> Server:
+@contextmanager
+def running(port: int, folder: Path) -> Iterator[Server]:
+    """A server, from when it answers to the end of the block."""
     words = [sys.executable, "-m", "lib_layerdiffusion", "webui", "--no-browser", "--port", str(port)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*words, "--out", str(folder / "out")], cwd=ROOT, stdout=log, stderr=log)
     server = Server(f"http://127.0.0.1:{port}", process)
-    while not server.is_up():
-        if process.poll() is not None:
-            raise SystemExit((folder / "log").read_text())
-        time.sleep(0.5)
-    return server
+    try:
+        while not server.is_up():
+            if process.poll() is not None:
+                raise SystemExit((folder / "log").read_text())
+            time.sleep(0.5)
+        yield server
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def work(server: Server, seed: int, until: float) -> None:
@@ -184,19 +194,16 @@ def work(server: Server, seed: int, until: float) -> None:
             server.note(kind, 200, request)
 
 
-def soak(server: Server, minutes: float) -> tuple[list[float], list[list[Any]]]:
+def soak(server: Server, minutes: float, pool: ThreadPoolExecutor) -> tuple[list[float], list[list[Any]]]:
     """Memory and samples at the start, in the middle and at the end."""
-    rng = random.Random(0)
-    for kind, request in list_right(rng):
+    for kind, request in list_right(random.Random(0)):
         server.note(kind, 200, request)
     memory, samples = [server.read_memory()], [server.make_samples()]
     for half in (1, 2):
         until = time.monotonic() + 30 * minutes
-        clients = [threading.Thread(target=work, args=(server, 10 * half + client, until)) for client in range(2)]
+        clients = [pool.submit(work, server, 10 * half + client, until) for client in range(2)]
         for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
+            client.result()
         samples.append(server.make_samples())
         memory.append(server.read_memory())
     return memory, samples
@@ -222,13 +229,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--port", type=int, default=7899)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        server = start(given.port, Path(folder))
-        try:
-            good = report(server, *soak(server, given.minutes), sys.stdout.write)
-        finally:
-            server.process.terminate()
-            server.process.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(given.port, Path(folder)) as server,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        good = report(server, *soak(server, given.minutes, pool), sys.stdout.write)
     return 0 if good else 1
 
 

@@ -45,8 +45,9 @@ def measure_code() -> float:
 
     launch.install_modules()
     scripts = importlib.import_module("modules.scripts")
-    for name in [name for name in sys.modules if name.startswith("lib_layerdiffusion.webui")]:
-        del sys.modules[name]
+    small = ("lib_layerdiffusion.stand_in", "lib_layerdiffusion.train")
+    for name in [name for name in sys.modules if name.startswith("lib_layerdiffusion.") and not name.startswith(small)]:
+        del sys.modules[name]  # what the small WebUI has loaded of the extension's own code
     seconds = clock(lambda: scripts.load_script(launch.FOLDER / "scripts" / "layerdiffusion.py"))
     launch.stop()
     return seconds
