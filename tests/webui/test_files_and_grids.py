@@ -61,14 +61,21 @@ def test_saving_ours_in_a_format_without_alpha_writes_a_png(webui, tmp_path, end
     assert path == str(saved)
 
 
+LAYER = "frog\nSteps: 2, layerdiffusion_mode: together, layerdiffusion_layer: blend"
+
+
 @pytest.mark.parametrize(
-    ("mode", "text"),
-    [("RGBA", "frog\nSteps: 2"), ("RGB", "frog\nSteps: 2, layerdiffusion_mode: together, layerdiffusion_layer: blend")],
-    ids=["not ours", "opaque"],
+    ("picture", "text"),
+    [
+        (Image.new("RGBA", (8, 8)), "frog\nSteps: 2"),
+        (Image.new("RGB", (8, 8)), LAYER),
+        (Image.new("RGBA", (8, 8), (1, 2, 3, 255)), LAYER),
+    ],
+    ids=["not ours", "opaque", "opaque with an alpha channel, as Forge's grids"],
 )
-def test_other_pictures_are_saved_as_asked(webui, tmp_path, mode, text):
+def test_other_pictures_are_saved_as_asked(webui, tmp_path, picture, text):
     images = webui.module("images")
-    images.save_image(Image.new(mode, (8, 8)), str(tmp_path), "", 1, "frog", "jpg", info=text)
+    images.save_image(picture, str(tmp_path), "", 1, "frog", "jpg", info=text)
     assert [path.suffix for path in tmp_path.iterdir()] == [".jpg"]
 
 
