@@ -69,7 +69,7 @@ CHANGES: dict[str, tuple[str, list[Any], list[Any], dict[str, Any]]] = {
         [True, 2.0, 2.0, 1.0],
         WHOLE,
     ),
-    "perturbed attention": ("PerturbedAttentionGuidance Integrated", [True, 4.0], [True, 16.0], WHOLE),
+    "perturbed attention": ("PerturbedAttentionGuidance Integrated", [True, 8.0], [True, 32.0], WHOLE),
 }
 FRAMES = {"foreground": 1, "together": 3, "background_to_foreground": 2}
 CUT = (
@@ -192,8 +192,8 @@ def test_ultimate_upscale(host: WebUIServer, mode: str) -> None:
     answer = host.img2img(start, [{"mode": mode}], **request)
     (image,) = answer.images
     assert (image.mode, image.size) == (plain.images[0].mode, (192, 192))
-    assert image.convert("RGBA").getextrema()[3][0] >= 254
-    assert image.tobytes() == plain.images[0].tobytes()
+    assert image.convert("RGBA").getextrema()[3][0] >= 254  # Forge itself rounds alpha to 254 in places
+    assert abs(np.asarray(image).astype(int) - np.asarray(plain.images[0])).max() <= 1
     (note,) = answer.info["extra_generation_params"]["layerdiffusion_notes"]
     assert note.startswith("The script 'Ultimate SD upscale' paints in tiles")
 
