@@ -82,6 +82,7 @@ RECIPE: tuple[Training, ...] = (
         sampler=_model("base_scenes"),
         sampler_weights=_model("foreground_scenes"),
     ),
+    _transparency("transparency_clean", "autoencoder_sharp", "transparency_sampled"),
     _layers("together"),
     _layers("foreground_to_background"),
     _layers("background_to_foreground"),
@@ -97,7 +98,7 @@ LAYER_FILES = {
     "layer_sd15_joint": "together",
     "layer_sd15_fg2bg": "foreground_to_background",
     "layer_sd15_bg2fg": "background_to_foreground",
-    DECODER: "transparency_sampled",
+    DECODER: "transparency_clean",
     ENCODER: "transparency",
 }
 
