@@ -180,7 +180,7 @@ def keep_alpha_in_file(params: Any) -> None:
 
 def _is_opaque(image: Image.Image) -> bool:
     """Whether nothing shines through; Forge's grids have an alpha channel that is 255 everywhere."""
-    return not has_transparency(image) or image.convert("RGBA").getextrema()[3][0] == 255
+    return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
 def put_on_background(image: Any, background: str) -> Any:
