@@ -40,7 +40,7 @@ def _as_in_a_generation(name: str) -> Any:
 class Scene(Checked):
     """What a user can choose for a scene; its prompt is put after each layer's own, as in a generation."""
 
-    background: str = option("", "text", "Background", "What the background shows.")
+    background: str = option("", "text", "Background of the scene", "What the background shows.")
     foregrounds: tuple[str, ...] = option(
         (),
         "texts",

@@ -92,7 +92,8 @@ def judge_layers(
         disagreement = float(np.abs(together.astype(np.float32) - blend[..., :3]).mean()) / 255
     if blend is not None and mode.inputs == ("foreground",):
         solid = scene.foreground[..., 3] > 0.99
-        kept = float(np.abs(given["foreground"][solid, :3].astype(np.float32) - blend[solid, :3]).mean()) / 255
+        difference = np.abs(given["foreground"][solid, :3].astype(np.float32) - blend[solid, :3])
+        kept = float(difference.mean()) / 255 if solid.any() else None  # smoke and glow have no opaque pixel
     if blend is not None and mode.inputs == ("background",) and foreground is not None:
         empty = foreground[..., 3] == 0
         difference = np.abs(given["background"][empty].astype(np.float32) - blend[empty, :3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,12 @@ def test_covered_foreground_is_not_kept(scene: Scene, words: list[Sprite]) -> No
     row = judge_layers(hidden, find_mode("foreground_to_background", "sd15"), scene, 0, words, BACKGROUNDS)
     assert row.kept is not None
     assert row.kept > 0.2
+
+
+def test_a_foreground_without_opaque_pixels_has_no_measure_of_being_kept(scene: Scene, words: list[Sprite]) -> None:
+    smoke = replace(scene, foreground=scene.foreground * np.float32(0.5))
+    mode = find_mode("foreground_to_background", "sd15")
+    assert judge_layers(stack(smoke), mode, smoke, 0, words, BACKGROUNDS).kept is None
 
 
 def test_second_motif_far_away_is_not_clean() -> None:

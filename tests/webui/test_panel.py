@@ -241,6 +241,18 @@ def test_the_webuis_file_of_defaults_keeps_every_option(page):
     assert not page.named["outputs_rgba"].visible
 
 
+def test_the_webuis_file_of_defaults_tells_panel_and_scene_apart(page):
+    """It names values by file and label, and both scripts are in one file: what shares a label is of one kind."""
+    with gr.Blocks(analytics_enabled=False):
+        scene = scene_panel.build(lambda name: name)
+    kept = save_and_load(page, {})
+    shared = [control for control in scene.values() if control.label in kept]
+    assert {control.label for control in shared} == {"Weight", "Decode quality", "Resize mode"}
+    for control in shared:
+        other = kept[control.label]
+        assert (type(control), control.value) == (type(other), other.value), control.label
+
+
 def test_modes_that_can_run_come_first_and_expert_ones_last():
     ordinary = ["foreground", "together", "foreground_to_background", "background_to_foreground"]
 
