@@ -2,8 +2,8 @@
 
     make soak                                         # or: python benchmarks/soak.py --minutes 60
 
-Every layer mode of the embedded model, scenes, the library's routes, the Extras tab, requests that are interrupted, and
-requests that are wrong. What counts is what the server answers: 200 where the request is right, 422 with a sentence
+Every layer mode of the embedded model, scenes, the extension's own routes, requests that are interrupted, and requests
+that are wrong. What counts is what the server answers: 200 where the request is right, 422 with a sentence
 where it isn't. Its memory (by Linux's /proc) is read when every right kind was asked once, in the middle and at the
 end; a plain picture and one of each mode have to be the same bytes at all three times. Ends with 1 where that isn't so.
 """
@@ -84,10 +84,9 @@ def list_right(rng: random.Random) -> list[tuple[str, Request]]:
         ("image to image", ("/sdapi/v1/img2img", (body or {}) | image)),
         ("8 views", (path, ALIKE | some | {"alwayson_scripts": {"LayerDiffuse": {"args": [{"views": 8}]}}})),
         ("scene", ask_scene({"background": "beach", "foregrounds": ["frog", "star"]}, seed=some["seed"])),
-        ("scene over an image", ask_scene({"background_image": PICTURE, "foregrounds": "frog", "outputs": "psd"})),
+        ("scene over an image", ask_scene({"background_image": PICTURE, "foregrounds": "frog", "outputs": ["psd"]})),
         ("encode", (f"{ROUTES}/encode", {"image": MOTIF})),
         ("composite", (f"{ROUTES}/composite", {"layers": [{"image": PICTURE}, {"image": MOTIF}]})),
-        ("enlarge", ("/sdapi/v1/extra-single-image", {"image": MOTIF, "upscaling_resize": 2, "upscaler_1": "Lanczos"})),
         ("modes", (f"{ROUTES}/modes", None)),
     ]
 
