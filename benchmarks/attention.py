@@ -23,13 +23,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import count_work, say, time_work
+from benchmarks.machine import count_work, head, say, time_work
 from lib_layerdiffusion.injection import shared_attention
 from lib_layerdiffusion.shared_attention import AttentionSharingUnit
 
 WIDTHS = ((320, 8, 5), (640, 16, 5), (1280, 32, 5), (1280, 64, 1))  # channels, pixels to a token's side, blocks
 TEXT, WORDS = 768, 77
 SETS = ((1, False), (2, True), (3, False))  # frames, control: foreground, on a given image, together
+
+
+def name_set(frames: int, control: bool) -> str:
+    return f"{frames} with control" if control else str(frames)
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     given = parser.parse_args()
-    say("size", "frames", "alone, CPU s", "shared, CPU s", "ratio", "limit")
-    say(*["---"] * 6)
+    head("size", "frames", "alone, CPU s", "shared, CPU s", "ratio", "limit")
     for size in given.sizes:
         for frames, control in SETS:
             plain, shared, limit = measure(size, frames, control)
-            named = f"{frames} with control" if control else frames
+            named = name_set(frames, control)
             say(f"{size}x{size}", named, f"{plain:.2f}", f"{shared:.2f}", f"{shared / plain:.2f}", f"{limit:.2f}")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import count_work, measure_speed, say
+from benchmarks.machine import count_work, head, measure_speed, say
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -180,9 +180,8 @@ def main() -> None:
     speed = measure_speed(DTYPES[given.dtype])
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, the project in {given.dtype}")
     print(f"{speed:.0f} x 10⁹ operations a processor second in a product of matrices\n")
-    heads = ("size", "plain, CPU s", "project, CPU s", "ratio", "limit")
-    say(*heads, "plain, MiB", "project, MiB", "ratio", "largest difference")
-    say(*["---"] * 9)
+    times = ("size", "plain, CPU s", "project, CPU s", "ratio", "limit")
+    head(*times, "plain, MiB", "project, MiB", "ratio", "largest difference")
     for size in given.sizes:
         row = compare(size, given.dtype, given.repeats)
         cells = [f"{size}x{size}"]

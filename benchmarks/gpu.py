@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.attention import SETS, list_cases
-from benchmarks.machine import ROUNDS, say
+from benchmarks.attention import SETS, list_cases, name_set
+from benchmarks.machine import head, say, time_work
 from benchmarks.side_path import make_inputs, make_patches, make_unet
 from lib_layerdiffusion.injection import side_path
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
@@ -29,18 +29,18 @@ DEVICE = "cuda"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def read_clock() -> float:
+    """Seconds, when the device has finished what it was given."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def measure(work: Callable[[], Any]) -> tuple[float, float]:
     """Milliseconds and mebibytes of a call."""
-    times: list[float] = []
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    for _ in range(ROUNDS + 1):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return min(times[1:]), (torch.cuda.max_memory_allocated() - before) / 2**20
+    seconds = time_work(work, clock=read_clock)
+    return 1000 * seconds, (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def decode(size: int) -> None:
@@ -49,8 +49,7 @@ def decode(size: int) -> None:
     pixel, latent = torch.rand(1, 3, size, size, device=DEVICE), torch.randn(1, 4, size // 8, size // 8, device=DEVICE)
     state = TransparentDecoder().state_dict()
     exact: dict[int, torch.Tensor] = {}
-    say("decoded in", "views", "ms", "MiB", "mean difference x 255")
-    say(*["---"] * 5)
+    head("decoded in", "views", "ms", "MiB", "mean difference x 255")
     for name, dtype in DTYPES.items():
         decoder = TransparentDecoder.from_state_dict(state).to(DEVICE, dtype)
         for views in (8, 2, 1):
@@ -62,8 +61,7 @@ def decode(size: int) -> None:
 
 def share_attention(size: int) -> None:
     """SD1.5's attention modules by the frames of a set."""
-    say("SD1.5, frames", "alone, ms", "shared, ms", "ratio", "MiB more")
-    say(*["---"] * 5)
+    head("SD1.5, frames", "alone, ms", "shared, ms", "ratio", "MiB more")
     for frames, control in SETS:
         plain = shared = most = 0.0
         for case in list_cases(size, frames, control, DEVICE, torch.float16):
@@ -72,8 +70,7 @@ def share_attention(size: int) -> None:
                 with_units, more = measure(case.call)
             plain, shared = plain + case.blocks * without, shared + case.blocks * with_units
             most = max(most, more - memory)
-        named = f"{frames} with control" if control else str(frames)
-        say(named, f"{plain:.1f}", f"{shared:.1f}", f"{shared / plain:.2f}", f"{most:.0f}")
+        say(name_set(frames, control), f"{plain:.1f}", f"{shared:.1f}", f"{shared / plain:.2f}", f"{most:.0f}")
 
 
 def patch(size: int) -> None:
@@ -83,8 +80,7 @@ def patch(size: int) -> None:
     plain, memory = measure(lambda: unet(**inputs))
     with side_path(unet, patches, 1.0):
         patched, more = measure(lambda: unet(**inputs))
-    say("SDXL, patches", "alone, ms", "patched, ms", "ratio", "MiB alone", "MiB patched")
-    say(*["---"] * 6)
+    head("SDXL, patches", "alone, ms", "patched, ms", "ratio", "MiB alone", "MiB patched")
     say(len(patches), f"{plain:.0f}", f"{patched:.0f}", f"{patched / plain:.3f}", f"{memory:.0f}", f"{more:.0f}")
 
 

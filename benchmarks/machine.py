@@ -21,13 +21,13 @@ def has_bfloat16() -> bool:
         return False
 
 
-def time_work(work: Callable[[], Any], rounds: int = ROUNDS) -> float:
-    """Processor seconds of the shortest of some calls, after one that doesn't count."""
+def time_work(work: Callable[[], Any], rounds: int = ROUNDS, clock: Callable[[], float] = time.process_time) -> float:
+    """Processor seconds, or those of another clock, of the shortest of some calls, after one that doesn't count."""
     times: list[float] = []
     for _ in range(rounds + 1):
-        start = time.process_time()
+        start = clock()
         work()
-        times.append(time.process_time() - start)
+        times.append(clock() - start)
     return min(times[1:])
 
 
@@ -46,6 +46,12 @@ def count_work(work: Callable[[], Any]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
+
+
+def head(*cells: str) -> None:
+    """The first rows of a Markdown table."""
+    say(*cells)
+    say(*["---"] * len(cells))
 
 
 def say(*cells: object) -> None:

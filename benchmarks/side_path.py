@@ -18,30 +18,18 @@ from diffusers import UNet2DConditionModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import count_work, has_bfloat16, say, time_work
+from benchmarks.machine import count_work, has_bfloat16, head, say, time_work
 from lib_layerdiffusion.injection import side_path
+from lib_layerdiffusion.train.finetune import PROJECTIONS
 from lib_layerdiffusion.weights.patches import LoraPatch, Patch
+from tests.full_unets import UNETS, make_meta_unet
 
 RANK = 256
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-SDXL: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
 
 
 def make_unet(dtype: torch.dtype, device: str = "cpu") -> UNet2DConditionModel:
     """SDXL's UNet with random weights."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL).to(dtype).eval().requires_grad_(False)
+    unet = make_meta_unet(UNETS["sdxl"]).to(dtype).eval().requires_grad_(False)
     if device != "meta":
         for parameter in unet.to_empty(device=device).parameters():
             parameter.normal_(std=0.02)
@@ -88,8 +76,7 @@ def main() -> None:
     with side_path(unet, patches, 1.0):
         patched = time_work(lambda: unet(**inputs), 2)
     work, more = count_step(given.size)
-    say("size", "patches", "computed in", "alone, CPU s", "patched, CPU s", "ratio", "limit")
-    say(*["---"] * 7)
+    head("size", "patches", "computed in", "alone, CPU s", "patched, CPU s", "ratio", "limit")
     size = f"{given.size}x{given.size}"
     times = f"{plain:.1f}", f"{patched:.1f}", f"{patched / plain:.3f}", f"{more / work:.3f}"
     say(size, len(patches), str(dtype).removeprefix("torch."), *times)

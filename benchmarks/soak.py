@@ -23,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,8 +33,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.machine import head, say
+
 ROOT = Path(__file__).parents[1]
-ROUTES = "/layerdiffusion/v1"
+ROUTES, TXT2IMG = "/layerdiffusion/v1", "/sdapi/v1/txt2img"
 MODES = ("foreground", "together", "foreground_to_background", "background_to_foreground")
 GROWTH = 0.05  # of the server's memory, between the first and the last reading
 ALIKE = {"prompt": "frog", "seed": 5, "steps": 3, "width": 64, "height": 64}  # asked again for the same bytes
@@ -55,34 +59,34 @@ def draw_image(side: int, alpha: int) -> str:
 MOTIF, PICTURE = draw_image(64, 0), draw_image(64, 255)
 
 
+def ask_layers(options: Any, **settings: Any) -> Request:
+    """txt2img with these options of the extension."""
+    return TXT2IMG, ALIKE | settings | {"alwayson_scripts": {"LayerDiffuse": {"args": [options]}}}
+
+
 def ask_mode(mode: str, **settings: Any) -> Request:
     """txt2img in a layer mode."""
     given = {"foreground_to_background": {"foreground_image": MOTIF}}
     given |= {"background_to_foreground": {"background_image": PICTURE}}
-    options = {"mode": mode, "views": 1} | given.get(mode, {})
-    return "/sdapi/v1/txt2img", ALIKE | settings | {"alwayson_scripts": {"LayerDiffuse": {"args": [options]}}}
+    return ask_layers({"mode": mode, "views": 1} | given.get(mode, {}), **settings)
 
 
 def ask_scene(scene: dict[str, Any], **settings: Any) -> Request:
     body = ALIKE | settings | {"script_name": "LayerDiffusion scene", "script_args": [{"views": 1} | scene]}
-    return "/sdapi/v1/txt2img", body
-
-
-def ask_wrong(options: Any) -> Request:
-    return "/sdapi/v1/txt2img", ALIKE | {"alwayson_scripts": {"LayerDiffuse": {"args": [options]}}}
+    return TXT2IMG, body
 
 
 def list_right(rng: random.Random) -> list[tuple[str, Request]]:
     """Requests that have to be fulfilled, by kind."""
     some = {"seed": rng.randrange(1000), "steps": rng.choice([2, 4]), "width": rng.choice([64, 128])}
     image = {"init_images": [MOTIF], "denoising_strength": 0.6}
-    path, body = ask_mode("foreground", **some)
+    _, body = ask_mode("foreground", **some)
     return [
-        ("plain", ("/sdapi/v1/txt2img", ALIKE | some)),
+        ("plain", (TXT2IMG, ALIKE | some)),
         *((mode, ask_mode(mode, **some)) for mode in MODES),
         ("batch", ask_mode("together", **some, batch_size=2)),
         ("image to image", ("/sdapi/v1/img2img", (body or {}) | image)),
-        ("8 views", (path, ALIKE | some | {"alwayson_scripts": {"LayerDiffuse": {"args": [{"views": 8}]}}})),
+        ("8 views", ask_layers({"views": 8}, **some)),
         ("scene", ask_scene({"background": "beach", "foregrounds": ["frog", "star"]}, seed=some["seed"])),
         ("scene over an image", ask_scene({"background_image": PICTURE, "foregrounds": "frog", "outputs": ["psd"]})),
         ("encode", (f"{ROUTES}/encode", {"image": MOTIF})),
@@ -94,11 +98,11 @@ def list_right(rng: random.Random) -> list[tuple[str, Request]]:
 def list_wrong() -> list[tuple[str, Request]]:
     """Requests that have to be refused, by kind."""
     return [
-        ("unknown mode", ask_wrong({"mode": "forground"})),
-        ("a text as weight", ask_wrong({"mode": "foreground", "weight": "much"})),
-        ("damaged image", ask_wrong({"mode": "foreground_to_background", "foreground_image": "AAAA"})),
-        ("missing image", ask_wrong({"mode": "background_to_foreground"})),
-        ("not options", ask_wrong("foreground")),
+        ("unknown mode", ask_layers({"mode": "forground"})),
+        ("a text as weight", ask_layers({"mode": "foreground", "weight": "much"})),
+        ("damaged image", ask_layers({"mode": "foreground_to_background", "foreground_image": "AAAA"})),
+        ("missing image", ask_layers({"mode": "background_to_foreground"})),
+        ("not options", ask_layers("foreground")),
         ("scene of nothing", ask_scene({"background": "beach", "foregrounds": []})),
         ("damaged latent", (f"{ROUTES}/decode", {"latent": "AAAA"})),
         ("layers without one", (f"{ROUTES}/composite", {"layers": []})),
@@ -156,7 +160,7 @@ class Server:
 
     def make_samples(self) -> list[Any]:
         """What has to be the same at any time: a plain picture and one of each mode."""
-        requests: list[Request] = [("/sdapi/v1/txt2img", ALIKE), *(ask_mode(mode) for mode in MODES)]
+        requests: list[Request] = [(TXT2IMG, ALIKE), *(ask_mode(mode) for mode in MODES)]
         return [self.ask(request)[1].get("images") for request in requests]
 
 
@@ -208,18 +212,19 @@ def soak(server: Server, minutes: float, pool: ThreadPoolExecutor) -> tuple[list
     return memory, samples
 
 
-def report(server: Server, memory: list[float], samples: list[list[Any]], say: Callable[[str], Any]) -> bool:
+def report(server: Server, memory: list[float], samples: list[list[Any]]) -> bool:
     """Say what happened; whether it is what should."""
-    say(f"{server.answers.total()} requests\n\n| kind | answer | number |\n|---|---|---|\n")
+    print(f"{server.answers.total()} requests\n")
+    head("kind", "answer", "number")
     for (kind, status), count in sorted(server.answers.items()):
-        say(f"| {kind} | {status} | {count} |\n")
+        say(kind, status, count)
     growth = memory[-1] / memory[0] - 1
     same = all(taken == samples[0] and all(taken) for taken in samples)
     start, middle, end = memory
-    say(f"\nMemory: {start:.0f}, {middle:.0f}, {end:.0f} MiB ({growth:+.1%})\n")
-    say(f"The same pictures at all three times: {'yes' if same else 'no'}\n")
+    print(f"\nMemory: {start:.0f}, {middle:.0f}, {end:.0f} MiB ({growth:+.1%})")
+    print(f"The same pictures at all three times: {'yes' if same else 'no'}")
     for line in server.wrong[:20]:
-        say(f"Not as it should be: {line}\n")
+        print(f"Not as it should be: {line}")
     return same and growth <= GROWTH and not server.wrong
 
 
@@ -233,7 +238,7 @@ def main() -> int:
         running(given.port, Path(folder)) as server,
         ThreadPoolExecutor(2) as pool,
     ):
-        good = report(server, *soak(server, given.minutes, pool), sys.stdout.write)
+        good = report(server, *soak(server, given.minutes, pool))
     return 0 if good else 1
 
 

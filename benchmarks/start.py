@@ -22,11 +22,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import ROUNDS, say
+from benchmarks.machine import ROUNDS, head, say
 
 MODES = ("foreground", "together", "foreground_to_background", "background_to_foreground", "foreground")
 
@@ -76,17 +77,15 @@ def measure_page() -> tuple[float, float]:
 
 def measure_switches(files: Path) -> list[tuple[str, float]]:
     """Seconds until a session with the files of a mode is ready, by mode; the second round's."""
-    from diffusers import UNet2DConditionModel
-
     from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
     from lib_layerdiffusion.modes import find_mode
     from lib_layerdiffusion.options import LayerOptions
     from lib_layerdiffusion.planning import Facts, plan
     from lib_layerdiffusion.session import Session
     from lib_layerdiffusion.weights import WeightStore
+    from tests.full_unets import UNETS, make_meta_unet
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8).eval()
+    unet = make_meta_unet(UNETS["sd15"]).eval()
     names = name_modules(dict(unet.config))
     device = torch.device("cpu")
     host: Any = SimpleNamespace(
@@ -95,7 +94,7 @@ def measure_switches(files: Path) -> list[tuple[str, float]]:
         parameter_name=lambda name: translate(name, names),
         on_device=lambda network: nullcontext(device),
     )
-    picture = torch.zeros(512, 512, 4, dtype=torch.uint8).numpy()
+    picture = np.zeros((512, 512, 4), np.uint8)
     taken: list[tuple[str, float]] = []
     for _ in range(2):
         taken.clear()
@@ -115,15 +114,13 @@ def main() -> None:
     logging.disable()
     code = measure_code()
     without, with_scripts = measure_page()
-    say("start of a WebUI", "s")
-    say("---", "---")
+    head("start of a WebUI", "s")
     say("reading the code", f"{code:.2f}")
     say("the page, without and with the extension", f"{without:.2f}, {with_scripts:.2f}")
     say("the extension adds", f"{code + with_scripts - without:.2f}")
     if given.files is not None:
         print()
-        say("change to the mode", "s")
-        say("---", "---")
+        head("change to the mode", "s")
         for mode, seconds in measure_switches(given.files):
             say(mode, f"{seconds:.2f}")
 

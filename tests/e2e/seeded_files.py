@@ -10,10 +10,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -24,23 +23,9 @@ from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEn
 from lib_layerdiffusion.weights.patches import FILE_PREFIX
 from tests import seeded
 from tests.e2e.server import CHECKPOINTS, CONTROL, LORA, is_forge
+from tests.full_unets import UNETS, make_meta_unet
 from tests.tiny_models import attention_shapes, ldm_names
 
-UNETS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sdxl": {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-}
 BIG_WIDTH, BIG_DEPTH = 1280, 32  # of SDXL's second text encoder
 RANK = 8  # of the seeded low-rank patches
 TEXT_ENCODER = CLIPTextConfig(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
@@ -67,8 +52,7 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 def list_unet(family: str) -> Shapes:
     """The UNet's parameters in the LDM layout."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS[family])
+    unet = make_meta_unet(UNETS[family])
     for ldm, name in ldm_names(unet).items():
         yield ldm, tuple(unet.get_parameter(name).shape)
 
@@ -237,8 +221,7 @@ def write_text_encoder(folder: Path) -> None:
 def write_layer_files(folder: Path) -> None:
     """Write all layer files of SD1.5, with a small effect, so that results stay finite."""
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**UNETS["sd15"])
+    unet = make_meta_unet(UNETS["sd15"])
     for name, (frames, control) in FILES.items():
         _write(folder, name, attention_shapes(unet, frames, control, rank=256))
     for prefix in ("layer_sd15_", ""):

@@ -5,27 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
 from lib_layerdiffusion.hosts.ldm_names import name_modules, translate
+from tests.full_unets import UNETS, make_meta_unet
 from tests.tiny_models import ldm_names
 
 SD15_WIDTHS, SDXL_WIDTHS, NARROW_WIDTHS = (320, 640, 1280, 1280), (320, 640, 1280), (64, 64, 96, 96)
-SD15: dict[str, Any] = {"block_out_channels": SD15_WIDTHS, "cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "block_out_channels": SDXL_WIDTHS,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
+SD15, SDXL = UNETS["sd15"], UNETS["sdxl"]
 NARROW: dict[str, Any] = {"block_out_channels": NARROW_WIDTHS, "cross_attention_dim": 96, "norm_num_groups": 8}
 ATTENTION_BLOCKS_SD15 = [
     *[f"input_blocks.{n}.1" for n in (1, 2, 4, 5, 7, 8)],
@@ -34,14 +22,9 @@ ATTENTION_BLOCKS_SD15 = [
 ]
 
 
-def meta_unet(config: dict[str, Any]) -> UNet2DConditionModel:
-    with torch.device("meta"):
-        return UNet2DConditionModel(**config)
-
-
 @pytest.fixture(scope="module", params=[SD15, SDXL, NARROW], ids=["sd15", "sdxl", "narrow"])
 def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
-    return meta_unet(request.param)
+    return make_meta_unet(request.param)
 
 
 def test_every_parameter_has_exactly_one_ldm_name_and_back(unet: UNet2DConditionModel) -> None:
@@ -70,12 +53,12 @@ def test_ldm_names_are_those_of_diffusers_own_conversion(unet: UNet2DConditionMo
 
 
 def test_names_of_layers_per_block_given_as_a_list() -> None:
-    config = dict(meta_unet(NARROW).config)
+    config = dict(make_meta_unet(NARROW).config)
     assert name_modules({**config, "layers_per_block": [2, 2, 2, 2]}) == name_modules(config)
 
 
 def test_unknown_names_translate_to_nothing() -> None:
-    table = name_modules(meta_unet(NARROW).config)
+    table = name_modules(make_meta_unet(NARROW).config)
     for name in ("input_blocks.12.0.in_layers.0.weight", "double_blocks.0.img_attn.qkv.weight", "", "out"):
         assert translate(name, table) is None
 
@@ -83,7 +66,7 @@ def test_unknown_names_translate_to_nothing() -> None:
 @pytest.mark.slow
 def test_sdxl_attention_file_finds_every_projection() -> None:
     """layer_xl_transparent_attn: 1,120 tensors = up and down of each of the 560 attention projections."""
-    unet = meta_unet(SDXL)
+    unet = make_meta_unet(SDXL)
     depth = {4: 2, 5: 2, 7: 10, 8: 10}
     blocks = {f"input_blocks.{n}.1": depth[n] for n in depth} | {"middle_block.1": 10}
     blocks |= {f"output_blocks.{n}.1": 10 if n < 3 else 2 for n in range(6)}
@@ -117,7 +100,7 @@ def test_sdxl_conv_file_finds_everything_but_q_k_v() -> None:
     for block, count in depth.items():
         keys += [f"{block}.norm", f"{block}.proj_in", f"{block}.proj_out"]
         keys += [f"{block}.transformer_blocks.{k}.{part}" for k in range(count) for part in parts]
-    unet = meta_unet(SDXL)
+    unet = make_meta_unet(SDXL)
     table = name_modules(unet.config)
     found = [translate(f"{key}.{kind}", table) for key in keys for kind in ("weight", "bias")]
     expected = {
@@ -130,7 +113,7 @@ def test_sdxl_conv_file_finds_everything_but_q_k_v() -> None:
 @pytest.mark.parametrize("config", [SD15, NARROW], ids=["sd15", "narrow"])
 def test_sd15_attention_files_find_their_32_modules(config: dict[str, Any]) -> None:
     """hookers.layers.0..31: attn1 and attn2 of the 16 transformer blocks."""
-    unet = meta_unet(config)
+    unet = make_meta_unet(config)
     table = name_modules(unet.config)
     modules = dict(unet.named_modules())
     names = [f"{b}.transformer_blocks.0.{a}" for b in ATTENTION_BLOCKS_SD15 for a in ("attn1", "attn2")]
