@@ -92,6 +92,11 @@ def has_transparency(image: PIL.Image.Image) -> bool:
     return "A" in image.getbands() or "transparency" in image.info
 
 
+def is_opaque(image: PIL.Image.Image) -> bool:
+    """Whether nothing shines through, also where there is an alpha channel, as Forge's grids have one."""
+    return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+
+
 def _read_array(image: NDArray[Any]) -> Bytes:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
         raise Refusal(

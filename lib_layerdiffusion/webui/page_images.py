@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..image_file import is_opaque
 from .replacing import replace_method
 
 UPLOAD = "img_inpaint_base"  # the tab Inpaint upload
@@ -33,7 +34,7 @@ def _attach_alpha(component: Any, preprocess: Callable[[Any], Any]) -> Callable[
             same = copy.copy(component)
             same.image_mode = "RGBA"
             whole = type(component).preprocess(same, payload)
-            if whole.getchannel("A").getextrema()[0] < 255:
+            if not is_opaque(whole):
                 made.info[KEPT] = whole if component.elem_id == UPLOAD else None
         return made
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..export import png
-from ..image_file import has_transparency
+from ..image_file import has_transparency, is_opaque
 from ..infotext import PREFIX, mark_preview
 from ..layers import Layer, LayerStack, composite, fit, paint
 from ..modes import Role
@@ -172,15 +172,10 @@ def keep_alpha_in_file(params: Any) -> None:
     """
     path = Path(params.filename)
     text = str((params.pnginfo or {}).get("parameters") or "")
-    if path.suffix.lower() == ".png" or f"{PREFIX}mode: " not in text or _is_opaque(params.image):
+    if path.suffix.lower() == ".png" or f"{PREFIX}mode: " not in text or is_opaque(params.image):
         return
     params.filename = str(path.with_suffix(".png"))
     logger.warning("%s is saved as PNG, since %s has no transparency.", path.stem, path.suffix)
-
-
-def _is_opaque(image: Image.Image) -> bool:
-    """Whether nothing shines through; Forge's grids have an alpha channel that is 255 everywhere."""
-    return not has_transparency(image) or image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
 
 
 def put_on_background(image: Any, background: str) -> Any:
