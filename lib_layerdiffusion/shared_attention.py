@@ -320,13 +320,14 @@ class AttentionSharingUnit(nn.Module):
         One frame has "v" alone; several have no "i" where it is joined with what follows.
         """
         joins = self._pays_to_join(h)
-        read = {name: self._read_linear(f"temporal_{name}", _make_exact(h) if joins else h) for name in "iqkvo"}
         if self.frames == 1:
             paths = {"v": "ivo"}
         elif joins:
             paths = {"q": "iq", "k": "ik", "v": "iv", "o": "o"}
         else:
             paths = {"i": "i", "q": "q", "k": "k", "v": "v", "o": "o"}
+        like = _make_exact(h) if joins else h
+        read = {letter: self._read_linear(f"temporal_{letter}", like) for letter in set("".join(paths.values()))}
         layers = {name: [read[letter] for letter in path] for name, path in paths.items()}
         return {name: [_join(path, h)] for name, path in layers.items()} if joins else layers
 

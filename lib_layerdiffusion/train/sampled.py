@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from ..embedded import GUIDANCE
 from ..hosts.diffusers import DiffusersHost
 from ..hosts.pipelines import load_pipeline
 from ..options import LayerOptions
-from ..planning import STEPS, Facts, Plan
-from ..planning import plan as make_plan
+from ..planning import STEPS, Facts, plan
 from ..session import Session
 from ..weights import WeightStore
 from .bank import Bank, Encoded
+
+Encode = Callable[[list[tuple[int, str]]], Encoded]
 
 
 def sample_latents(
@@ -38,35 +38,35 @@ def sample_latents(
         return [(row, captions[row % len(captions)]) for row in bank.find_rows(part)]
 
     with ExitStack() as stack:
-        opened = functools.cache(lambda: stack.enter_context(_Sampler.opened(pipeline, weights, size, accelerator)))
-        bank.fill(draw, lambda drawn: opened().sample(drawn), accelerator)
+
+        @functools.cache  # loaded for the first file that isn't there
+        def load() -> Encode:
+            return stack.enter_context(_open_sampler(pipeline, weights, size, accelerator))
+
+        def encode(drawn: list[tuple[int, str]]) -> Encoded:
+            return load()(drawn)
+
+        bank.fill(draw, encode, accelerator)
     return bank
 
 
-@dataclass(frozen=True)
-class _Sampler:
-    """A pipeline with the layer file in its UNet."""
-
-    host: DiffusersHost
-    session: Session
-    plan: Plan
-
-    @classmethod
-    @contextmanager
-    def opened(cls, pipeline: Path, weights: Path, size: int, accelerator: Accelerator) -> Iterator[_Sampler]:
-        host = DiffusersHost(load_pipeline(pipeline, device="cpu").to(accelerator.device))
-        host.pipe.set_progress_bar_config(disable=True)
-        whole = make_plan(LayerOptions(), Facts(host.family, size, size))
-        plan = dataclasses.replace(whole, files=(whole.mode.file,))  # nothing is decoded
-        with Session(host, WeightStore([weights])) as session:
-            session.open(plan)
-            yield cls(host, session, plan)
+@contextmanager
+def _open_sampler(pipeline: Path, weights: Path, size: int, accelerator: Accelerator) -> Iterator[Encode]:
+    """What samples a file's rows, with the layer file in the pipeline's UNet."""
+    host = DiffusersHost(load_pipeline(pipeline, device="cpu").to(accelerator.device))
+    host.pipe.set_progress_bar_config(disable=True)
+    whole = plan(LayerOptions(), Facts(host.family, size, size))
+    settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    settings |= {"width": whole.width, "height": whole.height}
 
     @torch.no_grad()
-    def sample(self, drawn: list[tuple[int, str]]) -> Encoded:
+    def sample(drawn: list[tuple[int, str]]) -> Encoded:
         seeds, captions = zip(*drawn, strict=True)
-        settings: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
-        settings["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        with self.session.sampling():
-            sampled = self.host.pipe(list(captions), width=self.plan.width, height=self.plan.height, **settings)
-        return {"latent": sampled.images.float().cpu() / self.host.scaling_factor}, captions
+        generators: Any = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        with session.sampling():
+            sampled = host.pipe(list(captions), generator=generators, **settings)
+        return {"latent": sampled.images.float().cpu() / host.scaling_factor}, captions
+
+    with Session(host, WeightStore([weights])) as session:
+        session.open(replace(whole, files=(whole.mode.file,)))  # nothing is decoded
+        yield sample

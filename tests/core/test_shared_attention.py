@@ -185,11 +185,11 @@ def test_few_or_many_tokens(frames: int, tokens: int) -> None:
 def test_frames_attend_without_a_call_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPU kernels have limits at 65536 sequences; only the module's own attention calls one, of all tokens."""
     calls: list[int] = []
-    attend = functional.scaled_dot_product_attention
+    kernel = functional.scaled_dot_product_attention
 
     def count(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         calls.append(len(q))
-        return attend(q, k, v)
+        return kernel(q, k, v)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", count)
     unit = make_unit(HostAttention(), 2)
