@@ -23,10 +23,9 @@ from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
 from lib_layerdiffusion.modes import find_mode
 from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
-from lib_layerdiffusion.webui.labels import to_label
 from tests.browser import Page, opened
 from tests.e2e.server import Answer, WebUIServer, encode, is_forge
-from tests.e2e.test_page import PANEL, PATIENCE, SET_NUMBER, click, fetch, list_pictures, open_modes
+from tests.e2e.test_page import PANEL, PATIENCE, choose_mode, click, fetch, give_image, list_pictures, set_numbers
 
 if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
@@ -187,12 +186,7 @@ def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:
 
 def fill_in(page: Page, **values: Any) -> None:
     """Give txt2img's fields their values, as the requests here have them."""
-    numbers = {name: value for name, value in (SETTINGS | values).items() if isinstance(value, int | float)}
-    for name, value in numbers.items():
-        if name != "seed":
-            page.element(f"#txt2img_{name} input[type=number]")
-            page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
-    page.run(SET_NUMBER, "#txt2img_seed input", str(numbers["seed"]))
+    set_numbers(page, **{name: value for name, value in (SETTINGS | values).items() if isinstance(value, int | float)})
     sampler = page.element("#txt2img_sampling input")
     sampler.click()
     page.element(f'#txt2img_sampling li[aria-label="{SETTINGS["sampler_name"]}"]').click()
@@ -219,13 +213,9 @@ def test_page(embedded: WebUIServer, page: Page, keep: Any, tmp_path: Path, name
 
     page.element("#txt2img_prompt textarea").send_keys("red apple")
     fill_in(page, seed=5)
-    field, label = open_modes(page), to_label("mode", name)
-    page.element(f'li[aria-label="{label}"]').click()
-    page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
+    choose_mode(page, name)
     for role in mode.inputs:
-        selector = f"{PANEL}_{role}_image input[type=file]"
-        page.wait(lambda selector=selector: page.find(selector), selector)[0].send_keys(str(tmp_path / f"{role}.png"))
-        page.element(f"{PANEL}_{role}_image img")
+        give_image(page, role, tmp_path / f"{role}.png")
     for option in layers.keys() & {f"{role}_prompt" for role in mode.frames}:
         page.element(f"{PANEL}_{option} textarea").send_keys(layers[option])
     made = take_pictures(page, embedded, len(wanted.images))[-len(wanted.images) :]

@@ -48,10 +48,15 @@ def click(page: Page, selector: str) -> None:
     page.run("arguments[0].scrollIntoView(); arguments[0].click()", page.element(selector))
 
 
-def set_small(page: Page) -> None:
-    for name, value in (("width", 64), ("height", 64), ("steps", 1)):
+def set_numbers(page: Page, **values: float) -> None:
+    """Give txt2img's fields with numbers their values."""
+    for name, value in values.items():
         page.element(f"#txt2img_{name} input[type=number]")
         page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
+
+
+def set_small(page: Page) -> None:
+    set_numbers(page, width=64, height=64, steps=1)
 
 
 def open_modes(page: Page) -> Any:
@@ -64,21 +69,31 @@ def open_modes(page: Page) -> Any:
     return field
 
 
+def choose_mode(page: Page, mode: str) -> None:
+    """Switch the panel on, and choose a layer mode."""
+    field, label = open_modes(page), to_label("mode", mode)
+    page.element(f'li[aria-label="{label}"]').click()  # it reacts to the mouse button going down
+    page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
+
+
+def give_image(page: Page, role: str, path: Path) -> None:
+    """Give the layer mode an image from a file."""
+    selector = f"{PANEL}_{role}_image input[type=file]"
+    page.wait(lambda: page.find(selector), selector)[0].send_keys(str(path))
+    page.element(f"{PANEL}_{role}_image img")
+
+
 @pytest.mark.parametrize("mode", MODES_ON_THE_PAGE)
 @pytest.mark.seen("{mode}", "the WebUI's page")
 def test_page(webui_server: WebUIServer, page: Page, tmp_path: Path, mode: str) -> None:
-    label, (given, expected) = to_label("mode", mode), MODES_ON_THE_PAGE[mode]
+    given, expected = MODES_ON_THE_PAGE[mode]
     page.element("#txt2img_prompt textarea").send_keys("a red apple")
     set_small(page)
-    field = open_modes(page)
-    page.element(f'li[aria-label="{label}"]').click()  # it reacts to the mouse button going down
-    page.wait(lambda: field.get_attribute("value") == label, "the mode to be chosen")
+    choose_mode(page, mode)
     if given:
         path = tmp_path / "given.png"
         Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(path)
-        selector = f"{PANEL}_{given}_image input[type=file]"
-        page.wait(lambda: page.find(selector), selector)[0].send_keys(str(path))
-        page.element(f"{PANEL}_{given}_image img")
+        give_image(page, given, path)
     click(page, "#txt2img_generate")
     page.wait(lambda: len(list_pictures(page)) >= len(expected), "the pictures")
     pictures = [fetch(webui_server, address) for address in list_pictures(page)]

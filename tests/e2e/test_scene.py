@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lib_layerdiffusion.scene import TITLE
-from tests.browser import Page, opened
 from tests.e2e.server import CHECKPOINTS, Answer, is_forge
-from tests.e2e.test_embedded_checkpoint import SETTINGS, embedded, fill_in, take_pictures  # noqa: F401 - a fixture
-from tests.e2e.test_page import PATIENCE
+from tests.e2e.test_embedded_checkpoint import (  # noqa: F401 - fixtures
+    SETTINGS,
+    embedded,
+    fill_in,
+    page,
+    take_pictures,
+)
 
 if TYPE_CHECKING:
+    from tests.browser import Page
     from tests.e2e.server import WebUIServer
 
 TWO: dict[str, Any] = {"background": "a leaf", "foregrounds": ["a red apple", "an apple"], "views": 1}
@@ -119,12 +124,6 @@ def test_scene_of_the_embedded_model(embedded: WebUIServer) -> None:  # noqa: F8
     check_whole(whole)
     check_interrupted(embedded, make, whole)
     assert embedded.txt2img(prompt="red apple", **values).encoded == plain
-
-
-@pytest.fixture
-def page(embedded: WebUIServer, tmp_path: Path) -> Iterator[Page]:  # noqa: F811
-    with opened(f"{embedded.address}/", tmp_path, PATIENCE) as page:
-        yield page
 
 
 @pytest.mark.seen("any", "embedded model, scene by the WebUI's page")
