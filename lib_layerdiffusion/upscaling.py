@@ -15,7 +15,7 @@ from .refusal import Refusal
 
 Enlarge = Callable[[Bytes], Bytes]  # RGB uint8 [H, W, 3] to the same picture in a larger size
 
-CERTAIN = 0.25  # alpha from which a pixel's own colour counts in full; below, that around it counts too
+CERTAIN = 0.05  # alpha from which a pixel's own colour counts in full; below, that around it counts too
 TILE, OVERLAP = 512, 32  # pixels that a model sees at once, and of its tiles' edges that are thrown away
 
 
