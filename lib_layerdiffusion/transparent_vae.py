@@ -213,12 +213,12 @@ class TransparentDecoder(nn.Module):
         progress: Progress | None = None,
         seamless: bool = False,
     ) -> Tensor:
-        """Decode an image of any size as the per-element lower median over mirrored and turned views, clipped to 0..1.
+        """Decode an image of any size as the per-element median over mirrored and turned views, clipped to 0..1.
 
         pixel: [B, 3, H, W] 0..1, the image that the VAE decoded. latent: [B, 4, ceil(H/8), ceil(W/8)] in VAE space.
         Returns [B, 4, H, W] float32 on pixel's device: alpha, then straight colour.
 
-        views: 1, 2, 4 or 8, the first so many of `VIEWS`; fewer are faster and rougher.
+        views: 1, 2, 4 or 8, the first so many of `VIEWS`; fewer are faster and rougher. See `views.decode`.
         view_batch: how many views go through the network at once; more need more memory.
         max_pixels: an image with more pixels is decoded in overlapping tiles that are blended into each other. The
             network's normalisation and attention then see one tile at a time, so the result differs a little.

@@ -105,7 +105,9 @@ def decode(
     max_pixels: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """The per-element lower median over the first `views` of VIEWS, clipped to 0..1: [B, 4, H, W] float32.
+    """The per-element median over the first `views` of VIEWS, clipped to 0..1: [B, 4, H, W] float32.
+
+    Of 4 and 8 it is the lower of the two middle values, as the published decoder's; of 2 their mean.
 
     pixel [B, 3, H, W] 0..1 and latent [B, 4, ceil(H/8), ceil(W/8)] are on the network's device and of its dtype. The
     other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels aren't
@@ -182,7 +184,7 @@ def _decode_tile(
         output = output.clamp_(0, 1)
         decoded += [_turn_back(part, view) for part, view in zip(output.chunk(len(batch)), batch, strict=True)]
         report.advance(len(batch))
-    return _lower_median(decoded)
+    return _median(decoded)
 
 
 def _mirror_to(x: Tensor, rows: int, columns: int) -> Tensor:
@@ -239,13 +241,14 @@ def _batch_views(views: Sequence[View], pixel: Tensor, size: int) -> Iterator[li
     yield batch
 
 
-def _lower_median(values: Sequence[Tensor]) -> Tensor:
-    """Per element, the lower of the two middle values of 2, 4 or 8 tensors, as torch.median has it; of 1, itself.
+def _median(values: Sequence[Tensor]) -> Tensor:
+    """Per element, the lower of the two middle values of 4 or 8 tensors, as torch.median has it; the mean of fewer.
 
-    By minimum and maximum only: faster than a median along a stacked dimension, and the same on every device.
+    Of two, the lower one would be the minimum, which shrinks every edge. By minimum and maximum only: faster than a
+    median along a stacked dimension, and the same on every device.
     """
-    if len(values) == 1:
-        return values[0]
+    if len(values) <= 2:
+        return values[0] if len(values) == 1 else (values[0] + values[1]) / 2
     middle = len(values) // 2
     ascending, descending = _sort(values[:middle]), _sort(values[middle:])[::-1]
     # pairing the halves in opposite order, the smaller ones of all pairs are the lower half of all values

@@ -47,13 +47,13 @@ def draw(rows: int, columns: int, batch: int = 1, seed: int = 1) -> tuple[Tensor
 
 
 def decode_plainly(decoder: TransparentDecoder, pixel: Tensor, latent: Tensor, views: int) -> Tensor:
-    """One forward call per view, turned back, and torch.median; sides are multiples of 64."""
+    """One forward call per view, turned back, and torch.median, or the mean of two; sides are multiples of 64."""
     outputs: list[Tensor] = []
     for mirrored, quarters in ORDER[:views]:
         seen = [torch.rot90(x.flip(3) if mirrored else x, quarters, (2, 3)) for x in (pixel, latent)]
         output = torch.rot90(decoder(*seen).clamp(0, 1), 4 - quarters, (2, 3))
         outputs.append(output.flip(3) if mirrored else output)
-    return torch.stack(outputs).median(dim=0).values
+    return torch.stack(outputs).mean(dim=0) if views == 2 else torch.stack(outputs).median(dim=0).values
 
 
 def mirror(x: Tensor, rows: int, columns: int) -> Tensor:
