@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from lib_layerdiffusion.modes import MODE_NAMES, MODES
+from lib_layerdiffusion.upscaling import upscale
 from lib_layerdiffusion.webui.labels import to_label
 from tests.browser import Page, opened
+from tests.e2e.test_extras import draw_disc
 
 if TYPE_CHECKING:
     from tests.e2e.server import WebUIServer
@@ -193,9 +195,28 @@ def test_previews_are_saved_under_the_layers_name(webui_server: WebUIServer, tmp
     assert kinds == ["checker", "checker", "alpha", "alpha"]
 
 
-def list_pictures(page: Page) -> list[str]:
-    """Addresses of the gallery's pictures, in its order."""
-    images = page.find("#txt2img_gallery .thumbnails img, #txt2img_gallery .grid-container img")
+@pytest.mark.seen("any", "a transparent picture in the Extras tab, by page")
+def test_extras_tab(webui_server: WebUIServer, page: Page, tmp_path: Path) -> None:
+    given = tmp_path / "disc.png"
+    draw_disc().save(given)
+    page.wait(lambda: page.find("#tabs button"), "the tabs")
+    page.run("[...document.querySelectorAll('#tabs button')].find(b => b.innerText.trim() === 'Extras').click()")
+    page.wait(lambda: page.find("#extras_image input[type=file]"), "the field")[0].send_keys(str(given))
+    page.element("#extras_image img")
+    page.element("#extras_upscaling_resize input[type=number]")
+    page.run(SET_NUMBER, "#extras_upscaling_resize input[type=number]", "2")
+    page.element("#extras_upscaler_1 input").click()
+    page.element('#extras_upscaler_1 li[aria-label="Lanczos"], li[aria-label="Lanczos"]').click()
+    click(page, "#extras_generate")
+    shown = page.wait(lambda: list_pictures(page, "#extras_gallery"), "the picture")
+    made = fetch(webui_server, shown[0])
+    assert (made.mode, made.size) == ("RGBA", (128, 96))
+    assert (np.asarray(made)[..., 3] == upscale(np.asarray(draw_disc()), (128, 96))[..., 3]).all()
+
+
+def list_pictures(page: Page, gallery: str = GALLERY) -> list[str]:
+    """Addresses of a gallery's pictures, in its order."""
+    images = page.find(", ".join(f"{gallery} {part} img" for part in (".thumbnails", ".grid-container", ".preview")))
     return list(dict.fromkeys(image.get_attribute("src") for image in images))
 
 
