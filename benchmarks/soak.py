@@ -4,8 +4,9 @@
 
 Every layer mode of the embedded model, scenes, the extension's own routes, requests that are interrupted, and requests
 that are wrong. What counts is what the server answers: 200 where the request is right, 422 with a sentence
-where it isn't. Its memory (by Linux's /proc) is read when every right kind was asked once, in the middle and at the
-end; a plain picture and one of each mode have to be the same bytes at all three times. Ends with 1 where that isn't so.
+where it isn't. Its memory (by Linux's /proc) is read when both clients have been at work for a while, in the middle and
+at the end; a plain picture and one of each mode have to be the same bytes at all three times. Ends with 1 where that
+isn't so.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 ROUTES, TXT2IMG = "/layerdiffusion/v1", "/sdapi/v1/txt2img"
 MODES = ("foreground", "together", "foreground_to_background", "background_to_foreground")
 GROWTH = 0.05  # of the server's memory, between the first and the last reading
+WARM_UP = 0.1  # share of the time before the first reading
 ALIKE = {"prompt": "frog", "seed": 5, "steps": 3, "width": 64, "height": 64}  # asked again for the same bytes
 
 Request = tuple[str, dict[str, Any] | None]  # address and body; None: GET
@@ -201,10 +203,11 @@ def soak(server: Server, minutes: float, pool: ThreadPoolExecutor) -> tuple[list
     """Memory and samples at the start, in the middle and at the end."""
     for kind, request in list_right(random.Random(0)):
         server.note(kind, 200, request)
-    memory, samples = [server.read_memory()], [server.make_samples()]
-    for half in (1, 2):
-        until = time.monotonic() + 30 * minutes
-        clients = [pool.submit(work, server, 10 * half + client, until) for client in range(2)]
+    memory: list[float] = []
+    samples: list[list[Any]] = []
+    for part, share in enumerate((WARM_UP, 0.5 - WARM_UP, 0.5)):
+        until = time.monotonic() + 60 * minutes * share
+        clients = [pool.submit(work, server, 10 * part + client, until) for client in range(2)]
         for client in clients:
             client.result()
         samples.append(server.make_samples())
