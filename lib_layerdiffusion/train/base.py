@@ -110,6 +110,11 @@ def train_tokenizer(texts: list[str], folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_tokenizer_settings(folder)
+
+
+def write_tokenizer_settings(folder: Path) -> None:
+    """The rest of a tokenizer's folder, in the form that every transformers reads."""
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
@@ -213,7 +218,8 @@ def draw_noise(
     """What latents [sets * frames, 4, h, w], the frame index fastest, are noised with, as `denoising_loss` takes it.
 
     Timesteps are stratified; the frames of a set share one. Weights are min-SNR's, arXiv 2303.09556, and have a mean
-    of 1, so that the losses of a batch's parts have the mean of the whole.
+    of 1, so that the losses of a batch's parts have the mean of the whole. For velocities 1 is added to the ratio of
+    signal and noise first: else the noisiest steps, which decide shapes and colours, would weigh next to nothing.
     """
     count = shape[0] // frames
     noise = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
@@ -222,7 +228,7 @@ def draw_noise(
     signal = scheduler.alphas_cumprod.cpu()[timesteps]  # adding noise takes them to its device
     ratio = signal / (1 - signal)
     if scheduler.config.prediction_type == "v_prediction":
-        weight = ratio.clamp(max=limit) * (1 - signal)  # min(SNR, limit) / (SNR + 1)
+        weight = (ratio + 1).clamp(max=limit) * (1 - signal)  # min(SNR + 1, limit) / (SNR + 1)
     else:
         weight = ratio.clamp(max=limit) / ratio
     return {"noise": noise, "timesteps": timesteps, "weight": weight / weight.mean()}
@@ -290,10 +296,14 @@ def prepare_tokenizer(config: BaseConfig, sprites: list[Sprite], out: Path, main
         return
     if config.start is None:
         train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
-    elif (config.start / "tokenizer").is_dir():
-        shutil.copytree(config.start / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    else:
-        raise _refuse_start(config)
+        return
+    try:
+        (out / "tokenizer").mkdir(parents=True, exist_ok=True)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(config.start / "tokenizer" / name, out / "tokenizer" / name)
+    except FileNotFoundError as error:
+        raise _refuse_start(config) from error
+    write_tokenizer_settings(out / "tokenizer")
 
 
 def _refuse_start(config: BaseConfig) -> Refusal:

@@ -68,7 +68,8 @@ def test_loss_is_the_weighted_error_of_the_prediction(prediction: str) -> None:
         if prediction == "epsilon":
             wanted, weight = e, min(ratio, limit) / ratio
         else:
-            wanted, weight = signal**0.5 * e - (1 - signal) ** 0.5 * x, min(ratio, limit) / (ratio + 1)
+            wanted = signal**0.5 * e - (1 - signal) ** 0.5 * x
+            weight = min(ratio + 1, limit) / (ratio + 1)
         weighted += weight * float(((answer - wanted) ** 2).mean())
         weights += weight
     assert loss.item() == pytest.approx(weighted / weights, rel=1e-4)
@@ -171,6 +172,8 @@ def test_training_starts_from_an_earlier_model_and_can_be_lengthened(
     assert (weights[0]["conv_in.weight"] - first["conv_in.weight"]).abs().max() < 0.02
     first_words, words = (CLIPTokenizer.from_pretrained(tmp_path / run / "tokenizer") for run in ("first", "whole"))
     assert first_words("a red disc").input_ids == words("a red disc").input_ids
+    folders = [{file.name for file in (tmp_path / run / "tokenizer").iterdir()} for run in ("first", "whole")]
+    assert folders[0] == folders[1]
     with pytest.raises(Refusal, match="differs from the configuration"):
         train(replace(further, steps=3), tmp_path / "parts")
     with pytest.raises(Refusal, match="no earlier model"):
