@@ -32,9 +32,9 @@ BATCH = 8  # pictures sampled together: few enough for small machines, many enou
 SOFT = ("soap bubble", "glow", "smoke", "fire", "jellyfish", "ghost")  # glass, light, smoke and fine threads
 SCENERY = "meadow"  # what these are put over, and black and white
 SETS = {  # mode -> what foreground and background show
-    "together": ("panda", "meadow"),
+    "together": ("mushroom", "meadow"),
     "foreground_to_background": ("rocket", "starry night"),
-    "background_to_foreground": ("balloon", "sky"),
+    "background_to_foreground": ("penguin", "snow"),
 }
 SCENE: Mapping[str, Any] = {"background": "meadow", "foregrounds": ("mushroom", "frog", "soap bubble")}
 

@@ -38,13 +38,20 @@ def _transparency(run: str, autoencoder: str, before: str | None = None, **more:
     return Training(run, "transparency", inputs | more)
 
 
-# what the layer files are trained on in the end
-LAST = {"base": _model("base_scenes"), "encoder": _model("transparency_corners", ENCODER)}
+FILES = {  # mode -> name of its layer file
+    "foreground": "layer_sd15_transparent_attn",
+    "together": "layer_sd15_joint",
+    "foreground_to_background": "layer_sd15_fg2bg",
+    "background_to_foreground": "layer_sd15_bg2fg",
+}
 
 
-def _layers(mode: str) -> Training:
-    """The file of a mode with several layers."""
-    return Training(mode, "finetune", LAST, backgrounds=True)
+def _layers(run: str, mode: str, base: str, before: str | None = None) -> Training:
+    """The file of a mode on a base, begun anew or from what the run before it made."""
+    inputs = {"base": _model(base), "encoder": _model("transparency_corners", ENCODER)}
+    if before is not None:
+        inputs["start"] = _model(before, FILES[mode])
+    return Training(run, "finetune", inputs, backgrounds=mode != "foreground")
 
 
 RECIPE: tuple[Training, ...] = (
@@ -74,7 +81,7 @@ RECIPE: tuple[Training, ...] = (
         "base_scenes", "base", {"autoencoder": _model("autoencoder_sharp"), "start": _model("base")}, backgrounds=True
     ),
     Training("foreground", "finetune", {"base": _model("base"), "encoder": _model("transparency", ENCODER)}),
-    Training("foreground_scenes", "finetune", LAST | {"start": _model("foreground", "layer_sd15_transparent_attn")}),
+    _layers("foreground_scenes", "foreground", "base_scenes", "foreground"),
     _transparency(
         "transparency_sampled",
         "autoencoder_sharp",
@@ -83,22 +90,42 @@ RECIPE: tuple[Training, ...] = (
         sampler_weights=_model("foreground_scenes"),
     ),
     _transparency("transparency_clean", "autoencoder_sharp", "transparency_sampled"),
-    _layers("together"),
-    _layers("foreground_to_background"),
-    _layers("background_to_foreground"),
+    _layers("together", "together", "base_scenes"),
+    _layers("foreground_to_background", "foreground_to_background", "base_scenes"),
+    _layers("background_to_foreground", "background_to_foreground", "base_scenes"),
+    Training(
+        "autoencoder_crisp",
+        "autoencoder",
+        {"start": _model("autoencoder_sharp"), "encoder": _model("transparency_corners", ENCODER)},
+        backgrounds=True,
+    ),
+    Training(
+        "base_last",
+        "base",
+        {"autoencoder": _model("autoencoder_sharp"), "start": _model("base_scenes")},
+        backgrounds=True,
+    ),
+    _layers("foreground_last", "foreground", "base_last", "foreground_scenes"),
+    _transparency(
+        "transparency_crisp",
+        "autoencoder_crisp",
+        "transparency_clean",
+        sampler=_model("base_scenes"),
+        sampler_weights=_model("foreground_scenes"),
+    ),
+    _transparency("transparency_final", "autoencoder_crisp", "transparency_crisp"),
+    _layers("together_last", "together", "base_last", "together"),
+    _layers("background_to_foreground_last", "background_to_foreground", "base_last", "background_to_foreground"),
+    _layers("foreground_to_background_last", "foreground_to_background", "base_last", "foreground_to_background"),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
-    "unet": "base_scenes",
-    "text_encoder": "base_scenes",
-    "vae": "autoencoder_sharp",
+    "unet": "base_last",
+    "text_encoder": "base_last",
+    "vae": "autoencoder_crisp",
 }
-LAYER_FILES = {
-    "layer_sd15_transparent_attn": "foreground_scenes",
-    "layer_sd15_joint": "together",
-    "layer_sd15_fg2bg": "foreground_to_background",
-    "layer_sd15_bg2fg": "background_to_foreground",
-    DECODER: "transparency_clean",
+LAYER_FILES = {file: f"{mode}_last" for mode, file in FILES.items()} | {
+    DECODER: "transparency_final",
     ENCODER: "transparency",
 }
 

@@ -69,6 +69,11 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
         "together",
         "foreground_to_background",
         "background_to_foreground",
+        "autoencoder_crisp",
+        "base_last",
+        "together_last",
+        "foreground_to_background_last",
+        "background_to_foreground_last",
     }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency_start"].start_decoder is None
