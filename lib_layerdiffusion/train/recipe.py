@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..modes import find_mode
+
 ENCODER = "layer_sd15_vae_transparent_encoder"
 DECODER = "layer_sd15_vae_transparent_decoder"
 
@@ -38,19 +40,21 @@ def _transparency(run: str, autoencoder: str, before: str | None = None, **more:
     return Training(run, "transparency", inputs | more)
 
 
-FILES = {  # mode -> name of its layer file
-    "foreground": "layer_sd15_transparent_attn",
-    "together": "layer_sd15_joint",
-    "foreground_to_background": "layer_sd15_fg2bg",
-    "background_to_foreground": "layer_sd15_bg2fg",
-}
+MODES = ("foreground", "together", "foreground_to_background", "background_to_foreground")
+# the encoder that no later run changes, and the pipeline that gives the decoder sampled latents
+OFFSET = {"encoder": _model("transparency_corners", ENCODER)}
+SAMPLER = {"sampler": _model("base_scenes"), "sampler_weights": _model("foreground_scenes")}
+
+
+def _name_file(mode: str) -> str:
+    return find_mode(mode, "sd15").file
 
 
 def _layers(run: str, mode: str, base: str, before: str | None = None) -> Training:
     """The file of a mode on a base, begun anew or from what the run before it made."""
-    inputs = {"base": _model(base), "encoder": _model("transparency_corners", ENCODER)}
+    inputs = {"base": _model(base)} | OFFSET
     if before is not None:
-        inputs["start"] = _model(before, FILES[mode])
+        inputs["start"] = _model(before, _name_file(mode))
     return Training(run, "finetune", inputs, backgrounds=mode != "foreground")
 
 
@@ -82,23 +86,12 @@ RECIPE: tuple[Training, ...] = (
     ),
     Training("foreground", "finetune", {"base": _model("base"), "encoder": _model("transparency", ENCODER)}),
     _layers("foreground_scenes", "foreground", "base_scenes", "foreground"),
-    _transparency(
-        "transparency_sampled",
-        "autoencoder_sharp",
-        "transparency_picture",
-        sampler=_model("base_scenes"),
-        sampler_weights=_model("foreground_scenes"),
-    ),
+    _transparency("transparency_sampled", "autoencoder_sharp", "transparency_picture", **SAMPLER),
     _transparency("transparency_clean", "autoencoder_sharp", "transparency_sampled"),
     _layers("together", "together", "base_scenes"),
     _layers("foreground_to_background", "foreground_to_background", "base_scenes"),
     _layers("background_to_foreground", "background_to_foreground", "base_scenes"),
-    Training(
-        "autoencoder_crisp",
-        "autoencoder",
-        {"start": _model("autoencoder_sharp"), "encoder": _model("transparency_corners", ENCODER)},
-        backgrounds=True,
-    ),
+    Training("autoencoder_crisp", "autoencoder", {"start": _model("autoencoder_sharp")} | OFFSET, backgrounds=True),
     Training(
         "base_last",
         "base",
@@ -106,13 +99,7 @@ RECIPE: tuple[Training, ...] = (
         backgrounds=True,
     ),
     _layers("foreground_last", "foreground", "base_last", "foreground_scenes"),
-    _transparency(
-        "transparency_crisp",
-        "autoencoder_crisp",
-        "transparency_clean",
-        sampler=_model("base_scenes"),
-        sampler_weights=_model("foreground_scenes"),
-    ),
+    _transparency("transparency_crisp", "autoencoder_crisp", "transparency_clean", **SAMPLER),
     _transparency("transparency_final", "autoencoder_crisp", "transparency_crisp"),
     _layers("together_last", "together", "base_last", "together"),
     _layers("background_to_foreground_last", "background_to_foreground", "base_last", "background_to_foreground"),
@@ -124,7 +111,7 @@ PARTS = {  # folder of the pipeline -> run that made it
     "text_encoder": "base_last",
     "vae": "autoencoder_crisp",
 }
-LAYER_FILES = {file: f"{mode}_last" for mode, file in FILES.items()} | {
+LAYER_FILES = {_name_file(mode): f"{mode}_last" for mode in MODES} | {
     DECODER: "transparency_final",
     ENCODER: "transparency",
 }
