@@ -297,12 +297,12 @@ def prepare_tokenizer(config: BaseConfig, sprites: list[Sprite], out: Path, main
     if config.start is None:
         train_tokenizer([s.text for s in sprites] + list(COLOURS) * 8 + ["a background"] * 8, out / "tokenizer")
         return
-    try:
-        (out / "tokenizer").mkdir(parents=True, exist_ok=True)
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copyfile(config.start / "tokenizer" / name, out / "tokenizer" / name)
-    except FileNotFoundError as error:
-        raise _refuse_start(config) from error
+    files = [config.start / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+    if not all(file.is_file() for file in files):
+        raise _refuse_start(config)
+    (out / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copy(file, out / "tokenizer")
     write_tokenizer_settings(out / "tokenizer")
 
 
