@@ -50,11 +50,12 @@ def click(page: Page, selector: str) -> None:
     page.run("arguments[0].scrollIntoView(); arguments[0].click()", page.element(selector))
 
 
-def set_numbers(page: Page, **values: float) -> None:
-    """Give txt2img's fields with numbers their values."""
+def set_numbers(page: Page, tab: str = "txt2img", **values: float) -> None:
+    """Give a tab's fields with numbers their values."""
     for name, value in values.items():
-        page.element(f"#txt2img_{name} input[type=number]")
-        page.run(SET_NUMBER, f"#txt2img_{name} input[type=number]", str(value))
+        selector = f"#{tab}_{name} input[type=number]"
+        page.element(selector)
+        page.run(SET_NUMBER, selector, str(value))
 
 
 def set_small(page: Page) -> None:
@@ -165,7 +166,7 @@ def test_grid_and_save_button(webui_server: WebUIServer, page: Page, tmp_path: P
     with webui_server.options(samples_format="jpg", outdir_save=str(saved), use_save_to_dirs_for_ui=False):
         page.element("#txt2img_prompt textarea").send_keys("a red apple")
         set_small(page)
-        page.run(SET_NUMBER, "#txt2img_batch_count input[type=number]", "2")
+        set_numbers(page, batch_count=2)
         click(page, f"{PANEL}_enabled .label-wrap")
         page.element(f"{PANEL}_mode input")
         click(page, "#txt2img_generate")
@@ -203,10 +204,9 @@ def test_extras_tab(webui_server: WebUIServer, page: Page, tmp_path: Path) -> No
     page.run("[...document.querySelectorAll('#tabs button')].find(b => b.innerText.trim() === 'Extras').click()")
     page.wait(lambda: page.find("#extras_image input[type=file]"), "the field")[0].send_keys(str(given))
     page.element("#extras_image img")
-    page.element("#extras_upscaling_resize input[type=number]")
-    page.run(SET_NUMBER, "#extras_upscaling_resize input[type=number]", "2")
+    set_numbers(page, "extras", upscaling_resize=2)
     page.element("#extras_upscaler_1 input").click()
-    page.element('#extras_upscaler_1 li[aria-label="Lanczos"], li[aria-label="Lanczos"]').click()
+    page.element('li[aria-label="Lanczos"]').click()
     click(page, "#extras_generate")
     shown = page.wait(lambda: list_pictures(page, "#extras_gallery"), "the picture")
     made = fetch(webui_server, shown[0])
