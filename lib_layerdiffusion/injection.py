@@ -21,7 +21,7 @@ from lib_layerdiffusion.shared_attention import PROJECTIONS, AttentionSharingUni
 from lib_layerdiffusion.weights.patches import LoraPatch, Patch, Patches
 
 Active: TypeAlias = "Callable[[], bool] | None"
-Compute: TypeAlias = "Callable[[Tensor], Tensor]"
+Compute: TypeAlias = "Callable[[Tensor, float], Tensor]"  # so many times the patch, of the layer's input
 
 OTHERS = "Another extension"
 HYPERTILE = f"{OTHERS} (such as Hypertile)"
@@ -68,7 +68,7 @@ def _make_hook(compute: Compute, live: SidePath, active: Active) -> Callable[...
     def add(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if live.strength == 0 or (active is not None and not active()):
             return None
-        return output + (live.strength * compute(inputs[0])).to(output.dtype)
+        return output + compute(inputs[0], live.strength).to(output.dtype)
 
     return add
 
@@ -109,13 +109,13 @@ def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) 
             return _plan_conv(module, name, patch.delta, concat)
         case nn.Conv2d(), "bias":
             delta = _fit(patch.delta, (module.out_channels,), name)
-            return module, lambda x: delta.like(x).reshape(-1, 1, 1), False
+            return module, lambda x, factor: factor * delta.like(x).reshape(-1, 1, 1), False
         case _, "weight" if _is_linear(module):
             linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta), name)
-            return module, lambda x: F.linear(x, linear.like(x)), False
+            return module, lambda x, factor: factor * F.linear(x, linear.like(x)), False
         case _, "bias" if _is_linear(module):
             linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta)[:1], name)
-            return module, linear.like, False
+            return module, lambda x, factor: factor * linear.like(x), False
         case ((nn.GroupNorm() | nn.LayerNorm()), _):
             return module, _plan_norm(module, name, leaf, patch.delta), False
         case _:
@@ -126,7 +126,7 @@ def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None)
     own = _shape_of(conv)
     if delta.ndim != 4 or delta.shape[1] <= own[1]:
         fitted = _fit(delta, own, name)
-        return conv, lambda x: _convolve(conv, x, fitted.like(x)), False
+        return conv, lambda x, factor: factor * _convolve(conv, x, fitted.like(x)), False
     more = delta.shape[1] - own[1]
     if concat is None or concat.shape[1] != more:
         given = "none" if concat is None else f"one of {concat.shape[1]}"
@@ -169,7 +169,7 @@ class WidenedConv:
     concat: Tensor
     _constant: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, factor: float) -> Tensor:
         images = self.concat.shape[0]
         if x.shape[0] % images or x.shape[-2:] != self.concat.shape[-2:]:
             raise Refusal(
@@ -180,7 +180,7 @@ class WidenedConv:
         if place not in self._constant:
             self._constant[place] = _convolve(self.conv, self.concat.to(x), self.concat_delta.like(x))
         constant = self._constant[place].repeat(x.shape[0] // images, 1, 1, 1)
-        return _convolve(self.conv, x, self.latent_delta.like(x)) + constant
+        return factor * (_convolve(self.conv, x, self.latent_delta.like(x)) + constant)
 
 
 def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
@@ -191,19 +191,19 @@ def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
     if not isinstance(module, nn.Conv2d):
         shape = _shape_of_linear(module, patch.up, patch.down)
         down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
-        return lambda x: scale * F.linear(F.linear(x, down.like(x)), up.like(x))
+        return lambda x, factor: F.linear(_times(scale * factor, F.linear(x, down.like(x))), up.like(x))
     conv, shape = module, _shape_of(module)
     if patch.mid is None:
         down = _fit(patch.down, (rank, *shape[1:]), name)
         up = _fit(patch.up, (shape[0], rank, 1, 1), name)
-        return lambda x: scale * F.conv2d(_convolve(conv, x, down.like(x)), up.like(x))
+        return lambda x, factor: F.conv2d(_times(scale * factor, _convolve(conv, x, down.like(x))), up.like(x))
     mid = patch.mid
     down, up = _fit(patch.down, (rank, shape[1], 1, 1), name), _fit(patch.up, (shape[0], mid.shape[0], 1, 1), name)
     middle = _fit(mid, (mid.shape[0], rank, *shape[2:]), name)
 
-    def compute(x: Tensor) -> Tensor:
+    def compute(x: Tensor, factor: float) -> Tensor:
         inner = _convolve(conv, F.conv2d(x, down.like(x)), middle.like(x))
-        return scale * F.conv2d(inner, up.like(x))
+        return F.conv2d(_times(scale * factor, inner), up.like(x))
 
     return compute
 
@@ -214,13 +214,18 @@ def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: T
     fitted = _fit(delta, (width,), name)
     match norm, leaf:
         case nn.GroupNorm(), "weight":
-            return lambda x: F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
+            return lambda x, factor: factor * F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
         case nn.LayerNorm(), "weight":
-            return lambda x: F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
+            return lambda x, factor: factor * F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
         case nn.GroupNorm(), _:
-            return lambda x: fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
+            return lambda x, factor: factor * fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
         case _:
-            return fitted.like
+            return lambda x, factor: factor * fitted.like(x)
+
+
+def _times(factor: float, inner: Tensor) -> Tensor:
+    """A low-rank patch's inner result times a factor: it is the smallest tensor that can carry it."""
+    return inner if factor == 1 else factor * inner
 
 
 def _is_linear(module: nn.Module) -> bool:
