@@ -50,6 +50,7 @@ from .sampled import sample_latents
 from .widening import let_through, widen
 
 COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
+SOFTNESS_REACH = 8  # side in pixels of the squares in which half-transparency is compared
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
 
 
@@ -76,6 +77,7 @@ class TransparencyConfig:
     alpha_square_weight: float = 2.0  # of alpha's squared error beside its absolute one; 0 makes edges sharper
     gradient_weight: float = 0.5  # of the first differences of alpha and of the composite
     laplacian_weight: float = 0.0  # of their Laplacians
+    softness_weight: float = 0.0  # of how much alpha near each place lies between 0 and 1: edges as narrow as they are
     corner_weight: float = 0.0  # of alpha's error in the four corner pixels, into which the padding of zeros leaks
     picture_weight: float = 0.0  # likeness, on grey, to the frozen decoder's picture: sharp where that is, if not true
     alpha_margin: float = 0.0  # pixels that are to be 0 or 1 aim so far beyond, so that clipping makes them exact
@@ -208,6 +210,7 @@ class LatentTransparency(nn.Module):
         wanted = aim(alpha, batch.alpha, self.config.alpha_margin)
         reconstruction = (
             (alpha - wanted).abs().mean()
+            + self.config.softness_weight * softness_loss(alpha, batch.alpha)
             + self.config.corner_weight * (alpha - wanted)[..., [0, 0, -1, -1], [0, -1, 0, -1]].abs().mean()
             + self.config.alpha_square_weight * (alpha - wanted).pow(2).mean()
             + (composite - target).abs().mean()
@@ -275,6 +278,16 @@ def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:
     low, high = wanted <= 0, wanted >= 1
     aimed = torch.where(low, alpha.detach().clamp(max=-margin), wanted)
     return torch.where(high, alpha.detach().clamp(min=1 + margin), aimed)
+
+
+def softness_loss(alpha: Tensor, wanted: Tensor) -> Tensor:
+    """Distance of what half-transparency [B, 1, H, W] there is around each place, wherever in it that lies.
+
+    Where a decoder can't know to a pixel where an edge is, all distances of pixels prefer a wide edge in between. This
+    one asks for an edge of the right width.
+    """
+    made, true = (F.avg_pool2d(x * (1 - x), SOFTNESS_REACH, stride=1) for x in (alpha.clamp(0, 1), wanted))
+    return (made - true).abs().mean()
 
 
 def choose_parameters(raw: nn.Module, only: str | None) -> list[nn.Parameter]:

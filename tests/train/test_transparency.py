@@ -22,7 +22,13 @@ from lib_layerdiffusion.train.finetune import FinetuneConfig
 from lib_layerdiffusion.train.harmlessness import adjust
 from lib_layerdiffusion.train.loader import split
 from lib_layerdiffusion.train.run import Average, Run
-from lib_layerdiffusion.train.transparency import Batches, LatentTransparency, TransparencyConfig, write_files
+from lib_layerdiffusion.train.transparency import (
+    Batches,
+    LatentTransparency,
+    TransparencyConfig,
+    softness_loss,
+    write_files,
+)
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
 from tests.train.tiny import TINY_TRANSPARENCY
 
@@ -307,6 +313,20 @@ def test_corner_weight_is_on_the_four_corner_pixels(
             monkeypatch.setattr(model, "coarse_loss", lambda alpha, view: torch.zeros(()))
         difference = terms(heavy, batch)["reconstruction"] - terms(raw, batch)["reconstruction"]
         assert difference.item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_softness_is_of_an_edges_width_and_not_of_its_place() -> None:
+    columns = torch.arange(32.0).expand(1, 1, 32, 32)
+
+    def edge(place: float, width: float) -> Tensor:
+        return ((columns - place) / width + 0.5).clamp(0, 1)
+
+    wanted = edge(16, 2)
+    wider = softness_loss(edge(16, 6), wanted)
+    assert softness_loss(wanted, wanted) == 0
+    assert softness_loss(3 * wanted - 1, edge(16, 2 / 3)) == pytest.approx(0, abs=1e-6)  # what is beyond 0..1 is exact
+    assert softness_loss(edge(16.5, 2), wanted) < 0.2 * wider
+    assert wider == softness_loss(wanted, edge(16, 6))
 
 
 def test_one_layer_can_be_trained_alone(raw: LatentTransparency) -> None:
