@@ -101,9 +101,14 @@ RECIPE: tuple[Training, ...] = (
     _layers("foreground_last", "foreground", "base_last", "foreground_scenes"),
     _transparency("transparency_crisp", "autoencoder_crisp", "transparency_clean", **SAMPLER),
     _transparency("transparency_final", "autoencoder_crisp", "transparency_crisp"),
+    _transparency("transparency_narrow", "autoencoder_crisp", "transparency_final", **SAMPLER),
+    _transparency("transparency_narrower", "autoencoder_crisp", "transparency_narrow", **SAMPLER),
+    _transparency("transparency_end", "autoencoder_crisp", "transparency_narrower"),
     _layers("together_last", "together", "base_last", "together"),
     _layers("background_to_foreground_last", "background_to_foreground", "base_last", "background_to_foreground"),
     _layers("foreground_to_background_last", "foreground_to_background", "base_last", "foreground_to_background"),
+    _layers("together_end", "together", "base_last", "together_last"),
+    _layers("background_to_foreground_end", "background_to_foreground", "base_last", "background_to_foreground_last"),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
@@ -111,8 +116,12 @@ PARTS = {  # folder of the pipeline -> run that made it
     "text_encoder": "base_last",
     "vae": "autoencoder_crisp",
 }
-LAYER_FILES = {_name_file(mode): f"{mode}_last" for mode in MODES} | {
-    DECODER: "transparency_final",
+LAYER_FILES = {
+    _name_file("foreground"): "foreground_last",
+    _name_file("together"): "together_end",
+    _name_file("foreground_to_background"): "foreground_to_background_last",
+    _name_file("background_to_foreground"): "background_to_foreground_end",
+    DECODER: "transparency_end",
     ENCODER: "transparency",
 }
 

@@ -74,6 +74,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
         "together_last",
         "foreground_to_background_last",
         "background_to_foreground_last",
+        "together_end",
+        "background_to_foreground_end",
     }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency_start"].start_decoder is None
