@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import PROJECTIONS, AttentionSharingUnit, Call, ControlSignal, split_output
-from lib_layerdiffusion.weights.patches import LoraPatch, Patch, Patches
+from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch, Patch, Patches
 
 Active: TypeAlias = "Callable[[], bool] | None"
-Compute: TypeAlias = "Callable[[Tensor, float], Tensor]"  # so many times the patch, of the layer's input
+Change: TypeAlias = "Callable[[Tensor], Tensor]"  # what a patch adds for the layer's input
+Compute: TypeAlias = "Callable[[Tensor, float], Tensor]"  # so many times that
 
 OTHERS = "Another extension"
 HYPERTILE = f"{OTHERS} (such as Hypertile)"
@@ -104,29 +105,35 @@ def _plan_hook(unet: nn.Module, name: str, patch: Patch, concat: Tensor | None) 
         if patch.dora is not None:
             raise Refusal(f"The patch of {name} has a DoRA scale, which isn't supported: use a file without it.")
         return module, _plan_lora(module, name, patch), False
+    change, widened = _plan_diff(module, name, leaf, patch, concat)
+    return module, lambda x, factor: factor * change(x), widened
+
+
+def _plan_diff(module: nn.Module, name: str, leaf: str, patch: DiffPatch, concat: Tensor | None) -> tuple[Change, bool]:
+    """What a full change of a parameter adds, and whether it widens the first convolution."""
     match module, leaf:
         case nn.Conv2d(), "weight":
             return _plan_conv(module, name, patch.delta, concat)
         case nn.Conv2d(), "bias":
             delta = _fit(patch.delta, (module.out_channels,), name)
-            return module, lambda x, factor: factor * delta.like(x).reshape(-1, 1, 1), False
+            return lambda x: delta.like(x).reshape(-1, 1, 1), False
         case _, "weight" if _is_linear(module):
             linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta), name)
-            return module, lambda x, factor: factor * F.linear(x, linear.like(x)), False
+            return lambda x: F.linear(x, linear.like(x)), False
         case _, "bias" if _is_linear(module):
             linear = _fit(patch.delta, _shape_of_linear(module, patch.delta, patch.delta)[:1], name)
-            return module, lambda x, factor: factor * linear.like(x), False
+            return linear.like, False
         case ((nn.GroupNorm() | nn.LayerNorm()), _):
-            return module, _plan_norm(module, name, leaf, patch.delta), False
+            return _plan_norm(module, name, leaf, patch.delta), False
         case _:
             raise Refusal(f"{name} belongs to a {type(module).__name__}, which can't be patched: use another file.")
 
 
-def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None) -> tuple[nn.Module, Compute, bool]:
+def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None) -> tuple[Change, bool]:
     own = _shape_of(conv)
     if delta.ndim != 4 or delta.shape[1] <= own[1]:
         fitted = _fit(delta, own, name)
-        return conv, lambda x, factor: factor * _convolve(conv, x, fitted.like(x)), False
+        return lambda x: _convolve(conv, x, fitted.like(x)), False
     more = delta.shape[1] - own[1]
     if concat is None or concat.shape[1] != more:
         given = "none" if concat is None else f"one of {concat.shape[1]}"
@@ -135,7 +142,7 @@ def _plan_conv(conv: nn.Conv2d, name: str, delta: Tensor, concat: Tensor | None)
         )
     latent_delta = _fit(delta[:, : own[1]], own, name)
     concat_delta = _fit(delta[:, own[1] :], (own[0], more, *own[2:]), name)
-    return conv, WidenedConv(conv, latent_delta, concat_delta, concat), True
+    return WidenedConv(conv, latent_delta, concat_delta, concat), True
 
 
 class Resident:
@@ -169,7 +176,7 @@ class WidenedConv:
     concat: Tensor
     _constant: dict[Any, Tensor] = field(default_factory=dict[Any, Tensor])
 
-    def __call__(self, x: Tensor, factor: float) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         images = self.concat.shape[0]
         if x.shape[0] % images or x.shape[-2:] != self.concat.shape[-2:]:
             raise Refusal(
@@ -180,7 +187,7 @@ class WidenedConv:
         if place not in self._constant:
             self._constant[place] = _convolve(self.conv, self.concat.to(x), self.concat_delta.like(x))
         constant = self._constant[place].repeat(x.shape[0] // images, 1, 1, 1)
-        return factor * (_convolve(self.conv, x, self.latent_delta.like(x)) + constant)
+        return _convolve(self.conv, x, self.latent_delta.like(x)) + constant
 
 
 def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
@@ -208,24 +215,24 @@ def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
     return compute
 
 
-def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: Tensor) -> Compute:
+def _times(factor: float, inner: Tensor) -> Tensor:
+    """A low-rank patch's inner result times a factor: it is the smallest tensor that can carry it."""
+    return inner if factor == 1 else factor * inner
+
+
+def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: Tensor) -> Change:
     """A norm's weight multiplies the normalised input, its bias is added."""
     width = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.normalized_shape[-1]
     fitted = _fit(delta, (width,), name)
     match norm, leaf:
         case nn.GroupNorm(), "weight":
-            return lambda x, factor: factor * F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
+            return lambda x: F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
         case nn.LayerNorm(), "weight":
-            return lambda x, factor: factor * F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
+            return lambda x: F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
         case nn.GroupNorm(), _:
-            return lambda x, factor: factor * fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
+            return lambda x: fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
         case _:
-            return lambda x, factor: factor * fitted.like(x)
-
-
-def _times(factor: float, inner: Tensor) -> Tensor:
-    """A low-rank patch's inner result times a factor: it is the smallest tensor that can carry it."""
-    return inner if factor == 1 else factor * inner
+            return fitted.like
 
 
 def _is_linear(module: nn.Module) -> bool:

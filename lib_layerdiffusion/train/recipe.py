@@ -40,7 +40,6 @@ def _transparency(run: str, autoencoder: str, before: str | None = None, **more:
     return Training(run, "transparency", inputs | more)
 
 
-MODES = ("foreground", "together", "foreground_to_background", "background_to_foreground")
 # the encoder that no later run changes, and the pipeline that gives the decoder sampled latents
 OFFSET = {"encoder": _model("transparency_corners", ENCODER)}
 SAMPLER = {"sampler": _model("base_scenes"), "sampler_weights": _model("foreground_scenes")}
