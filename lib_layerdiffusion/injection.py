@@ -6,10 +6,11 @@ exception too, so the model is then what it was bit for bit; what other extensio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +18,23 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
 from lib_layerdiffusion.refusal import Refusal
-from lib_layerdiffusion.shared_attention import PROJECTIONS, AttentionSharingUnit, Call, ControlSignal, split_output
+from lib_layerdiffusion.shared_attention import (
+    JOIN_BYTES,
+    PROJECTIONS,
+    AttentionSharingUnit,
+    Call,
+    ControlSignal,
+    read_version,
+    split_output,
+)
 from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch, Patch, Patches
 
 Active: TypeAlias = "Callable[[], bool] | None"
 Change: TypeAlias = "Callable[[Tensor], Tensor]"  # what a patch adds for the layer's input
 Compute: TypeAlias = "Callable[[Tensor, float], Tensor]"  # so many times that
 
+OWN_LINEAR = nn.Linear.forward if nn.Linear.forward.__module__ == nn.Linear.__module__ else None
+JOIN_CHANGES = 2  # of a layer's weight in a run, after which it isn't joined any more
 OTHERS = "Another extension"
 HYPERTILE = f"{OTHERS} (such as Hypertile)"
 
@@ -276,6 +287,7 @@ class LiveAttention:
     weight: float = 1.0
     active: Active = None
     rows: int | None = None  # of the UNet's current batch
+    room: int = 0  # bytes that further joined weights may take
     options: Mapping[str, Any] | None = None  # Forge's `transformer_options` of the current call
 
     @property
@@ -307,6 +319,7 @@ def shared_attention(
             "isn't pruned or distilled."
         )
     live = LiveAttention(len(units), control_signal, weight, active)
+    live.room = _find_room(unet)
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
@@ -338,6 +351,9 @@ class _HookedAttention:
         self.plain = False  # it is being asked for what it computes without the unit
         self.applied = False
         self.projected: set[str] = set()
+        self.joined: dict[str, tuple[Any, Tensor]] = {}  # projection -> state of what went into the weights, these
+        self.changes: Counter[str] = Counter()
+        self.held: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}  # projection -> input, joined weights and bias
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     @contextmanager
@@ -352,6 +368,7 @@ class _HookedAttention:
             stack.callback(_complete, self.module.register_forward_pre_hook(self.enter, with_kwargs=True).remove)
             stack.callback(_complete, self.module.register_forward_hook(self.leave, with_kwargs=True).remove)
             for name, layer in projections.items():
+                stack.callback(_complete, layer.register_forward_pre_hook(self.make_holder(name)).remove)
                 stack.callback(_complete, layer.register_forward_hook(self.make_projection(name)).remove)
             yield
 
@@ -402,17 +419,55 @@ class _HookedAttention:
             self.plain = False
         return torch.lerp(plain, change, self.live.weight)
 
+    def make_holder(self, name: str) -> Callable[..., Any]:
+        """The layer is given no rows where weights joined with its own compute the whole."""
+
+        def hold(layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
+            self.held.pop(name, None)
+            if self.plain or not self.inside or not self.live.is_on or not _is_plain(layer, inputs[0]):
+                return None
+            weight = self.find_joined(name, layer.weight, inputs[0])
+            if weight is None:
+                return None
+            self.held[name] = (inputs[0], weight, layer.bias)
+            return inputs[0][:0]
+
+        return hold
+
+    def find_joined(self, name: str, weight: Tensor, x: Tensor) -> Tensor | None:
+        """A projection's joined weights, made at its first call and after a change of its own; None if it has none.
+
+        Where the weight changes again and again, as with layers that are brought to the GPU in every step, there are
+        none.
+        """
+        state = (weight.data_ptr(), read_version(weight), self.unit.read_versions(name))
+        kept, size = self.joined.get(name), self.unit.frames * weight.nbytes
+        if kept is not None and kept[0] == state:
+            return kept[1]
+        if kept is not None:
+            self.live.room += size
+            self.changes[name] += 1
+            del self.joined[name]
+        if self.changes[name] > JOIN_CHANGES or size > self.live.room or not self.unit.pays_to_join_projection(name, x):
+            return None
+        self.live.room -= size
+        self.joined[name] = (state, self.unit.join_projection(name, weight))
+        return self.joined[name][1]
+
     def make_projection(self, name: str) -> Callable[..., Tensor | None]:
         def project(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self.plain or not self.live.is_on:
                 return None
-            x = inputs[0]
+            x, weight, bias = self.held.pop(name, (inputs[0], None, None))
             self.check_parts(len(x), len(self.call.h) if self.inside and self.call else self.live.rows)
             if self.call is None or (name == "to_q" and not self.inside):
                 self.call = self.begin_outside(x)
             call = self.call
             self.projected.add(name)
-            output = call.project(name, x, output)
+            if weight is None:
+                output = call.project(name, x, output)
+            else:
+                output = call.project_joined(weight, bias, x)
             if self.inside or name != "to_out":
                 return output
             if self.projected != set(PROJECTIONS):
@@ -464,6 +519,29 @@ class _HookedAttention:
             f"{self.others or OTHERS} computes the UNet's attention, which a layer mode can be used with in full only: "
             "set the weight of the layer mode to 1, or switch the other extension off."
         )
+
+
+def _is_plain(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
+    """Whether a call of the layer with `x` is the product with its weight and nothing else.
+
+    That is torch's own layer as it is: no other class, `forward` or hook, no gradient, the weight's own precision, and
+    a weight that tells when it is written to. Under autocast the product with other weights is cast like its own.
+    """
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or nn.Linear.forward is not OWN_LINEAR:
+        return False
+    if len(layer._forward_hooks) + len(layer._forward_pre_hooks) != 2:  # pyright: ignore[reportPrivateUsage]  the only way to ask
+        return False
+    weight = layer.weight
+    same = weight.is_floating_point() and (x.dtype, x.device) == (weight.dtype, weight.device)
+    return same and not weight.is_inference() and not torch.is_grad_enabled()
+
+
+def _find_room(unet: nn.Module) -> int:
+    """Bytes that joined weights may take: a part of what is free on a GPU."""
+    first = next(unet.parameters(), None)
+    if first is None or first.device.type != "cuda":
+        return JOIN_BYTES
+    return min(JOIN_BYTES, torch.cuda.mem_get_info(first.device)[0] // 4)
 
 
 def _check_size(batch: Tensor, signals: Mapping[int, Tensor]) -> None:

@@ -23,7 +23,11 @@ LARGEST_STRETCH = 1.5
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
-JOIN_CALLS = 4
+JOIN_CALLS = 12
+"""Calls in which joining layers has to pay: a run has about 20 steps, with fast samplers fewer."""
+
+JOIN_BYTES = 1 << 30
+"""What the joined weights of a UNet's projections may take; SD1.5 has 0.4 GB for a frame in single precision."""
 
 _BLOCKS = (
     *(f"input_blocks.{number}.1" for number in (1, 2, 4, 5, 7, 8)),
@@ -84,13 +88,13 @@ class Call:
     def project(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """A projection's `output` for `x` with each frame's low-rank product; the frame runs fastest in the rows."""
         factors = self.weights.low_rank[name]
-        x = x.to(factors[0].dtype)
-        if self.unit.frames == 1:
-            product = functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x)
-        else:
-            by_frame = x.unflatten(0, (-1, self.unit.frames))
-            product = functools.reduce(lambda x, factor: x @ factor.mT, factors, by_frame).flatten(0, 1)
-        return output + product.to(output.dtype)
+        product = _multiply_by_frame(x.to(factors[0].dtype), factors)
+        return (output.unflatten(0, product.shape[:2]) + product.to(output.dtype)).flatten(0, 1)
+
+    def project_joined(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        """The same by weights [f, out, in] that hold the projection's own and each frame's product."""
+        output = _multiply_by_frame(x, (weight,))
+        return (output if bias is None else output + bias).flatten(0, 1)
 
     def finish(self, change: Tensor) -> Tensor:
         """What the module's result becomes: with the control signal and the attention between the frames."""
@@ -202,6 +206,37 @@ class AttentionSharingUnit(nn.Module):
         weights = self._prepare(h)
         return Call(self, h, weights, self._add_control(h, control_signal, weights))
 
+    def pays_to_join_projection(self, name: str, x: Tensor) -> bool:
+        """Whether a projection of `x` is less work after JOIN_CALLS calls with its low-rank product in its weight.
+
+        The product costs outputs * inputs * rank multiplications, once, and saves (outputs + inputs) * rank for each
+        row. Where it is no larger than its factors it is there already.
+        """
+        rank, inputs = self.get_parameter(f"{name}_lora.0.down.weight").shape
+        outputs = len(self.get_parameter(f"{name}_lora.0.up.weight"))
+        rows = x.shape[:-1].numel() // self.frames
+        whole, factors = outputs * inputs, outputs + inputs
+        return whole <= factors * rank or whole <= JOIN_CALLS * rows * factors
+
+    def read_versions(self, name: str) -> tuple[tuple[int, int], ...]:
+        """What changes when the low-rank factors of a projection do."""
+        return tuple(read_version(parameter) for parameter in self.get_submodule(f"{name}_lora").parameters())
+
+    @torch.no_grad()
+    def join_projection(self, name: str, weight: Tensor) -> Tensor:
+        """The projection's own weight [out, in] and each frame's low-rank product in one: [f, out, in], as `weight`."""
+        exact = _make_exact(weight)
+        with torch.inference_mode(False):
+            parts = [
+                torch.addmm(
+                    weight.to(exact),
+                    self.get_parameter(f"{name}_lora.{frame}.up.weight").to(exact),
+                    self.get_parameter(f"{name}_lora.{frame}.down.weight").to(exact),
+                ).to(weight)
+                for frame in range(self.frames)
+            ]
+            return _stack(parts)
+
     def release(self) -> None:
         """Let go of the copies of parameters and control signals that calls have made in the host's dtype."""
         self._ready = self._added = None
@@ -288,7 +323,7 @@ class AttentionSharingUnit(nn.Module):
         parameters = list(self.parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_weights(h)
-        state = (h.dtype, h.device, self._pays_to_join(h), tuple(_version(parameter) for parameter in parameters))
+        state = (h.dtype, h.device, self._pays_to_join(h), tuple(read_version(parameter) for parameter in parameters))
         if self._ready is None or self._ready[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._ready = (state, self._stack_weights(h))
@@ -382,6 +417,20 @@ def _join(layers: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor
     return weight.to(like), bias.to(like)
 
 
+def _multiply_by_frame(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """x [(b f), ..., in], the frame running fastest, by each frame's factors [f, out, in] in turn: [b, f, ..., out].
+
+    The rows of a frame are put together: a product of tensors with a frame each would copy the factors for every set.
+    """
+    frames = len(factors[0])
+    if frames == 1:
+        return functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x).unsqueeze(1)
+    by_set = x.unflatten(0, (-1, frames))
+    rows = by_set.transpose(0, 1).flatten(1, -2)
+    rows = functools.reduce(lambda rows, factor: torch.bmm(rows, factor.mT), factors, rows)
+    return rows.unflatten(1, (len(by_set), *x.shape[1:-1])).transpose(0, 1)
+
+
 def _pass_through(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     return functools.reduce(lambda x, layer: functional.linear(x, *layer), layers, x)
 
@@ -450,7 +499,7 @@ def _make_exact(h: Tensor) -> Tensor:
     return h.new_empty(0, dtype=torch.promote_types(h.dtype, torch.float32))
 
 
-def _version(parameter: Tensor) -> tuple[int, int]:
+def read_version(parameter: Tensor) -> tuple[int, int]:
     """Changes when a parameter is written to or exchanged."""
     return id(parameter), -1 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]  the only way to ask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import pytest
@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib_layerdiffusion.injection import shared_attention as stand_in
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import (
     ATTENTION_ORDER,
+    JOIN_BYTES,
+    PROJECTIONS,
     AttentionSharingUnit,
     ControlEncoder,
     _mix_frames,
@@ -489,8 +492,6 @@ def test_image_prompts_add_what_they_add_to_the_host_s_attention(frames: int) ->
 def test_image_prompts_of_diffusers() -> None:
     """The real attention and IP-Adapter processor compute: the frames' products change their projections."""
     processors = pytest.importorskip("diffusers.models.attention_processor")
-    from lib_layerdiffusion.injection import shared_attention as stand_in
-
     unet = nn.Module()
     unet.attn2 = processors.Attention(WIDTH, WORDS_WIDTH, heads=HEADS, dim_head=WIDTH // HEADS)
     unet.attn2.set_processor(processors.IPAdapterAttnProcessor2_0(WIDTH, WORDS_WIDTH, num_tokens=(4,), scale=0.7))
@@ -514,6 +515,147 @@ def test_image_prompts_of_diffusers() -> None:
         one = slice(row, row + 1)
         rows.append(merged(h[one], (text[one], [image[one]]))[0])
     assert_close(output, share(unit, h, torch.stack(rows)))
+
+
+class Unet(nn.Module):
+    """A host's attention within a module that calls it."""
+
+    def __init__(self, context: int = WORDS_WIDTH) -> None:
+        super().__init__()
+        self.attn = HostAttention(context)
+
+    def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.attn(x, context)
+
+
+@pytest.fixture
+def joins(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the projections whose weights were joined with their low-rank products."""
+    made: list[str] = []
+    own = AttentionSharingUnit.join_projection
+
+    def join(unit: AttentionSharingUnit, name: str, weight: Tensor) -> Tensor:
+        made.append(name)
+        return own(unit, name, weight)
+
+    monkeypatch.setattr(AttentionSharingUnit, "join_projection", join)
+    return made
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize("cross", [False, True])
+def test_ordinary_layers_are_joined_with_the_products(frames: int, cross: bool, joins: list[str]) -> None:
+    """Once in a run, and again when the layer's weight or a factor was written to."""
+    unet = Unet(WORDS_WIDTH if cross else WIDTH)
+    unit, reference = (make_unit(host, frames, rank=8) for host in (unet.attn, deepcopy(unet.attn)))
+    h, contexts = draw(2 * frames, TOKENS, WIDTH), draw(2 * frames, 7, WORDS_WIDTH, seed=2) if cross else None
+    before = deepcopy(unet.state_dict())
+    with torch.no_grad(), stand_in(unet, {"attn": unit}):
+        for _ in range(2):
+            assert_close(unet(h, contexts), compute(reference, h, contexts))
+        assert sorted(joins) == sorted(PROJECTIONS)
+        assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
+        for each in (unit, reference):
+            each.attention.to_v.weight.add_(0.3)
+            each.attention.to_q.weight.data = each.attention.to_q.weight.data * 2
+            each.get_parameter("to_out_lora.0.up.weight").mul_(3)
+        assert_close(unet(h, contexts), compute(reference, h, contexts))
+    assert sorted(joins[4:]) == ["to_out", "to_q", "to_v"]
+
+
+def test_weights_that_change_in_every_step_are_not_joined_for_ever(joins: list[str]) -> None:
+    unet = Unet()
+    unit, reference = (make_unit(host, 2, rank=8) for host in (unet.attn, deepcopy(unet.attn)))
+    h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
+    with torch.no_grad(), stand_in(unet, {"attn": unit}) as live:
+        room = live.room
+        for _ in range(5):
+            for each in (unit, reference):
+                each.attention.to_q.weight.add_(0.1)
+            assert_close(unet(h, contexts), compute(reference, h, contexts))
+    assert joins.count("to_q") == 3
+    assert joins.count("to_v") == 1
+    assert room - live.room == 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH)  # to_k, to_v and to_out remain
+
+
+class OwnLinear(nn.Linear):
+    """What another extension may have put in a layer's place."""
+
+
+def change_class(layer: nn.Linear) -> None:
+    layer.__class__ = OwnLinear
+
+
+def change_forward(layer: nn.Linear) -> None:
+    own = layer.forward
+    layer.forward = lambda x: 2 * own(x)
+
+
+def add_hook(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+
+
+@pytest.mark.parametrize("change", [change_class, change_forward, add_hook])
+def test_other_layers_keep_what_they_compute(change: Callable[[nn.Linear], None], joins: list[str]) -> None:
+    unet = Unet()
+    unit = make_unit(unet.attn, 2, rank=8)
+    change(unet.attn.to_q)
+    h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
+    with torch.no_grad(), stand_in(unet, {"attn": unit}):
+        output = unet(h, contexts)
+    assert_close(output, compute(unit, h, contexts))
+    assert sorted(joins) == ["to_k", "to_out", "to_v"]
+
+
+def test_layers_whose_class_was_changed_are_not_joined(monkeypatch: pytest.MonkeyPatch, joins: list[str]) -> None:
+    """As AUTOMATIC1111 changes torch's own, for LoRAs."""
+    unet = Unet()
+    unit = make_unit(unet.attn, 2, rank=8)
+    own = nn.Linear.forward
+    monkeypatch.setattr(nn.Linear, "forward", lambda layer, x: own(layer, x))
+    with torch.no_grad(), stand_in(unet, {"attn": unit}):
+        unet(draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2))
+    assert joins == []
+
+
+def test_nothing_is_joined_for_gradients_or_what_tells_of_no_change(joins: list[str]) -> None:
+    unet = Unet()
+    unit = make_unit(unet.attn, 2, rank=8)
+    h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
+    with stand_in(unet, {"attn": unit}):
+        wanted = unet(h, contexts)
+    with torch.inference_mode():
+        fixed = Unet()
+        with stand_in(fixed, {"attn": unit}):
+            assert torch.equal(fixed(h, contexts), wanted)
+    assert joins == []
+
+
+def test_joined_weights_stay_within_their_budget(joins: list[str]) -> None:
+    unet = Unet()
+    unit = make_unit(unet.attn, 2, rank=8)
+    h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
+    with torch.no_grad(), stand_in(unet, {"attn": unit}) as live:
+        room = live.room
+        live.room = 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH) + 1  # a byte more than three take, too little for to_out
+        output = unet(h, contexts)
+        assert (sorted(joins), live.room) == (["to_k", "to_q", "to_v"], 1)
+    assert_close(output, compute(unit, h, contexts))
+    assert room == JOIN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("width", "rank", "rows", "pays"),
+    [
+        (320, 256, 1, True),  # 102,400 numbers against 163,840 in the factors
+        (1280, 256, 53, False),  # 1280 * 1280 = 1,638,400 > 12 calls * 53 * 2560 = 1,628,160
+        (1280, 256, 54, True),
+    ],
+)
+def test_what_pays_to_join(width: int, rank: int, rows: int, pays: bool) -> None:
+    with torch.device("meta"):
+        unit = AttentionSharingUnit(None, 2, rank=rank, widths=(width, width))
+        assert unit.pays_to_join_projection("to_q", torch.empty(2, rows, width)) is pays
 
 
 def make_file(frames: int, rank: int, control: bool = False) -> tuple[dict[str, Tensor], list[nn.Module]]:
