@@ -242,17 +242,22 @@ def denoising_loss(
     noise: Tensor,
     timesteps: Tensor,
     weight: Tensor,
+    emphasis: Tensor | None = None,
     **conditions: object,
 ) -> Tensor:
     """Weighted loss of the model's own prediction (velocity or noise).
 
-    `clean` [B, 4, h, w] in sampler space and `noise` like it; `context` [B, tokens, C]; `timesteps`, `weight` [B].
+    `clean` [B, 4, h, w] in sampler space and `noise` like it; `context` [B, tokens, C]; `timesteps`, `weight` [B];
+    `emphasis` [B, 1, h, w]: the weight of each place, 1 without.
     """
     velocity = scheduler.config.prediction_type == "v_prediction"
     target = scheduler.get_velocity(clean, noise, timesteps) if velocity else noise
     noisy = scheduler.add_noise(clean, noise, timesteps)
     output = unet(noisy, timesteps, encoder_hidden_states=context, **conditions).sample
-    return (weight * (output - target).pow(2).mean(dim=(1, 2, 3))).mean()
+    error = (output - target).pow(2)
+    if emphasis is not None:
+        error = error * emphasis
+    return (weight * error.mean(dim=(1, 2, 3))).mean()
 
 
 def encode_texts(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, texts: list[str]) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..hosts.diffusers import DiffusersHost, layer_diffusion
 from ..hosts.ldm_names import name_modules, translate
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 FIRST_CONV = "input_blocks.0.0"
 SAMPLES = 8  # captions in a sample grid
+SOLID = 0.99  # alpha of what nothing behind it shines through
 
 
 @strict
@@ -71,6 +73,7 @@ class FinetuneConfig:
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "constant"] = "cosine"  # constant: can be lengthened later
     snr_limit: float = 5.0
+    known_weight: float = 0.0  # how much more the part of a frame counts that the given images show already
     drop_caption: Share = 0.1
     shared_caption: Share = 0.3  # share of the sets all of whose frames get the blend's caption
     ema: Share = 0.995
@@ -144,12 +147,19 @@ class FinetunedUnet(nn.Module):
         context: Tensor,
         added: dict[str, Tensor] | None,
         control: Tensor | None,
+        known: Tensor | None,
         **noise: Tensor,
     ) -> Tensor:
-        """`added` are SDXL's conditions, `control` is as in `injected`, `noise` as `draw_noise` gives it."""
+        """`added` are SDXL's conditions, `control` is as in `injected`, `noise` as `draw_noise` gives it.
+
+        `known` [B, 1, h, w], 0..1: the share of a latent pixel that the given images show.
+        """
         conditions = {"added_cond_kwargs": added} if added else {}
+        emphasis = None if known is None else 1 + self.config.known_weight * known
         with self.injected(control):
-            return denoising_loss(self.unet[0], clean, context, self.scheduler, **noise, **conditions)
+            return denoising_loss(
+                self.unet[0], clean, context, self.scheduler, emphasis=emphasis, **noise, **conditions
+            )
 
     def published_state(self, averaged: dict[str, Tensor]) -> dict[str, Tensor]:
         """State dict under the keys of the published files."""
@@ -200,12 +210,31 @@ def encode_sets(
     """What N sets of F frames are trained on, and their captions as they are.
 
     `mean` [N, F, 4, h, w], VAE space, of transparent frames the adjusted latent; `std` like it, of transparent frames
-    0, since their offset stands for the sample; for modes with inputs `control` as in `encode_inputs`.
+    0, since their offset stands for the sample; for modes with inputs `control` as in `encode_inputs` and `known`
+    [N, F, 1, h, w] as in `find_known`.
     """
     pictures, texts = drawn
     frames = [encode_frame(host, encoder, pictures, role, mode) for role in mode.frames]
     mean, std = (torch.stack(parts, dim=1) for parts in zip(*frames, strict=True))
-    return {"mean": mean, "std": std} | ({"control": encode_inputs(host, pictures, mode)} if mode.inputs else {}), texts
+    sets = {"mean": mean, "std": std}
+    if mode.inputs:
+        alpha = pictures["batch"].alpha
+        known = torch.stack([find_known(alpha, role, mode) for role in mode.frames], dim=1)
+        factor = alpha.shape[-1] // mean.shape[-1]
+        sets["control"] = encode_inputs(host, pictures, mode)
+        sets["known"] = functional.avg_pool2d(known.flatten(0, 1), factor).unflatten(0, known.shape[:2])
+    return sets, texts
+
+
+def find_known(alpha: Tensor, role: str, mode: Mode) -> Tensor:
+    """Where a frame shows what the mode is given, by the foreground's alpha [B, 1, H, W]; 0 and 1.
+
+    The blend shows the foreground where that is opaque, and the background where there is none; these two are each
+    other's there.
+    """
+    solid, empty = (alpha > SOLID).float(), (alpha == 0).float()
+    seen = {("blend", "foreground"): solid, ("blend", "background"): empty, ("background", "blend"): empty}
+    return sum((seen[role, given] for given in mode.inputs if (role, given) in seen), torch.zeros_like(alpha))
 
 
 def draw_set(
@@ -304,7 +333,9 @@ class Batches:
             times = torch.tensor([config.size, config.size, 0, 0, config.size, config.size], dtype=torch.float32)
             added = conditions | {"time_ids": times.expand(len(context), -1)}
         drawn = draw_noise(clean.shape, self.scheduler, config.snr_limit, rng, len(self.mode.frames))
-        return {"clean": clean, "context": context, "added": added, "control": sets.get("control"), **drawn}
+        known = sets["known"].flatten(0, 1) if config.known_weight and "known" in sets else None
+        control = sets.get("control")
+        return {"clean": clean, "context": context, "added": added, "control": control, "known": known, **drawn}
 
 
 def check_form(form: str, mode: Mode) -> None:

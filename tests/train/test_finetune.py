@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from lib_layerdiffusion.shared_attention import ATTENTION_ORDER
 from lib_layerdiffusion.train import finetune
 from lib_layerdiffusion.train.autoencoder import adjust
 from lib_layerdiffusion.train.bank import Bank
-from lib_layerdiffusion.train.base import draw_noise
+from lib_layerdiffusion.train.base import denoising_loss, draw_noise
 from lib_layerdiffusion.train.dataset import (
     Augmentation,
     Sprite,
@@ -40,6 +41,7 @@ from lib_layerdiffusion.train.finetune import (
     draw_sets,
     encode_captions,
     encode_sets,
+    find_known,
     say,
     train,
 )
@@ -128,10 +130,12 @@ def test_gradient_reaches_the_new_parameters_only(sd15_folder: Path, mode: str, 
     optimizer = torch.optim.SGD(raw.parameters(), 0.1)
     values: list[float] = []
     clean, context = torch.randn(2 * frames, 4, 8, 8), torch.randn(2 * frames, 77, 24)
-    control = torch.rand(2, 3, 64, 64) if raw.mode.inputs else None
+    control, known = None, None
+    if raw.mode.inputs:
+        control, known = torch.rand(2, 3, 64, 64), torch.rand(2 * frames, 1, 8, 8)
     for _ in range(2):
         drawn = draw_noise(clean.shape, raw.scheduler, 5.0, step_rng(0, 0), frames)
-        loss = raw(clean, context, None, control, **drawn)
+        loss = raw(clean, context, None, control, known, **drawn)
         optimizer.zero_grad()
         loss.backward()
         values.append(loss.item())
@@ -202,6 +206,37 @@ def test_control_image_is_the_input_of_the_mode(archive: Path, sd15_folder: Path
         blend = bank["mean"][0, 1]
     # in the corners the blend shows the background; the middle is the motif's
     assert torch.allclose(blend[:, 0, 0], background[0, :, 0, 0], atol=0.2)
+    known = bank["known"]
+    assert known.shape == (1, 2, 1, 8, 8)
+    assert not known[0, 0].any()  # nothing of the foreground is given
+    assert known[0, 1, 0, 0, 0] == 1
+    assert known[0, 1, 0, 4, 4] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("mode", "family", "role", "wanted"),
+    [
+        ("background_to_foreground", "sd15", "blend", [1, 0, 0]),
+        ("background_to_foreground", "sd15", "foreground", [0, 0, 0]),
+        ("foreground_to_background", "sd15", "blend", [0, 0, 1]),
+        ("foreground_to_background", "sd15", "background", [0, 0, 0]),
+        ("foreground_blend_to_background", "sdxl", "background", [1, 0, 0]),
+        ("background_blend_to_foreground", "sdxl", "foreground", [0, 0, 0]),
+    ],
+)
+def test_what_a_frame_shows_of_what_is_given(mode: str, family: str, role: str, wanted: list[int]) -> None:
+    alpha = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
+    assert find_known(alpha, role, find_mode(mode, family)).flatten().tolist() == wanted
+
+
+def test_emphasis_weighs_each_place() -> None:
+    unet = lambda noisy, *_, **__: SimpleNamespace(sample=torch.zeros_like(noisy))  # noqa: E731
+    scheduler = DDIMScheduler(prediction_type="epsilon")
+    noise = torch.ones(1, 4, 2, 2)
+    emphasis = torch.tensor([[1.0, 1.0], [1.0, 5.0]]).reshape(1, 1, 2, 2)
+    given = {"noise": noise, "timesteps": torch.tensor([3]), "weight": torch.tensor([2.0])}
+    loss = denoising_loss(unet, noise, noise, scheduler, emphasis=emphasis, **given)  # type: ignore[arg-type]
+    assert loss.item() == 2 * (1 + 1 + 1 + 5) / 4
 
 
 def test_frames_are_told_their_own_captions_or_the_blends_or_nothing() -> None:
