@@ -108,6 +108,9 @@ RECIPE: tuple[Training, ...] = (
     _layers("foreground_to_background_last", "foreground_to_background", "base_last", "foreground_to_background"),
     _layers("together_end", "together", "base_last", "together_last"),
     _layers("background_to_foreground_end", "background_to_foreground", "base_last", "background_to_foreground_last"),
+    _layers("foreground_to_background_end", "foreground_to_background", "base_last", "foreground_to_background_last"),
+    _layers("foreground_to_background_fine", "foreground_to_background", "base_last", "foreground_to_background_end"),
+    _layers("foreground_end", "foreground", "base_last", "foreground_last"),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
@@ -116,9 +119,9 @@ PARTS = {  # folder of the pipeline -> run that made it
     "vae": "autoencoder_crisp",
 }
 LAYER_FILES = {
-    _name_file("foreground"): "foreground_last",
+    _name_file("foreground"): "foreground_end",
     _name_file("together"): "together_end",
-    _name_file("foreground_to_background"): "foreground_to_background_last",
+    _name_file("foreground_to_background"): "foreground_to_background_fine",
     _name_file("background_to_foreground"): "background_to_foreground_end",
     DECODER: "transparency_end",
     ENCODER: "transparency",

@@ -76,6 +76,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
         "background_to_foreground_last",
         "together_end",
         "background_to_foreground_end",
+        "foreground_to_background_end",
+        "foreground_to_background_fine",
     }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency_start"].start_decoder is None
