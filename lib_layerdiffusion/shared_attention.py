@@ -26,6 +26,10 @@ LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
 JOIN_CALLS = 12
 """Calls in which joining layers has to pay: a run has about 20 steps, with fast samplers fewer."""
 
+GUIDED = 2
+"""Sets that a call has at least, as a rule: with the prompt and without it. What pays is reckoned for that many, so
+that a picture is computed alike, to the last bit, alone and in a batch."""
+
 JOIN_BYTES = 1 << 30
 """What the joined weights of a UNet's projections may take; SD1.5 has 0.4 GB for a frame in single precision."""
 
@@ -214,7 +218,7 @@ class AttentionSharingUnit(nn.Module):
         """
         rank, inputs = self.get_parameter(f"{name}_lora.0.down.weight").shape
         outputs = len(self.get_parameter(f"{name}_lora.0.up.weight"))
-        rows = x.shape[:-1].numel() // self.frames
+        rows = GUIDED * x.shape[1:-1].numel()
         whole, factors = outputs * inputs, outputs + inputs
         return whole <= factors * rank or whole <= JOIN_CALLS * rows * factors
 
@@ -347,7 +351,8 @@ class AttentionSharingUnit(nn.Module):
         One frame's values pass three, which become one; of several frames the first of four is joined to three.
         """
         joined, saved = (2, 2) if self.frames == 1 else (3, 1)
-        return joined * h.shape[-1] <= JOIN_CALLS * saved * h.shape[:-1].numel()
+        rows = GUIDED * self.frames * h.shape[1:-1].numel()
+        return joined * h.shape[-1] <= JOIN_CALLS * saved * rows
 
     def _list_temporal(self, h: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """The layers of the attention between the frames, by letter, joined where that pays.
@@ -420,15 +425,17 @@ def _join(layers: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> tuple[Tensor
 def _multiply_by_frame(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     """x [(b f), ..., in], the frame running fastest, by each frame's factors [f, out, in] in turn: [b, f, ..., out].
 
-    The rows of a frame are put together: a product of tensors with a frame each would copy the factors for every set.
+    Set by set, since a product of all sets at once would copy the factors for each, and the last bits of one with the
+    rows of several sets put together depend on their number.
     """
     frames = len(factors[0])
     if frames == 1:
         return functools.reduce(lambda x, factor: functional.linear(x, factor[0]), factors, x).unsqueeze(1)
-    by_set = x.unflatten(0, (-1, frames))
-    rows = by_set.transpose(0, 1).flatten(1, -2)
-    rows = functools.reduce(lambda rows, factor: torch.bmm(rows, factor.mT), factors, rows)
-    return rows.unflatten(1, (len(by_set), *x.shape[1:-1])).transpose(0, 1)
+    sets = [
+        functools.reduce(lambda rows, factor: torch.bmm(rows, factor.mT), factors, rows.flatten(1, -2))
+        for rows in x.unflatten(0, (-1, frames))
+    ]
+    return torch.stack(sets).unflatten(2, x.shape[1:-1])
 
 
 def _pass_through(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
