@@ -318,8 +318,7 @@ def shared_attention(
             f"The loaded UNet has no {missing[0]}, as the attention-sharing file needs: load an SD1.5 checkpoint that "
             "isn't pruned or distilled."
         )
-    live = LiveAttention(len(units), control_signal, weight, active)
-    live.room = _find_room(unet)
+    live = LiveAttention(len(units), control_signal, weight, active, room=_find_room(unet))
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))

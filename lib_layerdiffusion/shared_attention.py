@@ -214,7 +214,7 @@ class AttentionSharingUnit(nn.Module):
         """Whether a projection of `x` is less work after JOIN_CALLS calls with its low-rank product in its weight.
 
         The product costs outputs * inputs * rank multiplications, once, and saves (outputs + inputs) * rank for each
-        row. Where it is no larger than its factors it is there already.
+        row. A product no larger than its factors has been computed anyway.
         """
         rank, inputs = self.get_parameter(f"{name}_lora.0.down.weight").shape
         outputs = len(self.get_parameter(f"{name}_lora.0.up.weight"))
