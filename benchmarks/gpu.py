@@ -84,7 +84,7 @@ def patch(size: int) -> None:
     say(len(patches), f"{plain:.0f}", f"{patched:.0f}", f"{patched / plain:.3f}", f"{memory:.0f}", f"{more:.0f}")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # nothing is joined with weights that are made in inference mode
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024)

@@ -6,25 +6,23 @@ exception too, so the model is then what it was bit for bit; what other extensio
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
+from lib_layerdiffusion.joining import JoinedWeight, Room, add_product, count_rows, is_plain, pays_to_join, read_version
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import (
-    JOIN_BYTES,
     PROJECTIONS,
     AttentionSharingUnit,
     Call,
     ControlSignal,
-    read_version,
     split_output,
 )
 from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch, Patch, Patches
@@ -33,8 +31,6 @@ Active: TypeAlias = "Callable[[], bool] | None"
 Change: TypeAlias = "Callable[[Tensor], Tensor]"  # what a patch adds for the layer's input
 Compute: TypeAlias = "Callable[[Tensor, float], Tensor]"  # so many times that
 
-OWN_LINEAR = nn.Linear.forward if nn.Linear.forward.__module__ == nn.Linear.__module__ else None
-JOIN_CHANGES = 2  # of a layer's weight in a run, after which it isn't joined any more
 OTHERS = "Another extension"
 HYPERTILE = f"{OTHERS} (such as Hypertile)"
 
@@ -63,7 +59,7 @@ def side_path(
     Refusal before anything is hooked.
     """
     _refuse_compiled(unet)
-    live = SidePath(len(patches), strength)
+    live, room = SidePath(len(patches), strength), Room.find(unet)
     hooks = [_plan_hook(unet, name, patch, concat) for name, patch in _checked(unet, patches)]
     if concat is not None and not any(widened for *_, widened in hooks):
         raise Refusal(
@@ -71,18 +67,51 @@ def side_path(
         )
     with ExitStack() as stack:
         for module, compute, _ in hooks:
-            handle = module.register_forward_hook(_make_hook(compute, live, active))
-            stack.callback(_complete, handle.remove)
+            path = _HookedLayer(compute, live, active, JoinedWeight(room))
+            if isinstance(compute, LowRankChange) and isinstance(module, nn.Linear):
+                stack.callback(_complete, module.register_forward_pre_hook(path.hold).remove)
+            stack.callback(_complete, module.register_forward_hook(path.add).remove)
         yield live
 
 
-def _make_hook(compute: Compute, live: SidePath, active: Active) -> Callable[..., Tensor | None]:
-    def add(_module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if live.strength == 0 or (active is not None and not active()):
-            return None
-        return output + compute(inputs[0], live.strength).to(output.dtype)
+@dataclass
+class _HookedLayer:
+    """One layer to whose result a patch adds something, or that is given no rows where a joined weight does it all."""
 
-    return add
+    compute: Compute
+    live: SidePath
+    active: Active
+    joined: JoinedWeight
+    held: tuple[Tensor, Tensor, Tensor | None] | None = None  # input, joined weight and bias of a call
+
+    @property
+    def is_on(self) -> bool:
+        return self.live.strength != 0 and (self.active is None or self.active())
+
+    def hold(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+        self.held, x = None, inputs[0]
+        if not self.is_on or not isinstance(self.compute, LowRankChange) or not is_plain(layer, x):
+            return None
+        compute, strength = self.compute, self.live.strength
+        weight = self.joined.find(
+            layer.weight,
+            (strength, *compute.versions),
+            copies=1,
+            pays=lambda: pays_to_join(layer.out_features, layer.in_features, compute.rank, count_rows(x)),
+            make=lambda: compute.join(layer.weight, strength),
+        )
+        if weight is None:
+            return None
+        self.held = (x, weight, layer.bias)
+        return x[:0]
+
+    def add(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not self.is_on:
+            return None
+        held, self.held = self.held, None
+        if held is not None:
+            return F.linear(*held)
+        return output + self.compute(inputs[0], self.live.strength).to(output.dtype)
 
 
 def _checked(unet: nn.Module, patches: Patches) -> list[tuple[str, Patch]]:
@@ -160,18 +189,40 @@ class Resident:
     """A patch's tensor where a layer computes: brought to its device and dtype once, not in every step."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self._own = tensor
+        self.own = tensor
         self._there = tensor
 
     def like(self, x: Tensor) -> Tensor:
         """The tensor in the device and dtype of `x`."""
         place = (x.device, x.dtype)
-        if self._own.requires_grad:  # in training each step has to see what the last one changed
-            return self._own.to(*place)
+        if self.own.requires_grad:  # in training each step has to see what the last one changed
+            return self.own.to(*place)
         if (self._there.device, self._there.dtype) != place:
             with torch.inference_mode(False), torch.no_grad():
-                self._there = self._own.to(*place)
+                self._there = self.own.to(*place)
         return self._there
+
+
+@dataclass(frozen=True)
+class LowRankChange:
+    """A low-rank patch of a linear layer: up [out, rank] after down [rank, in]."""
+
+    up: Resident
+    down: Resident
+    rank: int
+    scale: float
+
+    def __call__(self, x: Tensor, factor: float) -> Tensor:
+        return F.linear(_times(self.scale * factor, F.linear(x, self.down.like(x))), self.up.like(x))
+
+    def join(self, weight: Tensor, factor: float) -> Tensor:
+        """The layer's weight with `factor` times the patch in it."""
+        return add_product(weight, self.up.own, self.down.own, self.scale * factor)
+
+    @property
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """What changes when the factors do."""
+        return read_version(self.up.own), read_version(self.down.own)
 
 
 @dataclass
@@ -209,7 +260,7 @@ def _plan_lora(module: nn.Module, name: str, patch: LoraPatch) -> Compute:
     if not isinstance(module, nn.Conv2d):
         shape = _shape_of_linear(module, patch.up, patch.down)
         down, up = _fit(patch.down, (rank, shape[1]), name), _fit(patch.up, (shape[0], rank), name)
-        return lambda x, factor: F.linear(_times(scale * factor, F.linear(x, down.like(x))), up.like(x))
+        return LowRankChange(up, down, rank, scale)
     conv, shape = module, _shape_of(module)
     if patch.mid is None:
         down = _fit(patch.down, (rank, *shape[1:]), name)
@@ -287,7 +338,7 @@ class LiveAttention:
     weight: float = 1.0
     active: Active = None
     rows: int | None = None  # of the UNet's current batch
-    room: int = 0  # bytes that further joined weights may take
+    room: Room = field(default_factory=lambda: Room(0))
     options: Mapping[str, Any] | None = None  # Forge's `transformer_options` of the current call
 
     @property
@@ -318,7 +369,7 @@ def shared_attention(
             f"The loaded UNet has no {missing[0]}, as the attention-sharing file needs: load an SD1.5 checkpoint that "
             "isn't pruned or distilled."
         )
-    live = LiveAttention(len(units), control_signal, weight, active, room=_find_room(unet))
+    live = LiveAttention(len(units), control_signal, weight, active, room=Room.find(unet))
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
@@ -350,8 +401,7 @@ class _HookedAttention:
         self.plain = False  # it is being asked for what it computes without the unit
         self.applied = False
         self.projected: set[str] = set()
-        self.joined: dict[str, tuple[Any, Tensor]] = {}  # projection -> state of what went into the weights, these
-        self.changes: Counter[str] = Counter()
+        self.joined = {name: JoinedWeight(live.room) for name in PROJECTIONS}
         self.held: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}  # projection -> input, joined weights and bias
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
@@ -423,35 +473,22 @@ class _HookedAttention:
 
         def hold(layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
             self.held.pop(name, None)
-            if self.plain or not self.inside or not self.live.is_on or not _is_plain(layer, inputs[0]):
+            (x,) = inputs
+            if self.plain or not self.inside or not self.live.is_on or not is_plain(layer, x):
                 return None
-            weight = self.find_joined(name, layer.weight, inputs[0])
+            weight = self.joined[name].find(
+                layer.weight,
+                self.unit.read_versions(name),
+                self.unit.frames,
+                pays=lambda: self.unit.pays_to_join_projection(name, x),
+                make=lambda: self.unit.join_projection(name, layer.weight),
+            )
             if weight is None:
                 return None
-            self.held[name] = (inputs[0], weight, layer.bias)
-            return inputs[0][:0]
+            self.held[name] = (x, weight, layer.bias)
+            return x[:0]
 
         return hold
-
-    def find_joined(self, name: str, weight: Tensor, x: Tensor) -> Tensor | None:
-        """A projection's joined weights, made at its first call and after a change of its own; None if it has none.
-
-        Where the weight changes again and again, as with layers that are brought to the GPU in every step, there are
-        none.
-        """
-        state = (weight.data_ptr(), read_version(weight), self.unit.read_versions(name))
-        kept, size = self.joined.get(name), self.unit.frames * weight.nbytes
-        if kept is not None and kept[0] == state:
-            return kept[1]
-        if kept is not None:
-            self.live.room += size
-            self.changes[name] += 1
-            del self.joined[name]
-        if self.changes[name] > JOIN_CHANGES or size > self.live.room or not self.unit.pays_to_join_projection(name, x):
-            return None
-        self.live.room -= size
-        self.joined[name] = (state, self.unit.join_projection(name, weight))
-        return self.joined[name][1]
 
     def make_projection(self, name: str) -> Callable[..., Tensor | None]:
         def project(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -518,29 +555,6 @@ class _HookedAttention:
             f"{self.others or OTHERS} computes the UNet's attention, which a layer mode can be used with in full only: "
             "set the weight of the layer mode to 1, or switch the other extension off."
         )
-
-
-def _is_plain(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
-    """Whether a call of the layer with `x` is the product with its weight and nothing else.
-
-    That is torch's own layer as it is: no other class, `forward` or hook, no gradient, the weight's own precision, and
-    a weight that tells when it is written to. Under autocast the product with other weights is cast like its own.
-    """
-    if type(layer) is not nn.Linear or "forward" in vars(layer) or nn.Linear.forward is not OWN_LINEAR:
-        return False
-    if len(layer._forward_hooks) + len(layer._forward_pre_hooks) != 2:  # pyright: ignore[reportPrivateUsage]  the only way to ask
-        return False
-    weight = layer.weight
-    same = weight.is_floating_point() and (x.dtype, x.device) == (weight.dtype, weight.device)
-    return same and not weight.is_inference() and not torch.is_grad_enabled()
-
-
-def _find_room(unet: nn.Module) -> int:
-    """Bytes that joined weights may take: a part of what is free on a GPU."""
-    first = next(unet.parameters(), None)
-    if first is None or first.device.type != "cuda":
-        return JOIN_BYTES
-    return min(JOIN_BYTES, torch.cuda.mem_get_info(first.device)[0] // 4)
 
 
 def _check_size(batch: Tensor, signals: Mapping[int, Tensor]) -> None:

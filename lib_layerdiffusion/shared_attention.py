@@ -15,6 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib_layerdiffusion.joining import (
+    JOIN_CALLS,
+    add_product,
+    count_rows,
+    make_exact,
+    pays_to_join,
+    read_version,
+)
 from lib_layerdiffusion.refusal import Refusal
 
 CONTROL_CHANNELS = 256
@@ -23,15 +31,6 @@ LARGEST_STRETCH = 1.5
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
 LINEARS = ("temporal_i", "temporal_q", "temporal_k", "temporal_v", "temporal_o")
-JOIN_CALLS = 12
-"""Calls in which joining layers has to pay: a run has about 20 steps, with fast samplers fewer."""
-
-GUIDED = 2
-"""Sets that a call has at least, as a rule: with the prompt and without it. What pays is reckoned for that many, so
-that a picture is computed alike, to the last bit, alone and in a batch."""
-
-JOIN_BYTES = 1 << 30
-"""What the joined weights of a UNet's projections may take; SD1.5 has 0.4 GB for a frame in single precision."""
 
 _BLOCKS = (
     *(f"input_blocks.{number}.1" for number in (1, 2, 4, 5, 7, 8)),
@@ -69,7 +68,6 @@ ControlWeights: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"
 class UnitWeights:
     """A unit's parameters in the host's dtype, ready for one call over all frames."""
 
-    low_rank: Mapping[str, tuple[Tensor, ...]]  # projection -> down [f, r, in], up [f, out, r]; or [f, out, in]
     norm: tuple[Tensor, Tensor]  # weight and bias of the layer before the attention between the frames
     temporal: Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # letter -> weight and bias of layers applied in turn
     control: ControlWeights | None
@@ -91,7 +89,7 @@ class Call:
 
     def project(self, name: str, x: Tensor, output: Tensor) -> Tensor:
         """A projection's `output` for `x` with each frame's low-rank product; the frame runs fastest in the rows."""
-        factors = self.weights.low_rank[name]
+        factors = self.unit.read_low_rank(name, self.h)
         product = _multiply_by_frame(x.to(factors[0].dtype), factors)
         return (output.unflatten(0, product.shape[:2]) + product.to(output.dtype)).flatten(0, 1)
 
@@ -143,6 +141,7 @@ class AttentionSharingUnit(nn.Module):
         for convs in self.control_convs or ():
             _zero(convs.get_submodule("2"))
         self._ready: tuple[Any, UnitWeights] | None = None
+        self._low_rank: dict[str, tuple[Any, tuple[Tensor, ...]]] = {}
         self._added: tuple[Tensor, ControlWeights, int, Tensor] | None = None
 
     @property
@@ -211,39 +210,38 @@ class AttentionSharingUnit(nn.Module):
         return Call(self, h, weights, self._add_control(h, control_signal, weights))
 
     def pays_to_join_projection(self, name: str, x: Tensor) -> bool:
-        """Whether a projection of `x` is less work after JOIN_CALLS calls with its low-rank product in its weight.
-
-        The product costs outputs * inputs * rank multiplications, once, and saves (outputs + inputs) * rank for each
-        row. A product no larger than its factors has been computed anyway.
-        """
+        """Whether a projection of `x` is less work with each frame's low-rank product in its weight."""
         rank, inputs = self.get_parameter(f"{name}_lora.0.down.weight").shape
-        outputs = len(self.get_parameter(f"{name}_lora.0.up.weight"))
-        rows = GUIDED * x.shape[1:-1].numel()
-        whole, factors = outputs * inputs, outputs + inputs
-        return whole <= factors * rank or whole <= JOIN_CALLS * rows * factors
+        return pays_to_join(len(self.get_parameter(f"{name}_lora.0.up.weight")), inputs, rank, count_rows(x))
 
     def read_versions(self, name: str) -> tuple[tuple[int, int], ...]:
         """What changes when the low-rank factors of a projection do."""
         return tuple(read_version(parameter) for parameter in self.get_submodule(f"{name}_lora").parameters())
 
-    @torch.no_grad()
     def join_projection(self, name: str, weight: Tensor) -> Tensor:
         """The projection's own weight [out, in] and each frame's low-rank product in one: [f, out, in], as `weight`."""
-        exact = _make_exact(weight)
-        with torch.inference_mode(False):
-            parts = [
-                torch.addmm(
-                    weight.to(exact),
-                    self.get_parameter(f"{name}_lora.{frame}.up.weight").to(exact),
-                    self.get_parameter(f"{name}_lora.{frame}.down.weight").to(exact),
-                ).to(weight)
-                for frame in range(self.frames)
-            ]
-            return _stack(parts)
+        frames: Any = self.get_submodule(f"{name}_lora")
+        return _stack([add_product(weight, frame.up.weight, frame.down.weight) for frame in frames])
+
+    def read_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
+        """A projection's low-rank factors like `h`: down [f, rank, in] and up [f, out, rank], or their products.
+
+        They are cast and stacked when the projection first needs them, which one that is joined never does.
+        """
+        parameters = list(self.get_submodule(f"{name}_lora").parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return self._stack_low_rank(name, h)
+        state = (h.dtype, h.device, self.read_versions(name))
+        kept = self._low_rank.get(name)
+        if kept is None or kept[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._low_rank[name] = kept = (state, self._stack_low_rank(name, h))
+        return kept[1]
 
     def release(self) -> None:
         """Let go of the copies of parameters and control signals that calls have made in the host's dtype."""
         self._ready = self._added = None
+        self._low_rank.clear()
 
     def _attend_plain(self, h: Tensor, context: Tensor | None, value: Tensor | None) -> Tensor:
         attention = self.attention
@@ -323,8 +321,8 @@ class AttentionSharingUnit(nn.Module):
         return x.flatten(2).unflatten(1, (self.frames, -1)).transpose(2, 3)
 
     def _prepare(self, h: Tensor) -> UnitWeights:
-        """Cast and stack the parameters; the result is kept as long as no gradient has to flow through it."""
-        parameters = list(self.parameters())
+        """Cast and stack what isn't low-rank; the result is kept as long as no gradient has to flow through it."""
+        parameters = [parameter for name, parameter in self.named_parameters() if "_lora." not in name]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_weights(h)
         state = (h.dtype, h.device, self._pays_to_join(h), tuple(read_version(parameter) for parameter in parameters))
@@ -334,7 +332,6 @@ class AttentionSharingUnit(nn.Module):
         return self._ready[1]
 
     def _stack_weights(self, h: Tensor) -> UnitWeights:
-        low_rank = {name: self._stack_low_rank(name, h) for name in PROJECTIONS}
         control = None
         if self.control_convs is not None:
             names = ("0.weight", "0.bias", "2.weight", "2.bias")
@@ -343,7 +340,7 @@ class AttentionSharingUnit(nn.Module):
                 for name in names
             )
             control = (first, first_bias, second, second_bias)
-        return UnitWeights(low_rank, self._read_linear("temporal_n", h), self._list_temporal(h), control)
+        return UnitWeights(self._read_linear("temporal_n", h), self._list_temporal(h), control)
 
     def _pays_to_join(self, h: Tensor) -> bool:
         """Whether layers with nothing between them are less work after JOIN_CALLS calls when they are joined at first.
@@ -351,7 +348,7 @@ class AttentionSharingUnit(nn.Module):
         One frame's values pass three, which become one; of several frames the first of four is joined to three.
         """
         joined, saved = (2, 2) if self.frames == 1 else (3, 1)
-        rows = GUIDED * self.frames * h.shape[1:-1].numel()
+        rows = self.frames * count_rows(h)
         return joined * h.shape[-1] <= JOIN_CALLS * saved * rows
 
     def _list_temporal(self, h: Tensor) -> dict[str, list[tuple[Tensor, Tensor]]]:
@@ -366,14 +363,14 @@ class AttentionSharingUnit(nn.Module):
             paths = {"q": "iq", "k": "ik", "v": "iv", "o": "o"}
         else:
             paths = {"i": "i", "q": "q", "k": "k", "v": "v", "o": "o"}
-        like = _make_exact(h) if joins else h
+        like = make_exact(h) if joins else h
         read = {letter: self._read_linear(f"temporal_{letter}", like) for letter in set("".join(paths.values()))}
         layers = {name: [read[letter] for letter in path] for name, path in paths.items()}
         return {name: [_join(path, h)] for name, path in layers.items()} if joins else layers
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
         """The two factors, or their product where that is at most as large, so that multiplying by it is less work."""
-        exact = _make_exact(h)
+        exact = make_exact(h)
         down, up = (
             _stack([self.get_parameter(f"{name}_lora.{f}.{part}.weight").to(exact) for f in range(self.frames)])
             for part in ("down", "up")
@@ -448,7 +445,7 @@ def _mix_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     Frames are few and tokens many, so each product of two frames is taken of all tokens at once, in single precision
     at least.
     """
-    exact = _make_exact(q)
+    exact = make_exact(q)
     queries, keys, values = (part.unflatten(3, (heads, -1)).to(exact).unbind(1) for part in (q, k, v))
     scale = queries[0].shape[-1] ** -0.5
     mixed: list[Tensor] = []
@@ -499,16 +496,6 @@ def split_output(to_out: Any) -> tuple[Any, nn.Sequential]:
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:
     return parts[0][None] if len(parts) == 1 else torch.stack(list(parts))
-
-
-def _make_exact(h: Tensor) -> Tensor:
-    """An empty tensor of h's device, in single precision at least: what products of weights are computed in."""
-    return h.new_empty(0, dtype=torch.promote_types(h.dtype, torch.float32))
-
-
-def read_version(parameter: Tensor) -> tuple[int, int]:
-    """Changes when a parameter is written to or exchanged."""
-    return id(parameter), -1 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]  the only way to ask
 
 
 def _repeat_words(context: Tensor, words: int) -> Tensor:

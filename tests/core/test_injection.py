@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_layerdiffusion.injection import (
+    LowRankChange,
     posterior,
     shared_attention,
     side_path,
     timestep_window,
 )
+from lib_layerdiffusion.joining import Room
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import AttentionSharingUnit
 from lib_layerdiffusion.weights.patches import DiffPatch, LoraPatch, Patch, parse_patches
@@ -338,6 +340,105 @@ def test_linear_layers_of_any_class_are_patched(kind) -> None:
         with side_path(holder, patches, STRENGTH):
             assert torch.allclose(layer(x), before + STRENGTH * change, atol=1e-5)
     assert torch.equal(layer(x), before)
+
+
+@pytest.fixture
+def joins(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Strengths with which a layer's weight was joined with its patch."""
+    made: list[float] = []
+    own = LowRankChange.join
+
+    def join(change: LowRankChange, weight: Tensor, factor: float) -> Tensor:
+        made.append(factor)
+        return own(change, weight, factor)
+
+    monkeypatch.setattr(LowRankChange, "join", join)
+    return made
+
+
+def make_patched_layer() -> tuple[nn.ModuleDict, dict[str, Patch], Tensor]:
+    """An ordinary linear layer, a low-rank patch of it with an alpha, and an input of enough rows."""
+    torch.manual_seed(4)
+    patch = LoraPatch(torch.randn(6, 2), torch.randn(2, 4), alpha=3.0)
+    return nn.ModuleDict({"layer": nn.Linear(4, 6)}), {"layer.weight": patch}, torch.randn(2, 9, 4)
+
+
+def merge(layer: nn.Module, patch: Patch, strength: float) -> nn.Linear:
+    """A layer without hooks that computes what the patched one should."""
+    merged = nn.Linear(4, 6)
+    merged.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        merged.weight += strength * 1.5 * patch.up @ patch.down
+    return merged
+
+
+@torch.no_grad()
+def test_ordinary_layers_are_joined_with_their_patches(joins: list[float]) -> None:
+    """Once for a strength and a weight, without a change of the layer, and not where the patch is off."""
+    holder, patches, x = make_patched_layer()
+    layer, patch, on = holder["layer"], patches["layer.weight"], True
+    plain, before = layer(x), snapshot(holder)
+    with side_path(holder, patches, STRENGTH, active=lambda: on) as live:
+        for _ in range(2):
+            assert torch.allclose(layer(x), merge(layer, patch, STRENGTH)(x), atol=1e-5)
+        assert joins == [STRENGTH]
+        on = False
+        assert torch.equal(layer(x), plain)
+        on, live.strength = True, 0.2
+        assert torch.allclose(layer(x), merge(layer, patch, 0.2)(x), atol=1e-5)
+        live.strength = 0
+        assert torch.equal(layer(x), plain)
+        assert joins == [STRENGTH, 0.2]
+        live.strength = 0.2
+        patch.up.mul_(2)
+        layer.bias.mul_(2)
+        assert torch.allclose(layer(x), merge(layer, patch, 0.2)(x), atol=1e-5)
+        layer.bias.div_(2)
+    assert joins == [STRENGTH, 0.2, 0.2]
+    assert_untouched(holder, before)
+    assert torch.equal(layer(x), plain)
+
+
+@torch.no_grad()
+def test_a_patch_whose_strength_changes_in_every_step_is_not_joined_for_ever(joins: list[float]) -> None:
+    holder, patches, x = make_patched_layer()
+    with side_path(holder, patches, 1.0) as live:
+        for step in range(1, 7):
+            live.strength = step / 10
+            wanted = merge(holder["layer"], patches["layer.weight"], step / 10)(x)
+            assert torch.allclose(holder["layer"](x), wanted, atol=1e-5)
+    assert joins == [0.1, 0.2, 0.3]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("room", [4 * 6 * 4 - 1, 4 * 6 * 4])
+def test_joined_patches_stay_within_their_budget(
+    room: int, joins: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Room, "find", lambda _unet: Room(room))
+    holder, patches, x = make_patched_layer()
+    with side_path(holder, patches, 1.0):
+        assert torch.allclose(holder["layer"](x), merge(holder["layer"], patches["layer.weight"], 1)(x), atol=1e-5)
+    assert len(joins) == (room == 4 * 6 * 4)
+
+
+def test_patches_that_learn_are_not_joined(joins: list[float]) -> None:
+    holder, patches, x = make_patched_layer()
+    patches["layer.weight"].up.requires_grad_()
+    with side_path(holder, patches, 1.0):
+        holder["layer"](x).sum().backward()
+    assert patches["layer.weight"].up.grad is not None
+    assert joins == []
+
+
+@torch.no_grad()
+def test_a_layer_with_another_hook_keeps_what_it_computes(joins: list[float]) -> None:
+    holder, patches, x = make_patched_layer()
+    holder["layer"].register_forward_hook(lambda _layer, _inputs, output: 2 * output)
+    doubled, wanted = holder["layer"](x), merge(holder["layer"], patches["layer.weight"], 1)(x)
+    with side_path(holder, patches, 1.0):
+        assert torch.allclose(holder["layer"](x), wanted + doubled / 2, atol=1e-5)
+    assert joins == []
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib_layerdiffusion.injection import shared_attention as stand_in
+from lib_layerdiffusion.joining import JOIN_BYTES
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import (
     ATTENTION_ORDER,
-    JOIN_BYTES,
     PROJECTIONS,
     AttentionSharingUnit,
     ControlEncoder,
@@ -554,6 +554,7 @@ def test_ordinary_layers_are_joined_with_the_products(frames: int, cross: bool, 
         for _ in range(2):
             assert_close(unet(h, contexts), compute(reference, h, contexts))
         assert sorted(joins) == sorted(PROJECTIONS)
+        assert not unit._low_rank  # no copy of factors that nobody needs
         assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
         for each in (unit, reference):
             each.attention.to_v.weight.add_(0.3)
@@ -568,14 +569,14 @@ def test_weights_that_change_in_every_step_are_not_joined_for_ever(joins: list[s
     unit, reference = (make_unit(host, 2, rank=8) for host in (unet.attn, deepcopy(unet.attn)))
     h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
     with torch.no_grad(), stand_in(unet, {"attn": unit}) as live:
-        room = live.room
+        room = live.room.left
         for _ in range(5):
             for each in (unit, reference):
                 each.attention.to_q.weight.add_(0.1)
             assert_close(unet(h, contexts), compute(reference, h, contexts))
     assert joins.count("to_q") == 3
     assert joins.count("to_v") == 1
-    assert room - live.room == 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH)  # to_k, to_v and to_out remain
+    assert room - live.room.left == 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH)  # to_k, to_v and to_out remain
 
 
 class OwnLinear(nn.Linear):
@@ -636,10 +637,11 @@ def test_joined_weights_stay_within_their_budget(joins: list[str]) -> None:
     unit = make_unit(unet.attn, 2, rank=8)
     h, contexts = draw(4, TOKENS, WIDTH), draw(4, 7, WORDS_WIDTH, seed=2)
     with torch.no_grad(), stand_in(unet, {"attn": unit}) as live:
-        room = live.room
-        live.room = 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH) + 1  # a byte more than three take, too little for to_out
+        room = live.room.left
+        three = 2 * 4 * WIDTH * (WIDTH + 2 * WORDS_WIDTH)  # to_q, to_k and to_v
+        live.room.left = three + 1
         output = unet(h, contexts)
-        assert (sorted(joins), live.room) == (["to_k", "to_q", "to_v"], 1)
+        assert (sorted(joins), live.room.left) == (["to_k", "to_q", "to_v"], 1)
     assert_close(output, compute(unit, h, contexts))
     assert room == JOIN_BYTES
 

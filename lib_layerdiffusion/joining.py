@@ -1,0 +1,124 @@
+"""A layer's weight joined with what is added to it: a copy for one run, so that one product computes both.
+
+The layer stays as it is. A hook gives it no rows, and the hook on its result computes the whole with the copy. Only
+torch's own linear layers can be treated so; a WebUI's compute in their own ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+JOIN_CALLS = 12
+"""Calls in which joining has to pay: a run has about 20 steps, with fast samplers fewer."""
+
+GUIDED = 2
+"""Sets that a call has at least, as a rule: with the prompt and without it. What pays is reckoned for that many, so
+that a picture is computed alike, to the last bit, alone and in a batch."""
+
+JOIN_BYTES = 1 << 30
+"""What the joined weights of a run may take; SD1.5's attention has 0.4 GB for a frame in single precision."""
+
+JOIN_CHANGES = 2
+"""Changes of a layer's weight in a run, after which it isn't joined any more."""
+
+HOOKS = 2  # those by which a layer is joined
+OWN_LINEAR = nn.Linear.forward if nn.Linear.forward.__module__ == nn.Linear.__module__ else None
+
+
+@dataclass
+class Room:
+    """Bytes that further joined weights may take; those of a run share it."""
+
+    left: int
+
+    @classmethod
+    def find(cls, unet: nn.Module) -> Room:
+        """At most JOIN_BYTES, and on a GPU a quarter of what is free there."""
+        first = next(unet.parameters(), None)
+        if first is None or first.device.type != "cuda":
+            return cls(JOIN_BYTES)
+        return cls(min(JOIN_BYTES, torch.cuda.mem_get_info(first.device)[0] // 4))
+
+
+class JoinedWeight:
+    """The joined weight of one layer, made at the first call of a run and again after a change."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.kept: tuple[Hashable, int, Tensor] | None = None  # state of what went into it, its bytes, and itself
+        self.changes = 0
+
+    def find(
+        self, weight: Tensor, change: Hashable, copies: int, pays: Callable[[], bool], make: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """What `make` makes of the layer's `weight`, `copies` times as large; None where it isn't to be joined.
+
+        `change` tells when what is added isn't the same any more. Where weight or change are new again and again, as
+        with layers that are brought to the GPU in every step, nothing is joined.
+        """
+        state = (weight.data_ptr(), read_version(weight), change)
+        if self.kept is not None and self.kept[0] == state:
+            return self.kept[2]
+        if self.kept is not None:
+            self.room.left += self.kept[1]
+            self.changes += 1
+            self.kept = None
+        size = copies * weight.nbytes
+        if self.changes > JOIN_CHANGES or size > self.room.left or not pays():
+            return None
+        self.room.left -= size
+        with torch.inference_mode(False), torch.no_grad():
+            self.kept = (state, size, make())
+        return self.kept[2]
+
+
+def add_product(weight: Tensor, up: Tensor, down: Tensor, factor: float = 1.0) -> Tensor:
+    """weight [out, in] + factor * up [out, rank] @ down [rank, in], computed in single precision at least."""
+    exact = make_exact(weight)
+    return torch.addmm(weight.to(exact), up.to(exact), down.to(exact), alpha=factor).to(weight)
+
+
+def pays_to_join(outputs: int, inputs: int, rank: int, rows: int) -> bool:
+    """Whether a low-rank product in the weight is less work after JOIN_CALLS calls with so many rows.
+
+    It costs outputs * inputs * rank multiplications, once, and saves (outputs + inputs) * rank for each row. A product
+    no larger than its factors is computed in any case.
+    """
+    whole, factors = outputs * inputs, outputs + inputs
+    return whole <= factors * rank or whole <= JOIN_CALLS * rows * factors
+
+
+def count_rows(x: Tensor) -> int:
+    """Rows of a call for one picture, by its x [sets, ..., width]; see GUIDED."""
+    return GUIDED * x.shape[1:-1].numel()
+
+
+def is_plain(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
+    """Whether a call of the layer with `x` is the product with its weight and nothing else.
+
+    That is torch's own layer as it is: no other class, `forward` or hook than the two by which it is joined, no
+    gradient, the weight's own precision, and a weight that tells when it is written to. Under autocast the product with
+    other weights is cast like its own.
+    """
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or nn.Linear.forward is not OWN_LINEAR:
+        return False
+    if len(layer._forward_hooks) + len(layer._forward_pre_hooks) != HOOKS:  # pyright: ignore[reportPrivateUsage]  the only way to ask
+        return False
+    weight = layer.weight
+    same = weight.is_floating_point() and (x.dtype, x.device) == (weight.dtype, weight.device)
+    return same and not weight.is_inference() and not torch.is_grad_enabled()
+
+
+def make_exact(x: Tensor) -> Tensor:
+    """An empty tensor of x's device, in single precision at least: what products of weights are computed in."""
+    return x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def read_version(parameter: Tensor) -> tuple[int, int]:
+    """Changes when a parameter is written to or exchanged."""
+    return id(parameter), -1 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]  the only way to ask
