@@ -407,3 +407,13 @@ def test_stopping_leaves_nothing(embedded_pipeline, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "gone\n"
+
+
+def test_freed_memory_is_given_back_after_each_job(webui, monkeypatch):
+    """After one that fails, too."""
+    calls: list[None] = []
+    monkeypatch.setattr(webui.module("devices"), "torch_gc", lambda: calls.append(None))
+    webui.txt2img()
+    with pytest.raises(TypeError):
+        webui.txt2img(steps="many")
+    assert len(calls) == 2

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from . import extra_networks, images, masking, prompt_parser, scripts, sd_samplers, shared
+from . import devices, extra_networks, images, masking, prompt_parser, scripts, sd_samplers, shared
 from .processed import Processed, create_infotext
 from .rng import ImageRNG
 
@@ -521,6 +521,7 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
         if p.override_settings_restore_afterwards:
             for name, value in before.items():
                 opts.set(name, value)
+        devices.torch_gc()
 
 
 def process_images_inner(p: StableDiffusionProcessing) -> Processed:
