@@ -473,7 +473,7 @@ class _HookedAttention:
 
         def hold(layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
             self.held.pop(name, None)
-            (x,) = inputs
+            x = inputs[0]
             if self.plain or not self.inside or not self.live.is_on or not is_plain(layer, x):
                 return None
             weight = self.joined[name].find(
