@@ -22,6 +22,7 @@ from lib_layerdiffusion.export.output_folder import OutputFolder
 from lib_layerdiffusion.hosts.diffusers import layer_diffusion
 from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 from lib_layerdiffusion.hosts.pipelines import load_pipeline
+from lib_layerdiffusion.infotext import mark_layer
 from lib_layerdiffusion.layers import Layer, LayerStack, composite
 from lib_layerdiffusion.modes import Mode, Role, find_mode
 from lib_layerdiffusion.outputs import WRITERS, arrange, list_files
@@ -29,7 +30,7 @@ from lib_layerdiffusion.outputs import WRITERS, arrange, list_files
 Pixels = NDArray[np.uint8]  # [H, W, 3 or 4]
 
 BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
-SOFT = ("soap bubble", "glow", "smoke", "fire", "jellyfish", "ghost")  # glass, light, smoke and fine threads
+SOFT = ("wine glass", "soap bubble", "glow", "smoke", "fire", "jellyfish")  # glass, light, smoke and fine threads
 SCENERY = "meadow"  # what these are put over, and black and white
 SETS = {  # mode -> what foreground and background show
     "together": ("mushroom", "meadow"),
@@ -110,6 +111,7 @@ class _Demonstration:
                 given["foreground"] = words[front].layers[0].image
             if "background" in mode.inputs:
                 given["background"] = self._make_picture(behind)
+                self._renew(f"{self.seed}-{slug(behind)}", given["background"][..., :3])
             cells = self._make_set(mode, front, behind, given)
             self._show(name, cells, len(cells))
 
@@ -148,7 +150,8 @@ class _Demonstration:
             write(made.stack, path)
             print(path, flush=True)
         for layer in made.stack.layers:
-            self._renew(f"{self.seed}-scene-{slug(layer.name)}", layer.image)
+            infotext = mark_layer(made.stack.infotext, layer.name)
+            self._renew(f"{self.seed}-scene-{slug(layer.name)}", layer.image, infotext)
         cells = [("the scene", composite(made.stack))]
         cells += [(layer.name, composite([layer], "checker")) for layer in made.stack.layers]
         self._show("scene", cells, len(cells))
@@ -163,8 +166,8 @@ class _Demonstration:
         self._renew(name, contact_sheet([(caption, picture[..., :3]) for caption, picture in cells], columns))
         self.sheets.append(f"{name}.png")
 
-    def _renew(self, name: str, image: LayerStack | Pixels) -> None:
+    def _renew(self, name: str, image: LayerStack | Pixels, infotext: str | None = None) -> None:
         """Write a PNG, over an earlier one of this name, and tell its path on stdout."""
         path = self.folder / f"{name}.png"
-        png.write(image, path)
+        png.write(image, path, infotext)
         print(path, flush=True)

@@ -67,7 +67,11 @@ def test_all(run: Any, words: list[str], tmp_path: Path) -> None:
     _, layers = read_psd(made["1-scene.psd"])
     assert [name for name, *_ in layers] == ["background", "mushroom", "frog", "soap bubble"]
     assert [name for name, *_ in read_ora(made["1-scene.ora"])[1]] == [name for name, *_ in layers]
-    mushroom = np.asarray(Image.open(made["1-scene-mushroom.png"]))
+    with Image.open(made["1-scene-mushroom.png"]) as image:
+        assert "layerdiffusion_layer: mushroom" in image.text["parameters"]
+        mushroom = np.asarray(image)
+    with Image.open(made["1-snow.png"]) as given:  # so that the documented request can be given it, too
+        assert (given.mode, given.size) == ("RGB", (SIDE, SIDE))
     _, (left, top), pixels = layers[1]
     height, width = pixels.shape[:2]
     assert np.array_equal(mushroom[top : top + height, left : left + width, 3], pixels[..., 3])
