@@ -17,7 +17,7 @@ from torch import Tensor
 from ..embedded import GUIDANCE
 from ..export.output_folder import OutputFolder
 from ..planning import LARGEST_SEED
-from ..refusal import Parser, integer
+from ..refusal import Parser, Refusal, integer
 from ..transparent_vae import TransparentDecoder, TransparentEncoder
 from ..weights import WeightStore
 from .autoencoder import adjust, read_autoencoder
@@ -267,6 +267,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--only", choices=("autoencoding", "generation", "layers"))
     given = parser.parse_args(argv)
+    if given.only == "layers" and given.backgrounds is None:
+        raise Refusal("Modes with several layers are measured over backgrounds: name their archive by --backgrounds.")
     if given.out is not None:
         with OutputFolder(given.out):
             pass  # one that can't be written to is refused now, not in the end

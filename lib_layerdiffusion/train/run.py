@@ -47,6 +47,8 @@ def open_accelerator(
         kwargs_handlers=[parallel],
     )
     accelerator.gradient_accumulation_steps = accumulate  # whatever the environment says: batches are drawn for it
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise Refusal('mixed_precision = "fp16" needs a GPU, as its small gradients have to be scaled: give "bf16".')
     return accelerator
 
 
@@ -77,8 +79,15 @@ class Run:
         """Load the last whole checkpoint, if there is one, and drop what the log tells of later steps."""
         for folder in (self.folder / "checkpoint", self.folder / "checkpoint.old"):
             if (folder / "step.json").exists():
+                state = json.loads((folder / "step.json").read_text(encoding="utf-8"))
+                processes = state.get("processes", self.accelerator.num_processes)
+                if processes != self.accelerator.num_processes:
+                    raise Refusal(
+                        f"{self.folder} was trained by {processes} processes, which decide what a step sees, and this "
+                        f"command starts {self.accelerator.num_processes}: start {processes}, or name another folder."
+                    )
                 self.accelerator.load_state(str(folder))
-                self.step = json.loads((folder / "step.json").read_text(encoding="utf-8"))["step"]
+                self.step = state["step"]
                 break
         if self.accelerator.is_main_process:
             self._rewind_log()
@@ -124,7 +133,8 @@ class Run:
                 f"The training's {broken[0]} became {means[broken[0]]} before step {self.step}; the last good "
                 f"checkpoint is kept in {self.folder}. Lower learning_rate, and name another folder."
             )
-        row = {"step": self.step, "seconds": round(time.monotonic() - self._started, 1)}
+        row: dict[str, float] = {"step": self.step, "seconds": round(time.monotonic() - self._started, 1)}
+        row["processes"] = self.accelerator.num_processes
         row |= {name: float(f"{value:.6g}") for name, value in means.items()}
         if self.accelerator.is_main_process and means:
             path = self.folder / "log.csv"
@@ -142,7 +152,8 @@ class Run:
         self.accelerator.save_state(str(fresh))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            (fresh / "step.json").write_text(json.dumps({"step": self.step}), encoding="utf-8")
+            state = {"step": self.step, "processes": self.accelerator.num_processes}
+            (fresh / "step.json").write_text(json.dumps(state), encoding="utf-8")
             if kept.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 kept.rename(old)
@@ -193,9 +204,14 @@ class Run:
         self.take_step(model, optimizer, schedule)
 
     def take_step(self, model: nn.Module, optimizer: Any, schedule: Any) -> None:
-        """Bound the gradients' norm, log it, and change the weights by them."""
-        self.log(norm=self.accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        """Bound the gradients' norm, log it, and change the weights by them.
+
+        In half precision a step is skipped where gradients are too large as they were scaled; the scale is halved then.
+        """
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.log(norm=norm)
         schedule.step()
         optimizer.zero_grad()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.train.command import main
 
 WORKER = """
 import json, sys
@@ -54,6 +59,59 @@ def test_torchrun_starts_two_processes_that_train_together(tmp_path: Path) -> No
     shared = {"rows": list(range(40)), "by": [0, 1, 0]}  # each file is written by one process and read by both
     assert facts == [{"processes": 2, "weight": 1 - 2 * 1.5, **shared}] * 2
     lines = (tmp_path / "run" / "log.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "step,seconds,loss,rank"
-    losses = [(float(line.split(",")[2]), float(line.split(",")[3])) for line in lines[1:]]
+    assert lines[0] == "step,seconds,processes,loss,rank"
+    losses = [(float(line.split(",")[3]), float(line.split(",")[4])) for line in lines[1:]]
     assert losses == [(1.5, 0.5), (-0.75, 0.5)]
+
+
+def train_by_two(command: str, out: Path, *options: str) -> None:
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "lib_layerdiffusion",
+        "train",
+    ]
+    subprocess.run(
+        [sys.executable, *words, command, "--out", str(out), *options],
+        check=True,
+        timeout=240,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def read_processes(run: Path) -> list[str]:
+    with (run / "log.csv").open(newline="", encoding="utf-8") as file:
+        return [row["processes"] for row in csv.DictReader(file)]
+
+
+@pytest.mark.slow
+def test_a_layer_file_trained_by_two_processes_can_be_interrupted(
+    archive: Path, sd15_folder: Path, encoder_file: Path, tmp_path: Path
+) -> None:
+    files = {"data": archive, "base": sd15_folder, "encoder": encoder_file}
+    options = [f'{name}="{path}"' for name, path in files.items()]
+    options += ['mode="together"', 'schedule="constant"', "size=64", "rank=2", "views_per_caption=2", "batch=2"]
+    options += ["log_every=1", "grid_every=0"]
+    train_by_two("finetune", tmp_path / "whole", *options, "steps=4")
+    train_by_two("finetune", tmp_path / "parts", *options, "steps=2")
+    with pytest.raises(Refusal, match="2 processes"):
+        main(["finetune", "--out", str(tmp_path / "parts"), *options, "steps=4"])
+    train_by_two("finetune", tmp_path / "parts", *options, "steps=4")
+    parts, whole = (tmp_path / run / "model" / "layer_sd15_joint.safetensors" for run in ("parts", "whole"))
+    assert parts.read_bytes() == whole.read_bytes()
+    assert read_processes(tmp_path / "parts") == ["2"] * 4
+
+
+@pytest.mark.slow
+def test_an_autoencoder_is_trained_against_its_discriminator_by_two_processes(archive: Path, tmp_path: Path) -> None:
+    options = ["widths=[4,4,8,8]", "groups=2", "sizes=[64]", "size_steps=[2]", "batches=[2]", "log_every=1"]
+    options += ["discriminator_weight=0.1", "discriminator_from=0.0", "matching_weight=1.0", "grid_every=0"]
+    train_by_two("autoencoder", tmp_path / "run", f'data="{archive}"', *options)
+    assert read_processes(tmp_path / "run") == ["2"] * 2
+    with (tmp_path / "run" / "log.csv").open(newline="", encoding="utf-8") as file:
+        assert all(float(row["matching"]) > 0 for row in csv.DictReader(file))

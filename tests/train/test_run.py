@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.train.run import Average, Run, constant, cosine, open_accelerator
@@ -90,7 +91,7 @@ def test_column_that_the_log_does_not_have_is_left_out(tmp_path: Path) -> None:
     run.step = 4
     run.log(new=1.0, weight=3.0)
     run.write_log()
-    assert list(read_log(tmp_path)[-1]) == ["step", "seconds", "weight"]
+    assert list(read_log(tmp_path)[-1]) == ["step", "seconds", "processes", "weight"]
     assert read_log(tmp_path)[-1]["weight"] == "3.0"
 
 
@@ -116,6 +117,40 @@ class Longer:
     steps: int = 4
     schedule: str = "constant"
     rate: float = 0.1
+
+
+class Scaled(Accelerator):
+    """As in half precision: the first steps are skipped, since gradients are too large as they were scaled."""
+
+    skipped = 2
+
+    @property
+    def optimizer_step_was_skipped(self) -> bool:
+        return self.skipped > 0
+
+    def clip_grad_norm_(self, *_given: Any) -> Tensor:
+        return torch.tensor(torch.inf if self.skipped else 3.0)
+
+
+def test_steps_that_half_precision_skips_do_not_stop_the_run(tmp_path: Path) -> None:
+    accelerator = Scaled(cpu=True)
+    layer = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(layer.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _step: 1.0)
+    run = Run(tmp_path, CONFIG, accelerator, 4, every=4)
+    for step in run:
+        accelerator.skipped = max(0, 2 - step)
+        run.take_step(layer, optimizer, schedule)
+    assert [float(row["norm"]) for row in read_log(tmp_path)] == [3.0]
+
+
+def test_half_precision_that_needs_scaling_is_refused_on_processors() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # it is one for the whole process
+    try:
+        with pytest.raises(Refusal, match='give "bf16"'):
+            open_accelerator(mixed_precision="fp16")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_run_at_a_constant_rate_may_be_lengthened_but_not_shortened(tmp_path: Path) -> None:
@@ -182,7 +217,10 @@ def test_interruption_while_a_checkpoint_is_written_leaves_the_old_one(
     run.resume()
     assert (run.step, layer.weight.item()) == (2, 2)
     assert count_up(tmp_path, steps=4) == 4
-    assert json.loads((tmp_path / "checkpoint" / "step.json").read_text(encoding="utf-8")) == {"step": 4}
+    assert json.loads((tmp_path / "checkpoint" / "step.json").read_text(encoding="utf-8")) == {
+        "step": 4,
+        "processes": 1,
+    }
     assert not (tmp_path / "checkpoint.old").exists()
 
 
