@@ -61,6 +61,7 @@ class FinetuneConfig:
     mode: str = "foreground"
     only_prompts: bool = True  # train on the sprites that the base model has words for
     start: Path | None = None  # an earlier file of the same mode and sizes
+    start_foreground: Path | None = None  # a file of the mode foreground, from which the transparent frame begins
     seed: int = 4
     size: Side = 128
     rank: Count = 32
@@ -185,6 +186,19 @@ class FinetunedUnet(nn.Module):
                 f"{file} has other tensors than this training; give a file of its mode, rank and control_width."
             )
         self.load_state_dict({str(name): state[key] for key, name in known.items()})
+
+    def start_foreground_from(self, file: Path) -> None:
+        """Give the transparent frame the low-rank products of a file that makes a foreground alone."""
+        frame = self.mode.transparent_frame
+        if self.config.form == "lora" or frame is None or len(self.mode.frames) == 1:
+            raise Refusal(f"Layer mode {self.mode.name!r} has no foreground among other frames; drop start_foreground.")
+        state = WeightStore([]).load(file)
+        own = dict(self.units.named_parameters())
+        alone = {name: name.replace(f"_lora.{frame}.", "_lora.0.") for name in own if f"_lora.{frame}." in name}
+        found = {name: state.get(f"{UNITS_PREFIX}{other}") for name, other in alone.items()}
+        if any(value is None or value.shape != own[name].shape for name, value in found.items()):
+            raise Refusal(f"{file} doesn't fit; give a file of the mode foreground with the same rank.")
+        self.units.load_state_dict({name: value for name, value in found.items() if value is not None}, strict=False)
 
 
 def draw_sets(
@@ -395,6 +409,8 @@ def train(config: FinetuneConfig, out: Path) -> None:
     raw = FinetunedUnet(config, mode, host, scheduler)
     if config.start is not None:
         raw.start_from(config.start)
+    if config.start_foreground is not None:
+        raw.start_foreground_from(config.start_foreground)
     raw.to(accelerator.device)
     average = Average(raw, config.ema)
     optimizer = torch.optim.AdamW(raw.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib_layerdiffusion.hosts.diffusers import DiffusersHost
+from lib_layerdiffusion.hosts.diffusers import DiffusersHost, layer_diffusion
 from lib_layerdiffusion.injection import shared_attention, side_path
 from lib_layerdiffusion.modes import MODES as MODE_TABLE
 from lib_layerdiffusion.modes import Mode, find_mode
@@ -47,6 +48,7 @@ from lib_layerdiffusion.train.finetune import (
 )
 from lib_layerdiffusion.train.scenes import Placement, SceneSource, compose, make_condition
 from lib_layerdiffusion.transparent_vae import TransparentEncoder
+from lib_layerdiffusion.weights import WeightStore
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import DiffPatch, parse_patches
 from tests.train.test_shards import discs, write_shards
@@ -264,6 +266,26 @@ def test_training_starts_from_an_earlier_file(sd15_folder: Path, mode: str, tmp_
         wider.start_from(tmp_path / "earlier.safetensors")
 
 
+@pytest.mark.parametrize("mode", ["together", "background_to_foreground"])
+def test_the_foreground_among_frames_starts_from_one_alone(sd15_folder: Path, mode: str, tmp_path: Path) -> None:
+    """Its low-rank products alone: what the other frames and the attention between them have stays."""
+    host, alone = make(sd15_folder, "foreground")
+    save_file(alone.published_state(alone.state_dict()), tmp_path / "alone.safetensors")
+    _, raw = make(sd15_folder, mode)
+    before = {name: value.clone() for name, value in raw.state_dict().items()}
+    raw.start_foreground_from(tmp_path / "alone.safetensors")
+    frame = raw.mode.frames.index("foreground")
+    theirs = alone.state_dict()
+    for name, value in raw.state_dict().items():
+        mine = f"_lora.{frame}." in name
+        assert value.equal(theirs[name.replace(f"_lora.{frame}.", "_lora.0.")] if mine else before[name])
+    with pytest.raises(Refusal, match="drop start_foreground"):
+        alone.start_foreground_from(tmp_path / "alone.safetensors")
+    other = FinetunedUnet(replace(raw.config, rank=3), raw.mode, host, raw.scheduler)
+    with pytest.raises(Refusal, match="same rank"):
+        other.start_foreground_from(tmp_path / "alone.safetensors")
+
+
 def test_control_signal_is_as_wide_as_asked(sd15_folder: Path) -> None:
     host, raw = make(sd15_folder, "background_to_foreground")
     assert raw.control is not None
@@ -371,6 +393,16 @@ def test_sdxl_modes_with_inputs_are_trained_and_their_files_heed_the_inputs(
         with side_path(host.unet, named, 1.0, concat=torch.randn(1, 4 * len(mode.inputs), 8, 8)):
             seen.append(predict(host, 1))
     assert (seen[0] - seen[1]).abs().max() > 1e-3  # the condition has an effect
+
+    decoder = encoder_file.with_name("layer_sd15_vae_transparent_decoder.safetensors")
+    shutil.copy(decoder, file.with_name("vae_transparent_decoder.safetensors"))
+    store = WeightStore([file.parent])
+    made: list[np.ndarray] = []
+    for shade in (0, 255):
+        images = {f"{role}_image": np.full((64, 64, 4), (shade, 90, 60, 255), np.uint8) for role in mode.inputs}
+        with layer_diffusion(host.pipe, mode.name, store, views=1, **images) as ld:
+            made.append(ld("red disc", seed=1, width=64, height=64, steps=2).layers[0].image)
+    assert (made[0] != made[1]).any()  # as it has on the picture that comes of it
 
 
 def test_inputs_of_patches_are_latents_in_the_modes_order(archive: Path, sdxl_folder: Path, encoder_file: Path) -> None:
