@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GREY = (0.299, 0.587, 0.114)
+FAINT = 0.05  # alpha below which a pixel isn't a part of the motif
 FRAME = 4  # pixels of the outer frame
 EDGE = (0.1, 0.9)  # alpha between these belongs to an edge
 
@@ -38,12 +39,14 @@ def edge_width(alpha: NDArray[np.float32]) -> float:
 
 
 def count_parts(alpha: NDArray[np.float32], smallest: float = 0.002) -> int:
-    """Number of connected parts where alpha [H, W] is above one half; specks below that share of the area don't count.
+    """Number of connected parts of a motif, alpha [H, W]; specks below that share of the area don't count.
 
-    Motifs whose alpha stays below one half are measured at half of their own largest.
+    A part is where alpha is above half of the motif's median, at most above one half: a ghost whose alpha is about one
+    half all over is whole, and a faint one as well.
     """
-    largest = float(alpha.max())
-    visible = (alpha > min(0.5, largest / 2)).astype(np.uint8)
+    seen = alpha[alpha > FAINT]
+    level = min(0.5, float(np.median(seen)) / 2) if seen.size else 0.5
+    visible = (alpha > level).astype(np.uint8)
     count, _, stats, _ = cv2.connectedComponentsWithStats(visible, connectivity=8)
     return sum(int(stats[i, cv2.CC_STAT_AREA]) >= smallest * alpha.size for i in range(1, count))
 

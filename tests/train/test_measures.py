@@ -46,6 +46,9 @@ def test_parts_are_counted_without_specks() -> None:
     two[0, 0] = 1
     assert count_parts(two) == 2
     assert count_parts(one * 0.3) == 1  # a faint motif is measured by its own strength
+    for motif, parts in ((one, 1), (two, 2)):  # about half-transparent all over
+        ripple = 0.06 * np.sin(np.arange(motif.shape[1], dtype=np.float32))
+        assert count_parts(motif * (0.5 + ripple)) == parts
     assert count_parts(np.zeros((8, 8), np.float32)) == 0
 
 
