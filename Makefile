@@ -62,6 +62,7 @@ bench: .venv-test/installed
 	.venv-test/$(BIN)/python benchmarks/decode.py --sizes 256 512
 	.venv-test/$(BIN)/python benchmarks/attention.py --sizes 256
 	.venv-test/$(BIN)/python benchmarks/side_path.py --size 256
+	.venv-test/$(BIN)/python benchmarks/views.py
 	.venv-test/$(BIN)/python benchmarks/start.py
 
 # An hour of two clients at the small WebUI.

@@ -1,0 +1,82 @@
+"""How much alpha the transparent decoder gives away for time: fewer views and half precision, on real pictures.
+
+    OMP_NUM_THREADS=1 python benchmarks/views.py
+
+A picture of each word of the embedded model is sampled once. Its latent is then decoded in each way, and alpha compared
+with that of 8 views in float32, in 255ths: mean over all pixels, and over those in edges (alpha 0.02 to 0.98).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.machine import has_bfloat16, head, say, time_work
+from lib_layerdiffusion import layer_diffusion
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, GUIDANCE
+from lib_layerdiffusion.embedded.gallery import read_captions
+from lib_layerdiffusion.transparent_vae import TransparentDecoder
+from lib_layerdiffusion.weights import WeightStore
+
+LAYERS = EMBEDDED_FOLDER / "layer_model"
+EDGE = (0.02, 0.98)
+
+
+def sample(seed: int) -> list[tuple[Tensor, Tensor]]:
+    """What the decoder is given for a picture of each word: the VAE's picture and the latent."""
+    pipeline: Any = DiffusionPipeline.from_pretrained(EMBEDDED_FOLDER)
+    pipeline.set_progress_bar_config(disable=True)
+    given: list[tuple[Tensor, Tensor]] = []
+    own = TransparentDecoder.decode
+
+    def note(decoder: TransparentDecoder, pixel: Tensor, latent: Tensor, *settings: Any, **named: Any) -> Tensor:
+        given.append((pixel.clone(), latent.clone()))
+        return own(decoder, pixel, latent, *settings, **named)
+
+    with patch.object(TransparentDecoder, "decode", note), layer_diffusion(pipeline, weights=LAYERS, views=1) as ld:
+        for word in read_captions(EMBEDDED_FOLDER):
+            ld(word, seed=seed, cfg=GUIDANCE)
+    return given
+
+
+@torch.no_grad()
+def decode_alpha(decoder: TransparentDecoder, given: list[tuple[Tensor, Tensor]], views: int) -> NDArray[np.float32]:
+    """Alpha of all pictures, 0..255."""
+    return np.stack([decoder.decode(pixel, latent, views)[0, 0].float().numpy() * 255 for pixel, latent in given])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    seed = parser.parse_args().seed
+    given = sample(seed)
+    state = WeightStore([LAYERS]).load("layer_sd15_vae_transparent_decoder")
+    decoder = TransparentDecoder.from_state_dict(state).eval()
+    ways = [(views, torch.float32) for views in (8, 4, 2, 1)]
+    if has_bfloat16():
+        ways.append((8, torch.bfloat16))
+    wanted, whole = decode_alpha(decoder, given, 8), 0.0
+    edge = (wanted > EDGE[0] * 255) & (wanted < EDGE[1] * 255)
+    head("views", "computed in", "time", "mean difference", "in edges")
+    for views, dtype in ways:
+        network = decoder.to(dtype)
+        seconds = time_work(lambda network=network, views=views: decode_alpha(network, given[:4], views), 2)
+        whole = whole or seconds
+        off = np.abs(decode_alpha(network, given, views) - wanted)
+        kind = str(dtype).removeprefix("torch.")
+        say(views, kind, f"{seconds / whole:.2f}", f"{off.mean():.2f}", f"{off[edge].mean():.2f}")
+
+
+if __name__ == "__main__":
+    main()
