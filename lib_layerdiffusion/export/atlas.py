@@ -152,12 +152,14 @@ def _pack(frames: list[Frame], options: AtlasOptions) -> list[tuple[Size, list[F
     around = options.padding + 2 * options.extrude
     boxes = [(frame.image.shape[1] + around, frame.image.shape[0] + around) for frame in frames]
     # the padding lies on one side of each box, and once more at the sheet's left and top
-    limit = _largest(options) - options.padding
+    largest = _largest(options)
+    limit = largest - options.padding
+    limited = "" if largest == options.max_side else f", the largest power of two up to {options.max_side}"
     for frame, box in zip(frames, boxes, strict=True):
         if max(box) > limit:
             raise Refusal(
-                f"The picture {frame.name!r} doesn't fit on a sheet of {options.max_side}x{options.max_side} pixels: "
-                "allow a larger one, or make it smaller."
+                f"The picture {frame.name!r} needs {box[0]}x{box[1]} pixels with its padding, which doesn't fit on a sheet "
+                f"of {largest}x{largest}{limited}: allow a larger one, or make it smaller."
             )
     sheets: list[tuple[Size, list[Frame]]] = []
     left = list(range(len(frames)))
@@ -231,21 +233,29 @@ def _largest(options: AtlasOptions) -> int:
 
 
 def _draw(size: Size, frames: list[Frame], options: AtlasOptions) -> Sheet:
-    sheet = np.zeros((size[1], size[0], 4), np.uint8)
+    sheet, empty = np.zeros((size[1], size[0], 4), np.uint8), np.ones((size[1], size[0]), np.uint8)
+    reach = options.extrude
     for frame in frames:
-        x, y = frame.place
-        bleed = options.padding // 2  # invisible pixels around each frame that have its colour
-        reach = options.extrude + bleed
+        x, y = (side - reach for side in frame.place)
         around = np.pad(frame.image, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-        height, width = around.shape[:2]
-        inside = around[bleed : height - bleed, bleed : width - bleed, 3].copy()
-        around[..., 3] = 0
-        around[bleed : height - bleed, bleed : width - bleed, 3] = inside
         invisible = around[..., 3] == 0
         around[invisible, :3] = continue_colour(around)[invisible]
-        around[reach : reach + frame.image.shape[0], reach : reach + frame.image.shape[1]] = frame.image
-        sheet[y - reach : y - reach + around.shape[0], x - reach : x - reach + around.shape[1]] = around
+        sheet[y : y + around.shape[0], x : x + around.shape[1]] = around
+        empty[y : y + around.shape[0], x : x + around.shape[1]] = 0
+    _fill_empty(sheet, empty)
+    for frame in frames:
+        (x, y), (height, width) = frame.place, frame.image.shape[:2]
+        sheet[y : y + height, x : x + width] = frame.image
     return Sheet(sheet, tuple(frames))
+
+
+def _fill_empty(sheet: Bytes, empty: Bytes) -> None:
+    """Give pixels that are not 0 in `empty` [H, W] the colour of the nearest one that is."""
+    _, labels = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    drawn = empty == 0
+    colours = np.empty((labels.max() + 1, 3), np.uint8)
+    colours[labels[drawn]] = sheet[drawn, :3]
+    sheet[~drawn, :3] = colours[labels[~drawn]]
 
 
 def _describe(frame: Frame, options: AtlasOptions) -> dict[str, Any]:

@@ -129,6 +129,44 @@ def test_no_neighbour_bleeds_in_when_the_sheet_is_scaled(factor: float) -> None:
         assert np.abs(seen[shown][:, :3].astype(int) - colour).max(initial=0) <= 2
 
 
+@pytest.mark.parametrize("padding", [2, 3, 4])
+def test_half_a_sheet_has_own_colours_up_to_the_borders_of_its_frames(padding: int) -> None:
+    """Every pixel of the smaller sheet that a frame takes part in is the mean of four, as of a mipmap."""
+    rng = np.random.default_rng(1)
+    shapes = rng.integers(5, 30, (40, 2))
+    tiles = {f"{n}": np.full((*shape, 4), (*rng.integers(0, 256, 3), 255), np.uint8) for n, shape in enumerate(shapes)}
+
+    (sheet,) = make_sheets(tiles, AtlasOptions(padding=padding))
+
+    height, width = (side // 2 * 2 for side in sheet.image.shape[:2])
+    half = cv2.resize(sheet.image[:height, :width], (width // 2, height // 2), interpolation=cv2.INTER_LINEAR)
+    for frame, (left, top, right, bottom) in zip(sheet.frames, list_boxes(sheet), strict=True):
+        seen = half[top // 2 : (bottom + 1) // 2, left // 2 : (right + 1) // 2, :3]
+        assert (seen == frame.image[0, 0, :3]).all()
+
+
+@pytest.mark.parametrize("padding", [1, 2, 3])
+def test_all_of_a_sheet_has_the_colour_of_the_nearest_frame(padding: int) -> None:
+    tiles = {f"{number}": np.full((8, 8, 4), (60 * number + 20, 200, 99, 255), np.uint8) for number in range(4)}
+
+    (sheet,) = make_sheets(tiles, AtlasOptions(padding=padding))
+
+    y, x = np.mgrid[: sheet.image.shape[0], : sheet.image.shape[1]]
+    boxes = zip(sheet.frames, list_boxes(sheet), strict=True)
+    apart = {
+        frame.name: np.hypot(
+            np.maximum(0, np.maximum(left - x, x - right + 1)), np.maximum(0, np.maximum(top - y, y - bottom + 1))
+        )
+        for frame, (left, top, right, bottom) in boxes
+    }
+    nearest = np.min(list(apart.values()), axis=0)
+    allowed = [
+        (distance == nearest) & (sheet.image[..., 0] == tiles[name][0, 0, 0]) for name, distance in apart.items()
+    ]
+    assert np.any(allowed, axis=0).all()
+    assert ((sheet.image[..., 3] > 0) == (nearest == 0)).all()
+
+
 def test_extruded_tiles_have_no_seam() -> None:
     tile = np.random.default_rng(0).integers(0, 256, (16, 16, 4)).astype(np.uint8)
     tile[..., 3] = 255
@@ -183,6 +221,13 @@ def test_mixing_filters_see_no_dark_fringe() -> None:
         (lambda: make_sheets({}), "There is no picture for an atlas"),
         (lambda: make_sheets({"a": np.zeros((3, 3, 3), np.uint8)}), "The picture 'a' has to be uint8"),
         (lambda: make_sheets({"big": np.full((90, 9, 4), 255, np.uint8)}, AtlasOptions(max_side=90)), "doesn't fit on"),
+        (
+            lambda: make_sheets(
+                {"big": np.full((300, 300, 4), 255, np.uint8)}, AtlasOptions(power_of_two=True, max_side=301)
+            ),
+            "'big' needs 302x302 pixels with its padding, which doesn't fit on a sheet of 256x256, the largest power of "
+            "two up to 301: allow a larger one",
+        ),
         (lambda: AtlasOptions(pivot=(0.5, 2)), "pivot must be two numbers from 0 to 1"),
         (lambda: AtlasOptions(padding=-1), "padding must be a whole number from 0 to 64, not -1"),
         (lambda: AtlasOptions(form="xml"), "There is no form 'xml' of an atlas"),  # type: ignore[arg-type]
