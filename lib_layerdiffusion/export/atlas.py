@@ -158,8 +158,8 @@ def _pack(frames: list[Frame], options: AtlasOptions) -> list[tuple[Size, list[F
     for frame, box in zip(frames, boxes, strict=True):
         if max(box) > limit:
             raise Refusal(
-                f"The picture {frame.name!r} needs {box[0]}x{box[1]} pixels with its padding, which doesn't fit on a sheet "
-                f"of {largest}x{largest}{limited}: allow a larger one, or make it smaller."
+                f"The picture {frame.name!r} needs {box[0]}x{box[1]} pixels with its padding, which doesn't fit on a "
+                f"sheet of {largest}x{largest}{limited}: allow a larger one, or make it smaller."
             )
     sheets: list[tuple[Size, list[Frame]]] = []
     left = list(range(len(frames)))
@@ -261,11 +261,13 @@ def _fill_empty(sheet: Bytes, empty: Bytes) -> None:
 def _describe(frame: Frame, options: AtlasOptions) -> dict[str, Any]:
     height, width = frame.image.shape[:2]
     (x, y), (left, top) = frame.place, frame.offset
+    pivot = {"x": options.pivot[0], "y": options.pivot[1]}
     return {
         "frame": {"x": x, "y": y, "w": width, "h": height},
         "rotated": False,
         "trimmed": (width, height) != frame.source,
         "spriteSourceSize": {"x": left, "y": top, "w": width, "h": height},
         "sourceSize": {"w": frame.source[0], "h": frame.source[1]},
-        "pivot": {"x": options.pivot[0], "y": options.pivot[1]},
+        "pivot": pivot,
+        "anchor": pivot,  # what PixiJS reads, and Phaser before the pivot
     }
