@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,14 @@ import cv2
 import numpy as np
 
 from ..layers import Bytes, Size, check_rgba
-from ..refusal import Refusal
+from ..refusal import Refusal, using_path
 from ..upscaling import continue_colour
 from ..version import __version__
 from . import png, whole_file
 
 Form = Literal["hash", "array"]
+
+APP = "https://arxiv.org/abs/2402.17113 (sd-webui-layerdiffusion)"  # by which a sheet is known again
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,23 @@ def make_sheets(pictures: Mapping[str, Bytes], options: AtlasOptions | None = No
     return [_draw(size, placed, options) for size, placed in _pack(frames, options)]
 
 
-def describe(sheet: Sheet, image_name: str, options: AtlasOptions | None = None) -> dict[str, Any]:
-    """The JSON of a sheet, as an object that `json.dump` takes."""
+def describe(
+    sheet: Sheet, image_name: str, options: AtlasOptions | None = None, others: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The JSON of a sheet, as an object that `json.dump` takes; `others` are the JSON files of its further sheets."""
     options = options or AtlasOptions()
     height, width = sheet.image.shape[:2]
     frames = [(frame.name, _describe(frame, options)) for frame in sheet.frames]
     meta = {
-        "app": "https://arxiv.org/abs/2402.17113 (sd-webui-layerdiffusion)",
+        "app": APP,
         "version": __version__,
         "image": image_name,
         "format": "RGBA8888",
         "size": {"w": width, "h": height},
         "scale": "1",
     }
+    if others:
+        meta["related_multi_packs"] = list(others)  # TexturePacker's word; PixiJS loads them with the first
     if options.form == "array":
         return {"frames": [{"filename": name, **about} for name, about in frames], "meta": meta}
     return {"frames": dict(frames), "meta": meta}
@@ -110,21 +117,48 @@ def describe(sheet: Sheet, image_name: str, options: AtlasOptions | None = None)
 def write(pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | None = None) -> list[Sheet]:
     """Write `<path>.png` and `<path>.json`, or `<path>-0.png` and so on where one sheet doesn't hold all.
 
-    Each file appears whole or not at all. Refusal when one can't be written.
+    Each file appears whole or not at all. Sheets that an earlier call wrote under this name, and this one didn't, are
+    removed. Refusal when a file can't be written.
     """
     options = options or AtlasOptions()
     sheets = make_sheets(pictures, options)
-    for sheet, base in zip(sheets, name_sheets(path, len(sheets)), strict=True):
-        image = base.with_name(f"{base.name}.png")
-        png.write(sheet.image, image)
-        with whole_file(base.with_name(f"{base.name}.json")) as file:
-            file.write(json.dumps(describe(sheet, image.name, options), ensure_ascii=False, indent=1).encode())
+    names = [base.name for base in name_sheets(path, len(sheets))]
+    for sheet, name in zip(sheets, names, strict=True):
+        image = f"{name}.png"
+        png.write(sheet.image, path.with_name(image))
+        about = describe(sheet, image, options, [f"{other}.json" for other in names if other != name])
+        with whole_file(path.with_name(f"{name}.json")) as file:
+            file.write(json.dumps(about, ensure_ascii=False, indent=1).encode())
+    _remove_stale(path, names)
     return sheets
 
 
 def name_sheets(path: Path, count: int) -> list[Path]:
     """The paths of so many sheets, without their endings."""
     return [path] if count == 1 else [path.with_name(f"{path.name}-{number}") for number in range(count)]
+
+
+def read_meta(image: Path) -> dict[str, Any] | None:
+    """What the JSON beside an image says of the sheet; None when it isn't a sheet that `write` made."""
+    try:
+        meta: Any = json.loads(image.with_suffix(".json").read_text("utf-8"))["meta"]
+        return meta if (meta["app"], meta["image"]) == (APP, image.name) else None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _remove_stale(path: Path, written: Collection[str]) -> None:
+    """Remove the sheets of this name, numbered or not, that aren't among those just written."""
+    numbered = re.compile(re.escape(path.name) + r"-\d+\.json")
+    with using_path(path.parent):
+        for image in [*path.parent.iterdir()]:
+            if image.stem in written or not (image.stem == path.name or numbered.fullmatch(f"{image.stem}.json")):
+                continue
+            meta = read_meta(image)
+            # an atlas of one sheet may itself be called like a numbered sheet
+            if meta and (image.stem == path.name or any(map(numbered.fullmatch, meta.get("related_multi_packs", ())))):
+                image.unlink()
+                image.with_suffix(".json").unlink()
 
 
 def _share_canvas(pictures: Mapping[str, Bytes]) -> dict[str, Bytes]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion.cli import main
 from lib_layerdiffusion.export import png
-from lib_layerdiffusion.export.atlas import AtlasOptions, Sheet, describe, make_sheets, write
+from lib_layerdiffusion.export.atlas import AtlasOptions, Sheet, describe, make_sheets, name_sheets, write
 from lib_layerdiffusion.image_file import read_image
 from lib_layerdiffusion.layers import premultiply
 from lib_layerdiffusion.refusal import Refusal
@@ -212,6 +212,34 @@ def test_what_one_sheet_does_not_hold_goes_to_further_ones(tmp_path: Path) -> No
     assert len(sheets) > 1
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"many-{number}.{kind}" for number in range(len(sheets)) for kind in ("png", "json")}
+
+
+def test_sheets_name_each_other(tmp_path: Path) -> None:
+    write(draw_sprites(60), tmp_path / "many", AtlasOptions(max_side=128))
+
+    names = {path.name for path in tmp_path.glob("*.json")}
+    for name in names:
+        meta = json.loads((tmp_path / name).read_text("utf-8"))["meta"]
+        assert set(meta["related_multi_packs"]) == names - {name}
+
+
+@pytest.mark.parametrize(("before", "after"), [(60, 30), (60, 3), (3, 60)])
+def test_sheets_that_are_no_longer_needed_are_removed(before: int, after: int, tmp_path: Path) -> None:
+    options = AtlasOptions(max_side=128)
+    write(draw_sprites(3), tmp_path / "many-77", options)  # another atlas, called like a numbered sheet
+    png.write(np.zeros((3, 3, 4), np.uint8), tmp_path / "many-78.png")
+    (tmp_path / "many-78.json").write_text('{"meta": {"image": "many-78.png"}}')
+    others = {path.name for path in tmp_path.iterdir()}
+    first = write(draw_sprites(before), tmp_path / "many", options)
+
+    sheets = write(draw_sprites(after), tmp_path / "many", options)
+
+    assert len(sheets) != len(first)
+    left = {path.name for path in tmp_path.iterdir()} - others
+    assert left == {
+        f"{base.name}.{kind}" for base in name_sheets(tmp_path / "many", len(sheets)) for kind in ("png", "json")
+    }
+    assert others <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_mixing_filters_see_no_dark_fringe() -> None:

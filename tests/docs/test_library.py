@@ -57,6 +57,7 @@ INNER = {  # public for the package's own modules
     "Parser",
     "plain",
     "read_colour",
+    "read_meta",
     "read_size",
     "real",
     "refuse_path",
