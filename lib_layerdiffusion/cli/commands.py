@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli import STRENGTH, bulk
 from lib_layerdiffusion.cli.destination import open_destination
-from lib_layerdiffusion.cli.files import Attempts, find_files, list_place
+from lib_layerdiffusion.cli.files import Attempts, find_files, list_place, natural
 from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.cli.table import NAME, TABLE_LIMIT, plan_jobs, read_common, read_table
 from lib_layerdiffusion.doctor import examine
@@ -277,7 +277,7 @@ def _match_names(places: Sequence[Path]) -> list[tuple[Path, ...]]:
     by_stem = {place: {path.stem: path for path in files} for place, files in folders.items()}
     return [  # a name that a folder lacks is refused like every file that isn't there
         tuple(by_stem[place].get(stem, place / name) if place in by_stem else place for place in places)
-        for stem, name in sorted(names.items())
+        for stem, name in sorted(names.items(), key=lambda item: natural(item[0]))
     ]
 
 

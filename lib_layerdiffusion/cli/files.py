@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,21 +23,27 @@ def find_files(places: Iterable[Path], endings: Collection[str], kind: str) -> l
 
 
 def list_place(place: Path, endings: Collection[str], kind: str) -> list[Path]:
-    """The file itself, or the visible files in a folder that have one of the endings, by their names.
+    """The file itself, or the visible files in a folder that have one of the endings, in their names' natural order.
 
     kind: what they are, for the Refusal when there are none.
     """
     with using_path(place):
         if not place.is_dir():
             return [place]
-        found = sorted(
+        visible = (
             path
             for path in place.iterdir()
             if path.suffix.lower() in endings and not path.name.startswith(".") and not path.is_dir()
         )
+        found = sorted(visible, key=lambda path: (natural(path.stem), path.suffix))
     if not found:
         raise Refusal(f"There are no {kind} in the folder {place}: name one that has some.")
     return found
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """A key that sorts names as people count: f2 before f10."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))], name
 
 
 class Attempts(Generic[Item]):

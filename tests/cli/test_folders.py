@@ -43,6 +43,12 @@ class TestFinding:
     def test_visible_images_by_their_names(self, folder: Path) -> None:
         assert names(find_files([folder], ENDINGS, "images")) == ["a.png", "b.png", "c.JPG", "d.png"]
 
+    def test_numbers_in_names_count(self, tmp_path: Path) -> None:
+        ordered = ["1.png", "2-10.png", "10-2.png", "10-10.png", "f.png", "f01.png", "f1.png", "f2.png", "f10.png"]
+        for name in ordered:
+            (tmp_path / name).touch()
+        assert names(find_files([tmp_path], ENDINGS, "images")) == ordered
+
     def test_files_are_taken_as_they_are(self, folder: Path) -> None:
         found = find_files([folder / "notes.txt", folder, folder / "absent"], ENDINGS, "images")
         assert names(found) == ["notes.txt", "a.png", "b.png", "c.JPG", "d.png", "absent"]

@@ -46,9 +46,9 @@ def test_frames_come_back_as_they_are_seen(kind: str, tmp_path: Path) -> None:
 
 
 def test_command_line_takes_the_images_of_a_folder_in_order(tmp_path: Path, capsys: Any) -> None:
-    frames = draw_frames(3)
+    frames = draw_frames(12)
     (tmp_path / "in").mkdir()
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(frames, start=1):
         png.write(frame, tmp_path / "in" / f"{number}.png")
 
     assert main(["animate", str(tmp_path / "in"), "--format", "webp", "--out", str(tmp_path)]) == 0
