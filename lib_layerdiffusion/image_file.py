@@ -56,6 +56,14 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return _read_file(Path(path), lambda image, _: image.size)
 
 
+def is_animated(path: str | os.PathLike[str]) -> bool:
+    """Whether an image file has several frames; False where it can't be read."""
+    try:
+        return _read_file(Path(path), lambda image, _: _has_more_frames(image))
+    except Refusal:
+        return False
+
+
 def read_content(content: bytes, name: str) -> Bytes:
     """Straight RGBA [H, W, 4] uint8 of an image file's content, as `read_image` has it; `name` is for the Refusal."""
     cure = "save it again as PNG, JPEG or WebP"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import secrets
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,14 +22,14 @@ from numpy.typing import NDArray
 from lib_layerdiffusion import upscaling
 from lib_layerdiffusion.cli import STRENGTH, bulk
 from lib_layerdiffusion.cli.destination import open_destination
-from lib_layerdiffusion.cli.files import Attempts, find_files, list_place, natural
+from lib_layerdiffusion.cli.files import Attempts, find_files, leave_out_results, list_place, natural
 from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.cli.table import NAME, TABLE_LIMIT, plan_jobs, read_common, read_table
 from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
 from lib_layerdiffusion.export import animation, png
-from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets
+from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets, read_meta
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
@@ -36,7 +37,7 @@ from lib_layerdiffusion.hosts.diffusers import LayerDiffusion, layer_diffusion
 from lib_layerdiffusion.hosts.diffusers_scene import layer_scene
 from lib_layerdiffusion.hosts.pipelines import load_pipeline, pick_device, start_from_image
 from lib_layerdiffusion.hosts.samplers import read_names, set_sampler
-from lib_layerdiffusion.image_file import ENDINGS, MAX_PIXELS, read_image, read_size
+from lib_layerdiffusion.image_file import ENDINGS, MAX_PIXELS, is_animated, read_image, read_size
 from lib_layerdiffusion.infotext import mark_layer
 from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
@@ -198,7 +199,7 @@ def upscale(arguments: argparse.Namespace) -> int:
     """Write each image in its larger size."""
     if arguments.by is not None and (arguments.width or arguments.height):
         raise Refusal("The size is given twice: choose --by, or --width and --height.")
-    attempts = Attempts(find_files(arguments.images, ENDINGS, "images"))
+    attempts = Attempts(_find_upscalable(arguments.images, arguments.out))
     load = cache(lambda: load_upscaler(arguments.upscaler, pick_device(arguments.device)))
 
     def read(path: Path) -> Pixels:
@@ -220,13 +221,14 @@ def atlas(arguments: argparse.Namespace) -> int:
     names = [field.name for field in fields(AtlasOptions)]
     options = AtlasOptions(**{name: value for name, value in vars(arguments).items() if name in names})
     pictures: dict[str, Pixels] = {}
-    for path, picture in _read_all(arguments.images):
+    found = leave_out_results(find_files(arguments.images, ENDINGS, "images"), lambda path: read_meta(path) is not None)
+    for path, picture in _read_all(found):
         if path.name in pictures:
             raise Refusal(f"Two images are called {path.name}, and an atlas finds them by their names: rename one.")
         pictures[path.name] = picture
     with OutputFolder(arguments.out) as out:
         path = out.path / slug(arguments.name)
-        sheets = write_atlas(pictures, path, options)
+        sheets = write_atlas(pictures, path, options, keep=found)
         for sheet in name_sheets(path, len(sheets)):
             print(f"{sheet}.png", f"{sheet}.json", sep="\n")
     return 0
@@ -234,16 +236,46 @@ def atlas(arguments: argparse.Namespace) -> int:
 
 def animate(arguments: argparse.Namespace) -> int:
     """Write all images as one animation."""
-    frames = [frame for _, frame in _read_all(arguments.images)]
+    earlier = re.compile(re.escape(slug(arguments.name)) + r"(-\d+)?\.(png|webp)")
+    is_own = _make_place_check(arguments.images, arguments.out)
+    found = leave_out_results(
+        find_files(arguments.images, ENDINGS, "images"),
+        lambda path: is_own(path) and bool(earlier.fullmatch(path.name)) and is_animated(path),
+    )
+    frames = [frame for _, frame in _read_all(found)]
     write = partial(animation.write, frames, fps=arguments.fps, loops=arguments.loops)
     with OutputFolder(arguments.out) as out:
         print(out.write(slug(arguments.name), f".{arguments.format}", write))
     return 0
 
 
-def _read_all(places: Sequence[Path]) -> list[tuple[Path, Pixels]]:
+def _find_upscalable(places: Sequence[Path], out: Path) -> list[Path]:
+    """The images, without those that have name and size of what an earlier run made of another one."""
+    found = find_files(places, ENDINGS, "images")
+    stems = {slug(path.stem) for path in found}
+    is_own = _make_place_check(places, out)
+
+    def is_result(path: Path) -> bool:
+        name = re.fullmatch(r"(.+)-(\d+)x(\d+)(?:-\d+)?\.png", path.name)
+        if not name or name[1] not in stems or not is_own(path):
+            return False
+        try:
+            return read_size(path) == (int(name[2]), int(name[3]))
+        except Refusal:  # is told when it is read
+            return False
+
+    return leave_out_results(found, is_result)
+
+
+def _make_place_check(places: Collection[Path], out: Path) -> Callable[[Path], bool]:
+    """Make the function that says whether a file lies in the output folder and wasn't named itself."""
+    folder = out.resolve()
+    return lambda path: path not in places and path.parent.resolve() == folder
+
+
+def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Pixels]]:
     """All images of what becomes one file. Each that can't be read is told; then a Refusal, as one would be missing."""
-    attempts = Attempts(find_files(places, ENDINGS, "images"))
+    attempts = Attempts(paths)
     images = list(attempts.read(read_image))
     attempts.finish()
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ from typing import Generic, TypeVar
 from tqdm import tqdm
 
 from lib_layerdiffusion.refusal import Refusal, lacks_memory, using_path
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -39,6 +42,23 @@ def list_place(place: Path, endings: Collection[str], kind: str) -> list[Path]:
     if not found:
         raise Refusal(f"There are no {kind} in the folder {place}: name one that has some.")
     return found
+
+
+def leave_out_results(paths: Sequence[Path], is_result: Callable[[Path], bool]) -> list[Path]:
+    """What a command works on, without what an earlier run of it wrote; a sentence names that.
+
+    Refusal when nothing else is there.
+    """
+    results = [path for path in paths if is_result(path)]
+    if not results:
+        return list(paths)
+    more = f" and {len(results) - 3} more" if len(results) > 3 else ""
+    named = ", ".join(map(str, results[:3])) + more
+    if len(results) == len(paths):
+        raise Refusal(f"There is nothing but what an earlier run of this command wrote ({named}): name other images.")
+    logger.info("Left out, since an earlier run of this command wrote it: %s.", named)
+    left_out = set(results)
+    return [path for path in paths if path not in left_out]
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

@@ -99,7 +99,7 @@ def describe(
     options = options or AtlasOptions()
     height, width = sheet.image.shape[:2]
     frames = [(frame.name, _describe(frame, options)) for frame in sheet.frames]
-    meta = {
+    meta: dict[str, Any] = {
         "app": APP,
         "version": __version__,
         "image": image_name,
@@ -114,15 +114,22 @@ def describe(
     return {"frames": dict(frames), "meta": meta}
 
 
-def write(pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | None = None) -> list[Sheet]:
+def write(
+    pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | None = None, keep: Collection[Path] = ()
+) -> list[Sheet]:
     """Write `<path>.png` and `<path>.json`, or `<path>-0.png` and so on where one sheet doesn't hold all.
 
     Each file appears whole or not at all. Sheets that an earlier call wrote under this name, and this one didn't, are
-    removed. Refusal when a file can't be written.
+    removed. Refusal when a file can't be written, or would replace one of `keep`.
     """
     options = options or AtlasOptions()
     sheets = make_sheets(pictures, options)
     names = [base.name for base in name_sheets(path, len(sheets))]
+    kept = {file.resolve(): file for file in keep}
+    for name in names:
+        file = path.with_name(f"{name}.png").resolve()
+        if file in kept:
+            raise Refusal(f"The sheet would replace the image {kept[file]}: choose another name or folder for it.")
     for sheet, name in zip(sheets, names, strict=True):
         image = f"{name}.png"
         png.write(sheet.image, path.with_name(image))
@@ -285,7 +292,7 @@ def _draw(size: Size, frames: list[Frame], options: AtlasOptions) -> Sheet:
 
 def _fill_empty(sheet: Bytes, empty: Bytes) -> None:
     """Give pixels that are not 0 in `empty` [H, W] the colour of the nearest one that is."""
-    _, labels = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    labels: Any = cv2.distanceTransformWithLabels(empty, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[1]
     drawn = empty == 0
     colours = np.empty((labels.max() + 1, 3), np.uint8)
     colours[labels[drawn]] = sheet[drawn, :3]

@@ -134,6 +134,20 @@ class TestUpscale:
         again = run(*words)
         assert (again.code, names(again.paths)) == (0, ["a-80x96-2.png", "b-80x96-2.png", "c-80x96-2.png"])
 
+    def test_again_in_its_own_folder_it_takes_the_same(self, folder: Path, run: Any, caplog: Any) -> None:
+        (folder / "d.png").unlink()
+        Image.new("RGBA", (4, 4)).save(folder / "b-9x9.png")  # has the name of a result, not its size
+        words = ["upscale", folder, "--out", folder]
+        first = run(*words)
+        assert run(*words, "--by", "3").code == 0
+        caplog.set_level("INFO")
+        again = run(*words)
+        assert names(first.paths) == ["a-80x96.png", "b-80x96.png", "b-9x9-8x8.png", "c-80x96.png"]
+        assert names(again.paths) == ["a-80x96-2.png", "b-80x96-2.png", "b-9x9-8x8-2.png", "c-80x96-2.png"]
+        assert "a-120x144.png" in caplog.text
+        named = run(*words[:-2], folder / "a-80x96.png", "--out", folder)
+        assert "a-80x96-160x192.png" in names(named.paths)
+
     def test_too_large_is_refused_and_the_others_are_enlarged(self, folder: Path, run: Any, tmp_path: Path) -> None:
         Image.new("1", (30000, 1500)).save(folder / "d.png")
         outcome = run("upscale", folder, "--out", tmp_path / "out")

@@ -57,6 +57,23 @@ def test_command_line_takes_the_images_of_a_folder_in_order(tmp_path: Path, caps
     assert [show(frame) for frame in made] == [show(frame) for frame in frames]
 
 
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_again_in_its_own_folder_it_takes_the_same_frames(kind: str, tmp_path: Path, capsys: Any, caplog: Any) -> None:
+    frames = draw_frames(3)
+    for number, frame in enumerate(frames, start=1):
+        png.write(frame, tmp_path / f"walk-{number}.png")  # names that the animation might have, too
+    words = ["animate", str(tmp_path), "--name", "walk", "--format", kind, "--out", str(tmp_path)]
+    assert main(words) == 0
+    caplog.set_level("INFO")
+    capsys.readouterr()
+
+    assert main(words) == 0
+
+    made, _ = read_frames(Path(capsys.readouterr().out.strip()))
+    assert [show(frame) for frame in made] == [show(frame) for frame in frames]
+    assert f"walk.{kind}." in caplog.text
+
+
 @pytest.mark.parametrize(
     ("frames", "name", "sentence"),
     [

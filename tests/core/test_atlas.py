@@ -291,6 +291,44 @@ class TestCommandLine:
         assert [each["filename"] for each in about["frames"]] == sorted(pictures)
         assert about["frames"][0]["pivot"] == {"x": 0.5, "y": 1}
 
+    @pytest.mark.parametrize("named", [False, True])
+    def test_again_in_its_own_folder_it_makes_the_same(self, named: bool, tmp_path: Path, caplog: Any) -> None:
+        pictures = draw_sprites(60)
+        for name, picture in pictures.items():
+            png.write(picture, tmp_path / name)
+        options = ["--out", str(tmp_path), "--name", "fruit", "--max-side", "128"]
+        assert main(["atlas", str(tmp_path), *options]) == 0
+        made = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        assert tmp_path / "fruit-1.png" in made
+
+        images = map(str, tmp_path.glob("*.png")) if named else [str(tmp_path)]
+        caplog.set_level("INFO")
+        assert main(["atlas", *sorted(images), *options]) == 0
+
+        frames: list[str] = []
+        for path in tmp_path.glob("fruit-*.json"):
+            frames += json.loads(path.read_text("utf-8"))["frames"]
+        assert sorted(frames) == sorted(pictures)
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in made}
+        assert "Left out, since an earlier run of this command wrote it: " in caplog.text
+
+    def test_an_image_is_not_replaced_by_its_sheet(self, tmp_path: Path, capsys: Any) -> None:
+        png.write(draw_sprites(1)["sprite-0.png"], tmp_path / "fruit.png")
+        before = (tmp_path / "fruit.png").read_bytes()
+
+        assert main(["atlas", str(tmp_path), "--out", str(tmp_path), "--name", "fruit"]) == 2
+
+        assert "The sheet would replace the image" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["fruit.png"]
+        assert (tmp_path / "fruit.png").read_bytes() == before
+
+    def test_only_sheets_are_refused(self, tmp_path: Path, capsys: Any) -> None:
+        write(draw_sprites(3), tmp_path / "fruit")
+
+        assert main(["atlas", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+
+        assert "There is nothing but what an earlier run of this command wrote" in capsys.readouterr().err
+
     def test_two_images_of_one_name_are_refused(self, tmp_path: Path, capsys: Any) -> None:
         paths = [tmp_path / folder / "a.png" for folder in ("one", "two")]
         for path in paths:

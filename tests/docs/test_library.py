@@ -47,6 +47,7 @@ INNER = {  # public for the package's own modules
     "check_size",
     "check_work",
     "integer",
+    "is_animated",
     "lacks_memory",
     "lacks_space",
     "list_choices",
