@@ -22,5 +22,5 @@ from lib_layerdiffusion.webui.extras import make_extras  # noqa: E402
 
 extension = Extension()
 Script, SceneScript = script.make_script(extension), scene_script.make_scene_script(extension)
-ExtrasScript = make_extras()
+ExtrasScript, LastExtrasScript = make_extras()
 registration.register(extension)
