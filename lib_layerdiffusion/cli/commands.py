@@ -181,16 +181,15 @@ def decode(arguments: argparse.Namespace) -> int:
 
 def composite(arguments: argparse.Namespace) -> int:
     """Write the layers, bottom first, over a colour, a checkerboard or an image; of folders, those of each name."""
-    attempts = Attempts(_match_names(arguments.layers))
+    attempts = Attempts(_find_composable(arguments.layers, arguments.out))
     with using_path(arguments.over):
         is_image = bool(Path(arguments.over).suffix) or Path(arguments.over).is_file()
     over = read_image(arguments.over) if is_image else arguments.over
     with OutputFolder(arguments.out) as out:
         for paths, layers in attempts.read(_read_layers):
             behind = over if isinstance(over, str) else fit(over, layers[0].image.shape[1::-1])
-            stems = dict.fromkeys(path.stem for path in paths)
             with attempts.trying(paths):
-                _write(out, slug("-".join(stems)) + "-composite", put_over(layers, behind))
+                _write(out, f"{_join_stems(paths)}-composite", put_over(layers, behind))
     attempts.finish()
     return 0
 
@@ -311,6 +310,24 @@ def _match_names(places: Sequence[Path]) -> list[tuple[Path, ...]]:
         tuple(by_stem[place].get(stem, place / name) if place in by_stem else place for place in places)
         for stem, name in sorted(names.items(), key=lambda item: natural(item[0]))
     ]
+
+
+def _find_composable(places: Sequence[Path], out: Path) -> list[tuple[Path, ...]]:
+    """The layers of each picture, without those that have the name of what an earlier run made of others."""
+    groups = _match_names(places)
+    stems = {_join_stems(paths) for paths in groups}
+    is_own = _make_place_check(places, out)
+
+    def is_result(path: Path) -> bool:
+        name = re.fullmatch(r"(.+)-composite(?:-\d+)?\.png", path.name)
+        return name is not None and name[1] in stems and is_own(path)
+
+    kept = set(leave_out_results([*dict.fromkeys(chain(*groups))], is_result))
+    return [paths for paths in groups if kept.issuperset(paths)]
+
+
+def _join_stems(paths: Sequence[Path]) -> str:
+    return slug("-".join(dict.fromkeys(path.stem for path in paths)))
 
 
 def _read_layers(paths: Sequence[Path]) -> list[Layer]:

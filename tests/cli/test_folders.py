@@ -185,6 +185,16 @@ class TestComposite:
         assert str(folder / "d.png") in second  # cut off
         assert closing.startswith("2 of 4 failed")
 
+    def test_again_in_its_own_folder_it_takes_the_same(self, folder: Path, run: Any, tmp_path: Path) -> None:
+        (folder / "d.png").unlink()
+        shutil.copy(folder / "a.png", tmp_path / "frame.png")
+        words = ["composite", folder, tmp_path / "frame.png", "--out", folder]
+        assert run(*words).code == 0
+        again = run(*words)
+        assert names(again.paths) == [f"{stem}-frame-composite-2.png" for stem in "abc"]
+        named = run("composite", folder / "a-frame-composite.png", "--out", folder)
+        assert names(named.paths) == ["a-frame-composite-composite.png"]
+
     def test_two_of_one_name_in_a_folder_are_refused(self, folder: Path, run: Any, tmp_path: Path) -> None:
         shutil.copy(folder / "c.JPG", folder / "a.jpg")
         outcome = run("composite", folder, "--out", tmp_path / "out")
