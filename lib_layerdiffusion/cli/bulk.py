@@ -96,8 +96,9 @@ def _find_missing(work: Work) -> list[Job]:
         key, files = finished.get(job.name, ("", ()))
         if key and key != job.key:
             raise Refusal(
-                f"{work.out.name('')} has {job.name!r} of another prompt, seed or setting: choose another place with "
-                "--out, or delete the set and its line in the manifest."
+                f"{work.out.name('')} has {job.name!r} of another prompt, seed, setting, model or sampler, or of an "
+                "earlier version, which didn't note these: choose another place with --out, or delete the set and its "
+                "line in the manifest."
             )
         if not key or not all(map(is_whole, files)):
             missing.append(job)

@@ -102,12 +102,14 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     table: str = arguments.table
     content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), TABLE_LIMIT)
     rows = read_table("Standard input" if table == "-" else table, content)
-    read_names(arguments.sampler, arguments.scheduler)
+    sampler, scheduler = read_names(arguments.sampler, arguments.scheduler)
     options = _read_options(arguments)
     if _given(options) or arguments.image or arguments.mask or arguments.strength is not None:
         raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
-    settings = _whole_sampling(arguments)
-    jobs = plan_jobs(rows, read_common(arguments.seed, options, settings), arguments.name or NAME)
+    weights = None if arguments.weights is None else str(arguments.weights)
+    identity = {"name": arguments.model, "weights": weights, "sampler": sampler, "scheduler": scheduler}
+    common = read_common(arguments.seed, options, _whole_sampling(arguments), identity)
+    jobs = plan_jobs(rows, common, arguments.name or NAME)
     store = _store(arguments)
     model = bulk.Model(
         model_path(arguments.model),

@@ -47,6 +47,7 @@ class Job:
     seed: int
     settings: Mapping[str, Any]  # negative_prompt, width, height, steps, cfg: equal in jobs that are sampled together
     options: Mapping[str, Any]  # of LayerOptions, likewise
+    model: Mapping[str, Any]  # its name as given, weights, sampler, scheduler: equal in all jobs of a command
 
     @property
     def key(self) -> str:
@@ -99,9 +100,11 @@ def plan_jobs(rows: Iterable[Mapping[str, Any]], common: Job, template: str = NA
     return jobs
 
 
-def read_common(seed: int | None, options: LayerOptions, settings: Mapping[str, Any]) -> Job:
+def read_common(
+    seed: int | None, options: LayerOptions, settings: Mapping[str, Any], model: Mapping[str, Any]
+) -> Job:
     """What holds for every row that doesn't say otherwise; the first seed is 0."""
-    return Job("", "", seed or 0, dict(settings), _keep(options))
+    return Job("", "", seed or 0, dict(settings), _keep(options), dict(model))
 
 
 def _read_csv(name: str, text: str) -> Iterator[dict[str, Any]]:
@@ -143,7 +146,7 @@ def _plan_row(place: int, row: Mapping[str, Any], common: Job, template: str) ->
         seed = (first + number) % (LARGEST_SEED + 1)
         values = {"row": place, "seed": seed, "number": number + 1, "mode": kept["mode"], "name": named}
         name = template.format(**values, prompt=slug(texts["prompt"]))
-        yield Job(name, texts["prompt"], seed, settings, kept)
+        yield Job(name, texts["prompt"], seed, settings, kept, common.model)
 
 
 def _read_row(row: Mapping[str, Any], common: Job) -> tuple[dict[str, float], dict[str, str], dict[str, Any]]:

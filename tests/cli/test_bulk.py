@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,9 @@ from tests.cli.making import (
     wait_for_end,
 )
 
-COMMON = read_common(
-    None, LayerOptions(), {"negative_prompt": "", "steps": 20, "cfg": 3.0, "width": None, "height": None}
-)
+SETTINGS = {"negative_prompt": "", "steps": 20, "cfg": 3.0, "width": None, "height": None}
+MODEL = {"name": "embedded", "weights": None, "sampler": None, "scheduler": "Automatic"}
+COMMON = read_common(None, LayerOptions(), SETTINGS, MODEL)
 
 
 class TestTables:
@@ -113,6 +116,76 @@ class TestTables:
 
 
 @pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the prompt in place of a picture, without any model."""
+
+    def make(group: Sequence[Job], model: bulk.Model, out: Folder) -> list[dict[str, Any]]:
+        def write(job: Job) -> dict[str, Any]:
+            return out.write(f"{job.name}.png", lambda path: path.write_text(job.prompt) and None)
+
+        return [{**asdict(job), "key": job.key, "files": [write(job)], "time": "now"} for job in group]
+
+    monkeypatch.setattr(bulk, "_make", make)
+
+
+class Sprites:
+    """A table of the sets a and b, the folder for them, and what the command says about them."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.out, self.table, self.capsys = folder / "out", folder / "t.csv", capsys
+        self.manifest = self.out / "manifest.jsonl"
+        self.table.write_text("prompt,name\nstar,a\nfrog,b\n")
+
+    def make(self, *words: object) -> tuple[int, set[str], str]:
+        """Exit code, the sets that were made, and what was told."""
+        code = main(["generate", "--prompts", str(self.table), "--out", str(self.out), *map(str, words)])
+        captured = self.capsys.readouterr()
+        return code, {Path(line).stem for line in captured.out.splitlines()}, captured.err
+
+    def names(self) -> list[str]:
+        return [json.loads(line)["name"] for line in self.manifest.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def sprites(quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sprites:
+    return Sprites(tmp_path, capsys)
+
+
+class TestManifest:
+    @pytest.mark.parametrize("flag", ["--sampler", "--scheduler", "--weights", "--model"])
+    def test_another_model_or_sampler_is_refused(self, flag: str, sprites: Sprites, tmp_path: Path) -> None:
+        (tmp_path / "model_index.json").touch()
+        values = {"--sampler": "Euler", "--scheduler": "Karras"}
+        assert sprites.make()[:2] == (0, {"a", "b"})
+
+        code, made, told = sprites.make(flag, values.get(flag, tmp_path))
+
+        assert (code, made) == (2, set())
+        assert "has 'a' of another prompt, seed, setting, model or sampler" in told
+
+    def test_lines_say_what_made_the_pictures(self, sprites: Sprites) -> None:
+        assert sprites.make("--sampler", "euler a karras")[0] == 0
+
+        (line, _) = map(json.loads, sprites.manifest.read_text("utf-8").splitlines())
+        model = {"name": "embedded", "weights": None, "sampler": "Euler a", "scheduler": "Karras"}
+        assert line["model"] == model
+        assert sprites.make("--sampler", "Euler a", "--scheduler", "Karras")[:2] == (0, set())
+
+    def test_lines_of_an_earlier_version_are_refused(self, sprites: Sprites) -> None:
+        assert sprites.make()[0] == 0
+        lines = list(map(json.loads, sprites.manifest.read_text("utf-8").splitlines()))
+        for line in lines:
+            del line["model"]
+            line["key"] = "0" * 64  # of the fields without the model
+        sprites.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+        code, _, told = sprites.make()
+
+        assert code == 2
+        assert "or of an earlier version" in told
+
+
+@pytest.fixture
 def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     words = ("red apple", "star", "frog")
@@ -155,7 +228,7 @@ class TestMaking:
         words = ["generate", "--prompts", str(table), "--views", "1", "--batch", "12", "--out", str(tmp_path / "out")]
         assert main([*words, "--steps", "1"]) == 0
         assert main([*words, "--steps", "2"]) == 2
-        assert "of another prompt, seed or setting" in capsys.readouterr().err
+        assert "of another prompt, seed, setting, model or sampler" in capsys.readouterr().err
 
     def test_prompts_and_images_are_not_mixed_with_a_table(self, table: Path, capsys: Any) -> None:
         assert main(["generate", "star", "--prompts", str(table)]) == 2

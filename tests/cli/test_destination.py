@@ -134,7 +134,7 @@ def test_pictures_in_a_store_are_those_of_a_folder(store: Store, table: Path, tm
     assert read_files(store).keys() == {f"{name}.png" for name in NAMES}
 
     assert main([*words, store.address, "--steps", "2"]) == 2
-    assert "of another prompt, seed or setting" in capsys.readouterr().err
+    assert "of another prompt, seed, setting, model or sampler" in capsys.readouterr().err
 
 
 @pytest.mark.slow
