@@ -84,6 +84,18 @@ def list_files(
             yield "", f".{name}", partial(write, arranged)
 
 
+def name_files(mode: Mode, outputs: Collection[str]) -> list[str]:
+    """What `list_files` adds to a set's name, with the endings, when no images are given; in no order."""
+    layers = {
+        name_layer(role): "" if role == "foreground" or len(mode.frames) == 1 else f"-{role}" for role in mode.frames
+    }
+    return [
+        f".{output}" if output in WRITERS else f"{layers.get(output, f'-{output}')}.png"
+        for output in list_outputs(mode)
+        if output in outputs
+    ]
+
+
 def write_files(stack: LayerStack, outputs: Collection[str], path: Path) -> list[str]:
     """Write the files among the outputs as `path` with their own endings; a sentence for each that failed.
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import string
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ..export.names import slug
+from ..modes import any_row
 from ..options import FIELDS, LayerOptions, check_text, parse
+from ..outputs import name_files
 from ..planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE
 from ..refusal import Refusal, list_choices
 
 NAME = "{row:05d}-{seed}-{prompt}"  # of a set's files, where a row has no name of its own
 TABLE_LIMIT = 2**28  # bytes
 ROWS_LIMIT = 1_000_000
+LONGEST_NAME = 255  # bytes of a file's, in common file systems
 # Columns that aren't options of layers, with what their texts must be.
 NUMBERS: Mapping[str, tuple[float, float]] = {
     "seed": (0, LARGEST_SEED),
@@ -87,22 +91,18 @@ def plan_jobs(rows: Iterable[Mapping[str, Any]], common: Job, template: str = NA
     """
     _check_template(template)
     jobs: list[Job] = []
-    names: set[str] = set()
+    taken: dict[str, int] = {}  # the row of each set's name, which the manifest goes by, and of each file's
     for place, row in enumerate(rows, start=1):
         for job in _plan_row(place, row, common, template):
-            if job.name in names:
-                raise Refusal(
-                    f"The files of row {place} would be called {job.name!r} like those of another set: give it a name "
-                    "of its own, or put {row} and {seed} into --name."
-                )
-            names.add(job.name)
+            files = name_files(any_row(job.options["mode"]), job.options["outputs"])
+            for name in (job.name, *(f"{job.name}{addition}" for addition in files)):
+                _check_name(name, place, taken)
+                taken[name.casefold()] = place
             jobs.append(job)
     return jobs
 
 
-def read_common(
-    seed: int | None, options: LayerOptions, settings: Mapping[str, Any], model: Mapping[str, Any]
-) -> Job:
+def read_common(seed: int | None, options: LayerOptions, settings: Mapping[str, Any], model: Mapping[str, Any]) -> Job:
     """What holds for every row that doesn't say otherwise; the first seed is 0."""
     return Job("", "", seed or 0, dict(settings), _keep(options), dict(model))
 
@@ -128,6 +128,21 @@ def _read_jsonl(name: str, text: str) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise Refusal(f'Line {number} of {name} isn\'t a JSON object such as {{"prompt": "a cat"}}.')
         yield {key: value for key, value in row.items() if value is not None}
+
+
+def _check_name(name: str, place: int, taken: Mapping[str, int]) -> None:
+    """Refuse a name that a file can't have, or that another has where file systems know no case."""
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise Refusal(
+            f"A file of row {place} would have a name of {size} bytes, more than the {LONGEST_NAME} that file systems "
+            f"take ({name[:40]}...): use a shorter --name."
+        )
+    if (other := taken.get(name.casefold())) is not None:
+        rows = f"Two sets of row {place}" if other == place else f"Rows {other} and {place}"
+        raise Refusal(
+            f"{rows} would both have the name {name!r}: give a row a name of its own, or put {{row}} and {{seed}} into "
+            "--name."
+        )
 
 
 def _plan_row(place: int, row: Mapping[str, Any], common: Job, template: str) -> Iterator[Job]:

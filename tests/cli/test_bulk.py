@@ -88,12 +88,42 @@ class TestTables:
             ([{"prompt": "a", "width": [64]}], "width must be a whole number"),
             ([{"prompt": "a", "mode": "forground"}], "There is no layer mode 'forground'"),
             ([{"prompt": 3}], "prompt must be text, not 3"),
-            ([{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "x"}], "files of row 2 would be called 'x'"),
+            ([{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "X"}], "Rows 1 and 2 would both have the name 'x'"),
         ],
     )
     def test_rows_that_can_not_be_made_are_named(self, rows: list[dict[str, Any]], sentence: str) -> None:
         with pytest.raises(Refusal, match=sentence):
             plan_jobs(rows, COMMON)
+
+    @pytest.mark.parametrize(
+        ("first", "second", "file"),
+        [
+            ({"name": "a", "outputs": "rgba+checker"}, {"name": "a checker"}, "a-checker.png"),
+            ({"name": "a checker"}, {"name": "a", "outputs": "checker"}, "a-checker.png"),
+            ({"name": "a", "mode": "together", "outputs": "blend"}, {"name": "a blend"}, "a-blend.png"),
+            ({"name": "λόγος", "outputs": "psd"}, {"name": "λόγοσ", "outputs": "psd"}, "λόγοσ"),
+        ],
+    )
+    def test_files_of_two_rows_never_share_a_name(self, first: Any, second: Any, file: str) -> None:
+        with pytest.raises(Refusal, match=f"Rows 1 and 2 would both have the name '{file}': give a row a name"):
+            plan_jobs([{"prompt": "a", **first}, {"prompt": "b", **second}], COMMON)
+
+    def test_files_of_other_endings_and_outputs_do_not_meet(self) -> None:
+        rows = [
+            {"prompt": "a", "name": "a", "outputs": "psd+ora+rgba"},
+            {"prompt": "b", "name": "a checker", "outputs": "checker"},
+        ]
+        assert len(plan_jobs(rows, COMMON)) == 2
+
+    def test_sets_of_one_row_never_share_a_name(self) -> None:
+        with pytest.raises(Refusal, match="Two sets of row 1 would both have the name '00001'"):
+            plan_jobs([{"prompt": "a", "number": 2}], COMMON, "{row:05d}")
+
+    def test_a_name_is_as_long_as_file_systems_take(self) -> None:
+        row = {"prompt": "a", "outputs": "rgba+checker"}
+        assert len(plan_jobs([row], COMMON, "é" * 121 + "x")) == 1  # with -checker.png 255 bytes
+        with pytest.raises(Refusal, match="A file of row 1 would have a name of 256 bytes, more than the 255"):
+            plan_jobs([row], COMMON, "é" * 122)
 
     @pytest.mark.parametrize(
         ("name", "content", "sentence"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lib_layerdiffusion import outputs
-from lib_layerdiffusion.layers import composite
+from lib_layerdiffusion.layers import Layer, LayerStack, composite
 from lib_layerdiffusion.modes import any_row
 from lib_layerdiffusion.options import OUTPUTS
-from lib_layerdiffusion.outputs import arrange, list_outputs, make_previews
+from lib_layerdiffusion.outputs import arrange, list_files, list_outputs, make_previews, name_files
 from lib_layerdiffusion.refusal import Refusal
 
 SIZE = (7, 5)
@@ -70,6 +70,15 @@ def test_previews_of_what_was_not_made_or_asked_for_are_left_out():
     assert [name for name, _ in make_previews(foreground, FOREGROUND, OUTPUTS)] == ["checker", "alpha"]
     assert [*make_previews(foreground, FOREGROUND, ("rgba", "psd"))] == []
     assert [*make_previews(arrange({"blend": BLEND}, {}, SIZE), None, OUTPUTS)] == []
+
+
+@pytest.mark.parametrize("mode", ["foreground", "together", "foreground_to_background", "foreground_to_blend"])
+@pytest.mark.parametrize("outputs", [OUTPUTS, ("checker", "psd"), ("rgba", "blend")])
+def test_files_have_the_names_that_are_said_before(mode, outputs):
+    images = {"foreground": FOREGROUND, "background": BACKGROUND, "blend": BLEND}
+    layers = tuple(Layer(role, images[role], role) for role in any_row(mode).frames)
+    named = [f"{addition}{ending}" for addition, ending, _ in list_files(LayerStack(layers, SIZE), outputs)]
+    assert sorted(named) == sorted(name_files(any_row(mode), outputs))
 
 
 def test_a_file_that_fails_is_told_and_the_others_are_written(monkeypatch, tmp_path):
