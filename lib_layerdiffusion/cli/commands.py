@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 PROMPTS_LIMIT = 2**20  # bytes of a file of prompts
+PROMPTS_CURE = "name a text file after @, or write the prompt itself"
+TABLE_CURE = "name a .csv, .jsonl or text file after --prompts, or - for standard input"
 EMBEDDED_CHECKPOINT = "layerdiffusion-embedded"
 
 
@@ -100,7 +102,7 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     if arguments.prompts:
         raise Refusal("Prompts are given twice: put them into the table of --prompts, or leave that out.")
     table: str = arguments.table
-    content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), TABLE_LIMIT)
+    content = sys.stdin.buffer.read() if table == "-" else _read_file(Path(table), TABLE_CURE, TABLE_LIMIT)
     rows = read_table("Standard input" if table == "-" else table, content)
     sampler, scheduler = read_names(arguments.sampler, arguments.scheduler)
     options = _read_options(arguments)
@@ -445,10 +447,10 @@ def _read_prompts(words: Sequence[str]) -> list[str]:
     return prompts
 
 
-def _read_file(path: Path, limit: int = PROMPTS_LIMIT) -> bytes:
+def _read_file(path: Path, cure: str = PROMPTS_CURE, limit: int = PROMPTS_LIMIT) -> bytes:
     with using_path(path):
         if not path.is_file():
-            raise Refusal(f"There is no file {path} of prompts: name a text file after @, or write the prompt itself.")
+            raise Refusal(f"There is no file {path} of prompts: {cure}.")
         with path.open("rb") as file:
             return file.read(limit + 1)
 

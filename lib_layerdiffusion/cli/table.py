@@ -109,7 +109,11 @@ def read_common(seed: int | None, options: LayerOptions, settings: Mapping[str, 
 
 def _read_csv(name: str, text: str) -> Iterator[dict[str, Any]]:
     try:
-        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        heading = [column.strip() for column in reader.fieldnames or () if column.strip()]
+        if twice := next((column for column in heading if heading.count(column) > 1), None):
+            raise Refusal(f"{name} has the column {twice!r} twice: rename or delete one of them.")
+        for row in reader:
             if None in row:
                 raise Refusal(f"{name} has a row with more cells than its heading: {str(row[None])[:60]}.")
             yield {key.strip(): value for key, value in row.items() if value not in (None, "")}

@@ -52,6 +52,9 @@ class TestTables:
             ("star", 0, None),
         ]
 
+    def test_empty_columns_of_a_spreadsheet_are_nothing(self) -> None:
+        assert read_table("a.csv", b"prompt,,\na,,\n") == [{"prompt": "a"}]
+
     def test_text_has_a_prompt_on_each_line(self) -> None:
         rows = read_table("a.txt", "red apple\n\n  {grün}  \n".encode())
         assert rows == [{"prompt": "red apple"}, {"prompt": "{grün}"}]
@@ -130,6 +133,7 @@ class TestTables:
         [
             ("a.csv", b"prompt\n", "a.csv has no prompts"),
             ("a.csv", b"prompt\na,b\n", "more cells than its heading"),
+            ("a.csv", b"prompt,seed, prompt\na,1,b\n", "a.csv has the column 'prompt' twice: rename or delete one"),
             ("a.jsonl", b'{"prompt": "a"}\n["b"]\n', "Line 2 of a.jsonl isn't a JSON object"),
             ("a.jsonl", b"[" * 9999, "Line 1 of a.jsonl isn't a JSON object"),
             ("a.txt", b"\xff\xfe", "isn't a text in UTF-8"),
@@ -138,6 +142,14 @@ class TestTables:
     def test_tables_that_can_not_be_read_are_refused(self, name: str, content: bytes, sentence: str) -> None:
         with pytest.raises(Refusal, match=sentence):
             read_table(name, content)
+
+    def test_a_table_that_is_not_there(self, tmp_path: Path, capsys: Any) -> None:
+        path = tmp_path / "none.csv"
+        assert main(["generate", "--prompts", str(path)]) == 2
+        told = (
+            f"There is no file {path} of prompts: name a .csv, .jsonl or text file after --prompts, or - for standard"
+        )
+        assert capsys.readouterr().err == f"{told} input.\n"
 
     @pytest.mark.parametrize("template", ["", "../{seed}", "{colour}", "{seed", "{seed:q}", "a/b", "{0}"])
     def test_templates_that_make_no_name_are_refused(self, template: str) -> None:
