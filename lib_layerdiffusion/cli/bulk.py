@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -63,8 +64,8 @@ def run(work: Work, report: Callable[[str], None]) -> None:
     groups = list(_group(left, work.batch))
     began, made = time.monotonic(), 0
     bar = tqdm(total=len(left), unit="set", file=sys.stderr, disable=None)
-    with work.out.recording() as record, bar:
-        for lines in _make_all(groups, work):
+    with work.out.recording() as record, bar, closing(_make_all(groups, work)) as finished:
+        for lines in finished:
             if not made and not all(work.out.has(file["name"]) for line in lines for file in line["files"]):
                 raise Refusal(
                     f"The workers don't write where this process finds it, {work.out.name('')}: name a folder that all "
@@ -117,16 +118,17 @@ def _group(jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:
     yield from waiting.values()
 
 
-def _make_all(groups: list[list[Job]], work: Work) -> Iterator[list[Line]]:
+def _make_all(groups: list[list[Job]], work: Work) -> Generator[list[Line], None, None]:
     """The manifest's lines of each group as it is finished."""
     make = partial(_make, model=work.model, out=work.out)
     workers = min(work.workers, len(groups))
     if workers and work.ray is not None:
         gpu = None if work.model.device == "auto" else work.model.device.startswith("cuda")
-        return run_on_ray(make, groups, workers, work.ray, gpu)
-    if workers > 1:
-        return run_in_processes(make, groups, workers)
-    return map(make, groups)
+        yield from run_on_ray(make, groups, workers, work.ray, gpu)
+    elif workers > 1:
+        yield from run_in_processes(make, groups, workers)
+    else:
+        yield from map(make, groups)
 
 
 @cache

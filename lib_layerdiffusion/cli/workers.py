@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,8 +22,14 @@ Result = TypeVar("Result")
 FAILURES = 3  # times that workers may end without a finished task between them, before the command gives up
 
 
-def run_in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """The results as they are finished. At most two tasks for each process are handed out at a time."""
+def run_in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+) -> Generator[Result, None, None]:
+    """The results as they are finished. At most two tasks for each process are handed out at a time.
+
+    On any exception the processes end at once, and what they have finished comes before it is raised. Close what isn't
+    read to its end.
+    """
     left, failures = dict(enumerate(tasks)), 0
     while left:
         before = len(left)
@@ -39,11 +46,16 @@ def run_in_processes(work: Callable[[Task], Result], tasks: Sequence[Task], work
                         result = future.result()
                         del left[running.pop(future)]
                         yield result
-            except BrokenProcessPool:
+            except BaseException as error:
+                _end_processes(pool)
+                if isinstance(error, GeneratorExit):  # nobody takes anything more
+                    raise
                 for future, number in running.items():
-                    if future.done() and future.exception() is None:
+                    if future.done() and not future.cancelled() and future.exception() is None:
                         del left[number]
                         yield future.result()
+                if not isinstance(error, BrokenProcessPool):
+                    raise
         failures = 0 if len(left) < before else failures + 1
         if failures == FAILURES:
             raise Refusal(
@@ -96,8 +108,16 @@ class _Worker:
         return self._work(task)
 
 
+def _end_processes(pool: ProcessPoolExecutor) -> None:
+    """End a pool in the middle of its tasks, and begin no more of them."""
+    for process in list(pool._processes.values()):  # pyright: ignore[reportPrivateUsage]
+        process.terminate()
+    pool.shutdown(cancel_futures=True)
+
+
 def _start_process(workers: int) -> None:
     """Take a share of the cores, and end with the command, also when that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the command ends these
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     parent = parent_process()
     if parent is not None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections.abc import Collection
+from concurrent.futures import Future, wait
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,55 @@ def refuse(number: int) -> int:
 def test_processes_that_end_again_and_again_are_told() -> None:
     with pytest.raises(Refusal, match="The processes ended 3 times before they had made anything"):
         list(run_in_processes(kill_itself, [1, 2], 2))
+
+
+def mark(folder: Path) -> str:
+    """Leave the process's number in the folder; then be quick only in the one that is called so."""
+    (folder / str(os.getpid())).touch()
+    if folder.name != "quick":
+        time.sleep(PATIENCE)
+    return folder.name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="asks for a process by a signal")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Refusal])
+def test_an_exception_ends_the_processes_and_keeps_what_is_finished(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, long, never = folders = [tmp_path / name for name in ("quick", "long", "never")]
+    for folder in folders:
+        folder.mkdir()
+
+    def interrupt(running: Collection[Future[str]], return_when: str) -> None:
+        """As if Ctrl-C came when the second task has begun."""
+        until = time.monotonic() + PATIENCE
+        while not any(long.iterdir()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        wait(running, return_when=return_when)
+        raise error("stop")
+
+    monkeypatch.setattr(workers, "wait", interrupt)
+    finished: list[str] = []
+    with pytest.raises(error, match="stop"):
+        finished.extend(run_in_processes(mark, folders, 1))
+
+    assert finished == ["quick"]
+    assert not any(never.iterdir())
+    (process,) = quick.iterdir()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process.name), 0)
+
+
+@pytest.mark.slow
+def test_results_that_nobody_reads_end_the_processes(tmp_path: Path) -> None:
+    quick, long = tmp_path / "quick", tmp_path / "long"
+    quick.mkdir()
+    long.mkdir()
+    with closing(run_in_processes(mark, [quick, long, long, long], 1)) as results:
+        assert next(results) == "quick"
+    assert len(list(long.iterdir())) <= 1
 
 
 @pytest.mark.slow
