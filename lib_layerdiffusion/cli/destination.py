@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +21,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..export.output_folder import OutputFolder
 from ..refusal import Refusal
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.jsonl"
+LOCK = "manifest.jsonl.lock"
 PARTS = "manifest"  # a store's folder of the manifest's parts, since most stores can't add to a file
 PART_LINES = 500
 PART_SECONDS = 1.0  # at least, between two writings of a part
@@ -36,6 +43,45 @@ class Folder:
     """A folder of this machine, or of one that it reaches as if it were its own."""
 
     path: Path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder's lock; Refusal while another command has it. The system frees it when a process ends.
+
+        What a killed command left is removed: half a line, unfinished files.
+        """
+        path = self.path / LOCK
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise Refusal(
+                f"Another command is making the pictures of a table in {self.path}: wait for its end, or choose "
+                "another place with --out."
+            ) from None
+        except NotImplementedError as error:
+            logger.info("%s: this file system has no locks (%s)", path, error)
+        try:
+            self._remove_parts()
+            self._remove_half_line()
+            yield
+        finally:
+            self._remove_parts()  # of processes that were ended
+            if sys.platform != "win32":  # which deletes it with the lock
+                path.unlink(missing_ok=True)
+            lock.release()
+
+    def _remove_parts(self) -> None:
+        # Those of commands that need no lock begin with two dots.
+        for part in self.path.glob(".[!.]*.????????.part"):
+            part.unlink(missing_ok=True)
+
+    def _remove_half_line(self) -> None:
+        manifest = self.path / MANIFEST
+        if manifest.exists():
+            content = manifest.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(manifest, content.rfind(b"\n") + 1)
 
     def name(self, file: str) -> str:
         """What a file is called in messages."""
@@ -51,17 +97,9 @@ class Folder:
         return (self.path / name).is_file()
 
     def read_manifest(self) -> list[bytes]:
-        """The lines of what is finished. What a killed command left is removed: half a line, unfinished files."""
-        for part in self.path.glob(".*.part"):
-            part.unlink()
+        """The lines of what is finished."""
         manifest = self.path / MANIFEST
-        if not manifest.exists():
-            return []
-        content = manifest.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(manifest, len(whole))
-        return whole.splitlines()
+        return _split(manifest.read_bytes()) if manifest.exists() else []
 
     def compare(self) -> Callable[[Line], bool]:
         """Make the function that says whether a file is there as it was described, by its SHA-256."""
@@ -144,7 +182,7 @@ class Store:
             store.invalidate_cache()
             parts = sorted(store.find(f"{folder}/{PARTS}"))
             contents = store.cat(parts) if parts else {}
-        return [line for part in parts for line in contents[part].splitlines(keepends=True) if line.endswith(b"\n")]
+        return [line for part in parts for line in _split(contents[part])]
 
     def compare(self) -> Callable[[Line], bool]:
         """Make the function that says whether a file is there as it was described, by its size.
@@ -190,7 +228,7 @@ Destination = Folder | Store
 
 @contextmanager
 def open_destination(out: Path | str) -> Iterator[Destination]:
-    """A folder, made and tried, or a tried store; Refusal when nothing can be written there."""
+    """A folder, made, tried and locked, or a tried store; Refusal when nothing can be written there."""
     if isinstance(out, str) and out.startswith(("file://", "local://")):
         import fsspec
 
@@ -200,8 +238,13 @@ def open_destination(out: Path | str) -> Iterator[Destination]:
         store.check()
         yield store
     else:
-        with OutputFolder(out) as folder:
-            yield Folder(folder.path)
+        with OutputFolder(out), (folder := Folder(out)).alone():
+            yield folder
+
+
+def _split(content: bytes) -> list[bytes]:
+    """The whole lines, without their ends."""
+    return content.split(b"\n")[:-1]
 
 
 def _encode(lines: Sequence[Line]) -> bytes:

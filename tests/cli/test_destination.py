@@ -98,6 +98,41 @@ def test_addresses_of_files_are_folders(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "folder" / "a").read_bytes() == b"1"
 
 
+class TestTwoCommandsInOneFolder:
+    def test_the_second_is_refused_and_takes_nothing_away(self, table: Path, tmp_path: Path, capsys: Any) -> None:
+        out = tmp_path / "out"
+        with open_destination(out):
+            half = {"manifest.jsonl": b'{"name": ', ".a.png.01234567.part": b"half"}
+            for name, content in half.items():
+                (out / name).write_bytes(content)
+            assert main(["generate", "--prompts", str(table), "--out", str(out)]) == 2
+            told = f"Another command is making the pictures of a table in {out}: wait for its end, or choose another"
+            assert capsys.readouterr().err == f"{told} place with --out.\n"
+            assert {name: (out / name).read_bytes() for name in half} == half
+
+    def test_the_next_begins_with_what_is_whole(self, tmp_path: Path) -> None:
+        left = {
+            "manifest.jsonl": b'{"name": "a"}\n{"na',
+            "manifest.jsonl.lock": b"",  # of a killed command
+            ".a.png.01234567.part": b"half",
+            "..0123456789abcdef.png.01234567.part": b"of `generate` without a table, which needs no lock",
+        }
+        for name, content in left.items():
+            (tmp_path / name).write_bytes(content)
+        with open_destination(tmp_path) as place:
+            assert place.read_manifest() == [b'{"name": "a"}']
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+            "manifest.jsonl": b'{"name": "a"}\n',
+            "..0123456789abcdef.png.01234567.part": left["..0123456789abcdef.png.01234567.part"],
+        }
+
+    def test_parts_of_ended_processes_are_removed_and_no_folder_stays_empty(self, tmp_path: Path) -> None:
+        with pytest.raises(KeyboardInterrupt), open_destination(tmp_path / "out"):
+            (tmp_path / "out" / ".a.png.01234567.part").touch()
+            raise KeyboardInterrupt
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
