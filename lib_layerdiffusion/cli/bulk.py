@@ -1,20 +1,21 @@
 """`generate --prompts`: the pictures that a table asks for, on several processes, each made once however often it runs.
 
-What is finished stands in the destination's manifest, a line for each set of layers, written after its files.
+What is finished stands in the destination's manifest, one line for each set of layers, written after its files.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,9 +26,11 @@ from ..options import LayerOptions
 from ..outputs import list_files
 from ..refusal import Refusal
 from ..weights import WeightStore
-from .destination import Destination, Line
+from .destination import Destination, Line, Parts
 from .table import Job
 from .workers import run_in_processes, run_on_ray
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,14 @@ class Model:
     device: str
     sampler: str | None
     scheduler: str | None
+
+
+class _Entry(NamedTuple):
+    """What of a manifest's line decides whether its set is there."""
+
+    name: str
+    key: str
+    files: Sequence[Line]
 
 
 @dataclass(frozen=True)
@@ -86,24 +97,58 @@ def run(work: Work, report: Callable[[str], None]) -> None:
 
 
 def _find_missing(work: Work) -> list[Job]:
-    """The jobs that the manifest doesn't have with files that are as it says."""
-    finished: dict[str, tuple[str, Sequence[Line]]] = {}
-    for line in work.out.read_manifest():
-        entry = json.loads(line)
-        finished[entry["name"]] = entry["key"], entry["files"]
+    """The jobs that the manifest doesn't have with files that are as it says; their lines are taken out of it."""
+    parts = work.out.read_manifest()
+    entries = {part: [_read_line(line) for line in lines] for part, lines in parts.items()}
+    finished = {entry.name: entry for read in entries.values() for entry in read if entry}
     is_whole = work.out.compare()
     missing: list[Job] = []
     for job in work.jobs:
-        key, files = finished.get(job.name, ("", ()))
-        if key and key != job.key:
+        entry = finished.get(job.name)
+        if entry and entry.key != job.key:
             raise Refusal(
                 f"{work.out.name('')} has {job.name!r} of another prompt, seed, setting, model or sampler, or of an "
                 "earlier version, which didn't note these: choose another place with --out, or delete the set and its "
                 "line in the manifest."
             )
-        if not key or not all(map(is_whole, files)):
+        if not entry or not all(map(is_whole, entry.files)):
             missing.append(job)
+    for job in missing:
+        finished.pop(job.name, None)
+    _clean(work.out, parts, entries, finished)
     return missing
+
+
+def _clean(
+    out: Destination, parts: Parts, entries: Mapping[str, Sequence[_Entry | None]], kept: Mapping[str, _Entry]
+) -> None:
+    """Take all lines out of a manifest but those of the entries that are kept."""
+    damaged = 0
+    for part, lines in parts.items():
+        left: list[bytes] = []
+        for line, entry in zip(lines, entries[part], strict=True):
+            damaged += entry is None and bool(line.strip())
+            if entry and kept.get(entry.name) is entry:
+                left.append(line)
+        if len(left) < len(lines):
+            out.rewrite(part, left)
+    if damaged:
+        logger.warning(
+            "%d of the lines in the manifest of %s can't be read: their pictures are made again.", damaged, out.name("")
+        )
+
+
+def _read_line(line: bytes) -> _Entry | None:
+    """What a manifest's line says; None where it is damaged."""
+    try:
+        read = json.loads(line)
+        entry = _Entry(read["name"], read["key"], read["files"])
+        texts: list[Any] = [entry.name, entry.key]
+        for file in entry.files:
+            texts += file["name"], file["sha256"], str(file["size"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return entry if all(isinstance(text, str) for text in texts) else None
 
 
 def _group(jobs: Sequence[Job], batch: int) -> Iterator[list[Job]]:

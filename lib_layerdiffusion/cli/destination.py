@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..export import whole_file
 from ..export.output_folder import OutputFolder
 from ..refusal import Refusal
 
@@ -34,6 +35,7 @@ PARTS = "manifest"  # a store's folder of the manifest's parts, since most store
 PART_LINES = 500
 PART_SECONDS = 1.0  # at least, between two writings of a part
 
+Parts = Mapping[str, Sequence[bytes]]  # the lines of each file of a manifest, oldest first
 Line = Mapping[str, Any]  # of a set: its settings, its files as `describe` has them, and when it was finished
 Record = Callable[[Sequence[Line]], None]
 
@@ -96,10 +98,17 @@ class Folder:
         """Whether a file of this name is there."""
         return (self.path / name).is_file()
 
-    def read_manifest(self) -> list[bytes]:
+    def read_manifest(self) -> Parts:
         """The lines of what is finished."""
         manifest = self.path / MANIFEST
-        return _split(manifest.read_bytes()) if manifest.exists() else []
+        return {MANIFEST: _split(manifest.read_bytes())} if manifest.exists() else {}
+
+    def rewrite(self, part: str, lines: Sequence[bytes]) -> None:
+        """Put these lines in place of a part's, all at once."""
+        with whole_file(self.path / part) as file:
+            file.writelines(line + b"\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     def compare(self) -> Callable[[Line], bool]:
         """Make the function that says whether a file is there as it was described, by its SHA-256."""
@@ -176,13 +185,18 @@ class Store:
             store.invalidate_cache()
             return store.exists(f"{folder}/{name}")
 
-    def read_manifest(self) -> list[bytes]:
+    def read_manifest(self) -> Parts:
         """The lines of what is finished."""
         with self._refusing() as (store, folder):
             store.invalidate_cache()
             parts = sorted(store.find(f"{folder}/{PARTS}"))
             contents = store.cat(parts) if parts else {}
-        return [line for part in parts for line in _split(contents[part])]
+        return {part.rpartition("/")[2]: _split(contents[part]) for part in parts}
+
+    def rewrite(self, part: str, lines: Sequence[bytes]) -> None:
+        """Put these lines in place of a part's, which is as whole as everything that the store writes."""
+        with self._refusing() as (store, folder):
+            store.pipe_file(f"{folder}/{PARTS}/{part}", b"".join(line + b"\n" for line in lines))
 
     def compare(self) -> Callable[[Line], bool]:
         """Make the function that says whether a file is there as it was described, by its size.

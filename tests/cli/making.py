@@ -20,8 +20,12 @@ FAST = ["--steps", "1", "--views", "1"]
 PATIENCE = 600  # seconds, for a machine that has other work to do
 
 
+def read_lines(place: Destination) -> list[bytes]:
+    return [line for lines in place.read_manifest().values() for line in lines]
+
+
 def read_manifest(place: Destination) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in place.read_manifest()]
+    return [json.loads(line) for line in read_lines(place)]
 
 
 def check_all(place: Destination, names: list[str]) -> None:
@@ -83,7 +87,7 @@ def count_sets(place: Destination) -> int:
     if isinstance(place, Folder):
         manifest = place.path / "manifest.jsonl"
         return manifest.read_bytes().count(b"\n") if manifest.exists() else 0
-    return len(place.read_manifest())
+    return len(read_lines(place))
 
 
 def find_descendants(pid: int) -> list[int]:

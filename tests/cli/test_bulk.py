@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,82 @@ class TestManifest:
         assert line["model"] == model
         assert sprites.make("--sampler", "Euler a", "--scheduler", "Karras")[:2] == (0, set())
 
+    @pytest.mark.parametrize(
+        ("damage", "lines"),
+        [
+            (lambda first: b'{"foo": 1}\n' + first, 1),
+            (lambda first: b"[]\n1\n" + first, 2),
+            (lambda first: b'{"name": ["a"], "key": "k", "files": []}\n' + first, 1),
+            (lambda first: b'{"name": "c", "key": "k", "files": [{"name": 1}]}\n' + first, 1),
+            (lambda first: b"\n\r\n" + first, 0),
+        ],
+    )
+    def test_lines_that_can_not_be_read_cost_no_other(
+        self, damage: Callable[[bytes], bytes], lines: int, sprites: Sprites, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert sprites.make()[0] == 0
+        whole = sprites.manifest.read_bytes()
+        sprites.manifest.write_bytes(damage(whole))
+
+        assert sprites.make()[:2] == (0, set())
+
+        assert sprites.manifest.read_bytes() == whole
+        told = f"{lines} of the lines in the manifest of {sprites.out} can't be read: their pictures are made again."
+        assert [record.message for record in caplog.records] == [told] * bool(lines)
+
+    def test_the_set_of_an_overwritten_line_is_made_again(
+        self, sprites: Sprites, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert sprites.make()[0] == 0
+        with sprites.manifest.open("r+b") as manifest:
+            manifest.seek(5)
+            manifest.write(b"\xff\0\r")
+
+        assert sprites.make()[:2] == (0, {"a"})
+
+        assert sprites.names() == ["b", "a"]
+        assert "1 of the lines in the manifest" in caplog.text
+
+    def test_a_set_that_is_made_again_has_one_line(self, sprites: Sprites) -> None:
+        assert sprites.make()[0] == 0
+        for content in (b"damaged", None):
+            if content:
+                (sprites.out / "a.png").write_bytes(content)
+            else:
+                (sprites.out / "a.png").unlink()
+            assert sprites.make()[:2] == (0, {"a"})
+            assert sprites.names() == ["b", "a"]
+
+    def test_earlier_lines_of_a_set_are_taken_out(self, sprites: Sprites) -> None:
+        assert sprites.make()[0] == 0
+        first, second = sprites.manifest.read_bytes().splitlines(keepends=True)
+        sprites.manifest.write_bytes(first.replace(b'"now"', b'"before"') + second + first)
+        assert sprites.make()[:2] == (0, set())
+        assert sprites.manifest.read_bytes() == second + first
+
+    def test_lines_of_another_table_stay(self, sprites: Sprites) -> None:
+        assert sprites.make()[0] == 0
+        (sprites.out / "a.png").unlink()
+        sprites.table.write_text("prompt,name\nstar,c\n")
+        assert sprites.make()[:2] == (0, {"c"})
+        assert sprites.names() == ["a", "b", "c"]
+
+    def test_a_manifest_that_can_not_be_written_anew_stays(
+        self, sprites: Sprites, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert sprites.make()[0] == 0
+        whole = sprites.manifest.read_bytes()
+        (sprites.out / "a.png").unlink()
+
+        def fail(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", fail)
+        code, made, told = sprites.make()
+        assert (code, made) == (2, set())
+        assert f"{sprites.manifest} can't be used (No space left on device)" in told
+        assert sprites.manifest.read_bytes() == whole
+
     def test_lines_of_an_earlier_version_are_refused(self, sprites: Sprites) -> None:
         assert sprites.make()[0] == 0
         lines = list(map(json.loads, sprites.manifest.read_text("utf-8").splitlines()))
@@ -265,6 +342,7 @@ class TestMaking:
         assert {Path(line).stem for line in capsys.readouterr().out.split()} == {NAMES[2], NAMES[5], NAMES[11]}
         again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
         assert {name for name, when in again.items() if first[name] != when} == {f"{NAMES[n]}.png" for n in (2, 5, 11)}
+        check_all(Folder(tmp_path / "out"), NAMES)
 
     def test_other_settings_under_the_same_names_are_refused(self, table: Path, tmp_path: Path, capsys: Any) -> None:
         words = ["generate", "--prompts", str(table), "--views", "1", "--batch", "12", "--out", str(tmp_path / "out")]

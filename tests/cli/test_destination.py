@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 from lib_layerdiffusion.cli import destination, main
 from lib_layerdiffusion.cli.destination import Folder, Store, open_destination
 from lib_layerdiffusion.refusal import Refusal
-from tests.cli.making import FAST, PATIENCE, check_all, kill_one_of_two, read_files, start, wait_for
+from tests.cli.making import FAST, PATIENCE, check_all, kill_one_of_two, read_files, read_lines, start, wait_for
 
 NAMES = [f"{row:05d}-{row}-star" for row in range(1, 7)]
 
@@ -51,9 +51,9 @@ class TestStore:
         with store.recording() as record:
             for number in range(8):
                 record([{"name": f"ü{number}"}])
-                assert len(store.read_manifest()) == number + 1
+                assert len(read_lines(store)) == number + 1
 
-        assert sorted(json.loads(line)["name"] for line in store.read_manifest()) == [f"ü{n}" for n in range(8)]
+        assert sorted(json.loads(line)["name"] for line in read_lines(store)) == [f"ü{n}" for n in range(8)]
         files, folder = fsspec.core.url_to_fs(f"{store.address}/manifest")
         assert len(files.find(folder)) == 3
 
@@ -62,20 +62,29 @@ class TestStore:
             record([{"name": "a"}])
             record([{"name": "b"}])
             record([{"name": "c"}])
-            assert len(store.read_manifest()) == 1
+            assert len(read_lines(store)) == 1
             raise KeyboardInterrupt
-        assert len(store.read_manifest()) == 3
+        assert len(read_lines(store)) == 3
 
     def test_two_commands_write_parts_of_their_own(self, store: Store) -> None:
         with store.recording() as one, store.recording() as other:
             one([{"name": "a"}])
             other([{"name": "b"}])
-        assert len(store.read_manifest()) == 2
+        assert len(read_lines(store)) == 2
 
     def test_half_a_line_is_left_out(self, store: Store) -> None:
         files, folder = fsspec.core.url_to_fs(store.address)
         files.pipe_file(f"{folder}/manifest/1.jsonl", b'{"name": "a"}\n{"na')
-        assert [json.loads(line) for line in store.read_manifest()] == [{"name": "a"}]
+        assert [json.loads(line) for line in read_lines(store)] == [{"name": "a"}]
+
+    def test_a_part_is_written_anew(self, store: Store) -> None:
+        for name in "ab":
+            with store.recording() as record:
+                record([{"name": name}, {"name": f"{name}2"}])
+        lines = read_lines(store)
+        part, (gone, _) = next(iter(store.read_manifest().items()))
+        store.rewrite(part, [line for line in store.read_manifest()[part] if line != gone])
+        assert read_lines(store) == [line for line in lines if line != gone]
 
     def test_the_check_leaves_nothing(self, store: Store) -> None:
         store.check()
@@ -120,7 +129,7 @@ class TestTwoCommandsInOneFolder:
         for name, content in left.items():
             (tmp_path / name).write_bytes(content)
         with open_destination(tmp_path) as place:
-            assert place.read_manifest() == [b'{"name": "a"}']
+            assert read_lines(place) == [b'{"name": "a"}']
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
             "manifest.jsonl": b'{"name": "a"}\n',
             "..0123456789abcdef.png.01234567.part": left["..0123456789abcdef.png.01234567.part"],
@@ -166,7 +175,7 @@ def test_pictures_in_a_store_are_those_of_a_folder(store: Store, table: Path, tm
     files.pipe_file(f"{folder}/{NAMES[4]}.png", b"cut off")
     assert main([*words, store.address]) == 0
     assert set(capsys.readouterr().out.split()) == {store.name(f"{NAMES[n]}.png") for n in (1, 4)}
-    assert read_files(store).keys() == {f"{name}.png" for name in NAMES}
+    check_all(store, NAMES)
 
     assert main([*words, store.address, "--steps", "2"]) == 2
     assert "of another prompt, seed, setting, model or sampler" in capsys.readouterr().err
@@ -177,7 +186,7 @@ def test_workers_that_write_elsewhere_are_noticed(store: Store, table: Path, cap
     """The memory of another process is such a place, as is another machine's folder."""
     assert main(["generate", "--prompts", str(table), *FAST, "--workers", "2", "--out", store.address]) == 2
     assert "The workers don't write where this process finds it" in capsys.readouterr().err
-    assert store.read_manifest() == []
+    assert read_lines(store) == []
 
 
 @pytest.fixture
