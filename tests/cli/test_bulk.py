@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -384,6 +386,21 @@ class TestKilled:
         process.wait()
 
         wait_for_end(descendants)  # they end with it, and write nothing more
+        assert start(table, out.path).wait(PATIENCE) == 0
+        check_all(out, NAMES)
+
+    def test_ctrl_c(self, table: Path, tmp_path: Path, capfd: Any) -> None:
+        out = Folder(tmp_path / "out")
+        process = start(table, out.path, "--workers", 2)
+        wait_for(3, out, process)
+        descendants = find_descendants(process.pid)
+        for pid in (process.pid, *descendants):  # as a terminal does
+            os.kill(pid, signal.SIGINT)
+
+        assert process.wait(PATIENCE) == 130
+        assert "Interrupted; every file that was written is whole." in capfd.readouterr().err
+        wait_for_end(descendants)
+        assert not [*out.path.glob(".*"), *out.path.glob("*.lock")]
         assert start(table, out.path).wait(PATIENCE) == 0
         check_all(out, NAMES)
 
