@@ -16,6 +16,7 @@ from ..layers import LayerStack, composite
 from ..modes import MODES, Mode
 from ..weights import WeightStore
 from .dataset import Sprite, step_rng
+from .measures import mark_body
 from .scenes import Placement, Scene, compose, make_condition
 from .words import OUTSIDE, find_words, nearest_caption
 
@@ -62,9 +63,9 @@ def nearest_background(pixels: NDArray[np.uint8], backgrounds: Sequence[Sprite])
 
 
 def is_clean(alpha: NDArray[np.uint8]) -> bool:
-    """Whether the mean alpha [H, W] farther than a little from the largest solid part is next to nothing."""
-    solid = (alpha > 127).astype(np.uint8)
-    count, parts, stats, _ = cv2.connectedComponentsWithStats(solid, connectivity=8)
+    """Whether the mean alpha [H, W] farther than a little from the largest part is next to nothing."""
+    body = mark_body(alpha.astype(np.float32) / 255)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(body, connectivity=8)
     if count < 2:
         return True
     motif = (parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())).astype(np.uint8)

@@ -39,16 +39,18 @@ def edge_width(alpha: NDArray[np.float32]) -> float:
 
 
 def count_parts(alpha: NDArray[np.float32], smallest: float = 0.002) -> int:
-    """Number of connected parts of a motif, alpha [H, W]; specks below that share of the area don't count.
+    """Number of connected parts of a motif, alpha [H, W]; specks below that share of the area don't count."""
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mark_body(alpha), connectivity=8)
+    return sum(int(stats[i, cv2.CC_STAT_AREA]) >= smallest * alpha.size for i in range(1, count))
 
-    A part is where alpha is above half of the motif's median, at most above one half: a ghost whose alpha is about one
-    half all over is whole, and a faint one as well.
+
+def mark_body(alpha: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """1 where alpha [H, W] is above half of the motif's median, at most above one half; 0 elsewhere.
+
+    So a ghost whose alpha is about one half all over is whole, and so is a faint one.
     """
     seen = alpha[alpha > FAINT]
-    level = min(0.5, float(np.median(seen)) / 2) if seen.size else 0.5
-    visible = (alpha > level).astype(np.uint8)
-    count, _, stats, _ = cv2.connectedComponentsWithStats(visible, connectivity=8)
-    return sum(int(stats[i, cv2.CC_STAT_AREA]) >= smallest * alpha.size for i in range(1, count))
+    return (alpha > (min(0.5, float(np.median(seen)) / 2) if seen.size else 0.5)).astype(np.uint8)
 
 
 def mark_frame(size: tuple[int, ...]) -> NDArray[np.bool_]:

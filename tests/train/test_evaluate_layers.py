@@ -96,6 +96,10 @@ def test_second_motif_far_away_is_not_clean() -> None:
     assert is_clean(alpha)
     alpha[44:60, 44:60] = 200
     assert not is_clean(alpha)
+    ghost = np.zeros((64, 64), np.uint8)
+    ghost[10:54, 10:54] = 120
+    ghost[14:18, 14:18] = 255  # an eye is no motif of its own
+    assert is_clean(ghost)
 
 
 def test_pairs_are_fixed_and_spread() -> None:
