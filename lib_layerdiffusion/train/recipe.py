@@ -43,15 +43,20 @@ def _transparency(run: str, autoencoder: str, before: str | None = None, **more:
 # the encoder that no later run changes, and the pipeline that gives the decoder sampled latents
 OFFSET = {"encoder": _model("transparency_corners", ENCODER)}
 SAMPLER = {"sampler": _model("base_scenes"), "sampler_weights": _model("foreground_scenes")}
+SAMPLER_LAST = {"sampler": _model("base_last"), "sampler_weights": _model("foreground_end")}
 
 
 def _name_file(mode: str) -> str:
     return find_mode(mode, "sd15").file
 
 
-def _layers(run: str, mode: str, base: str, before: str | None = None) -> Training:
+# the foreground's part of a file with several frames
+SHAPES = {"start_foreground": _model("foreground_end", _name_file("foreground"))}
+
+
+def _layers(run: str, mode: str, base: str, before: str | None = None, **more: str) -> Training:
     """The file of a mode on a base, begun anew or from what the run before it made."""
-    inputs = {"base": _model(base)} | OFFSET
+    inputs = {"base": _model(base)} | OFFSET | more
     if before is not None:
         inputs["start"] = _model(before, _name_file(mode))
     return Training(run, "finetune", inputs, backgrounds=mode != "foreground")
@@ -111,19 +116,31 @@ RECIPE: tuple[Training, ...] = (
     _layers("foreground_to_background_end", "foreground_to_background", "base_last", "foreground_to_background_last"),
     _layers("foreground_to_background_fine", "foreground_to_background", "base_last", "foreground_to_background_end"),
     _layers("foreground_end", "foreground", "base_last", "foreground_last"),
+    _layers("foreground_fine", "foreground", "base_last", "foreground_end"),
+    _layers("together_shaped", "together", "base_last", "together_end", **SHAPES),
+    _layers(
+        "background_to_foreground_shaped",
+        "background_to_foreground",
+        "base_last",
+        "background_to_foreground_end",
+        **SHAPES,
+    ),
+    Training("autoencoder_keen", "autoencoder", {"start": _model("autoencoder_crisp")} | OFFSET, backgrounds=True),
+    _transparency("transparency_keen", "autoencoder_keen", "transparency_narrower", **SAMPLER_LAST),
+    _transparency("transparency_tight", "autoencoder_keen", "transparency_keen"),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
     "unet": "base_last",
     "text_encoder": "base_last",
-    "vae": "autoencoder_crisp",
+    "vae": "autoencoder_keen",
 }
 LAYER_FILES = {
-    _name_file("foreground"): "foreground_end",
-    _name_file("together"): "together_end",
+    _name_file("foreground"): "foreground_fine",
+    _name_file("together"): "together_shaped",
     _name_file("foreground_to_background"): "foreground_to_background_fine",
-    _name_file("background_to_foreground"): "background_to_foreground_end",
-    DECODER: "transparency_end",
+    _name_file("background_to_foreground"): "background_to_foreground_shaped",
+    DECODER: "transparency_tight",
     ENCODER: "transparency",
 }
 

@@ -78,6 +78,9 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
         "background_to_foreground_end",
         "foreground_to_background_end",
         "foreground_to_background_fine",
+        "together_shaped",
+        "background_to_foreground_shaped",
+        "autoencoder_keen",
     }
     assert calls["autoencoder_room"].start == calls["base"].autoencoder == runs / "autoencoder" / "model"
     assert calls["transparency_start"].start_decoder is None
