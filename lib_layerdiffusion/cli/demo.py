@@ -37,7 +37,7 @@ SETS = {  # mode -> what foreground and background show
     "foreground_to_background": ("rocket", "starry night"),
     "background_to_foreground": ("penguin", "snow"),
 }
-SCENE: Mapping[str, Any] = {"background": "meadow", "foregrounds": ("mushroom", "frog", "soap bubble")}
+SCENE: Mapping[str, Any] = {"background": "snow", "foregrounds": ("snowman", "penguin", "glow")}
 
 
 def demo(arguments: argparse.Namespace) -> int:

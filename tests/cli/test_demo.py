@@ -65,16 +65,16 @@ def test_all(run: Any, words: list[str], tmp_path: Path) -> None:
         assert Image.open(made[f"{mode}.png"]).size == sheet_size(1, 4)
         assert [name for name, *_ in read_psd(made[f"1-{mode}.psd"])[1]] == ["background", "foreground"]
     _, layers = read_psd(made["1-scene.psd"])
-    assert [name for name, *_ in layers] == ["background", "mushroom", "frog", "soap bubble"]
+    assert [name for name, *_ in layers] == ["background", "snowman", "penguin", "glow"]
     assert [name for name, *_ in read_ora(made["1-scene.ora"])[1]] == [name for name, *_ in layers]
-    with Image.open(made["1-scene-mushroom.png"]) as image:
-        assert "layerdiffusion_layer: mushroom" in image.text["parameters"]
-        mushroom = np.asarray(image)
+    with Image.open(made["1-scene-penguin.png"]) as image:
+        assert "layerdiffusion_layer: penguin" in image.text["parameters"]
+        penguin = np.asarray(image)
     with Image.open(made["1-snow.png"]) as given:  # so that the documented request can be given it, too
         assert (given.mode, given.size) == ("RGB", (SIDE, SIDE))
-    _, (left, top), pixels = layers[1]
+    _, (left, top), pixels = layers[2]
     height, width = pixels.shape[:2]
-    assert np.array_equal(mushroom[top : top + height, left : left + width, 3], pixels[..., 3])
+    assert np.array_equal(penguin[top : top + height, left : left + width, 3], pixels[..., 3])
 
 
 def sheet_size(rows: int, columns: int) -> tuple[int, int]:
