@@ -85,12 +85,12 @@ def first_of(answer: Answer) -> Image.Image:
     return image
 
 
-def check_apple(image: Image.Image, colour: int = 0) -> None:
+def check_apple(image: Image.Image, colour: int = 0, solid: float = 0.98) -> None:
     """Empty around the apple, solid inside, and of its colour (0: red, 1: green, 2: blue)."""
     rgba = np.asarray(image)
     alpha = rgba[..., 3] / 255
     assert frame_of(alpha) < 0.02
-    assert alpha.max() > 0.98
+    assert alpha.max() > solid
     assert 0.15 < (alpha > 0.9).mean() < 0.8
     means = rgba[alpha > 0.9][:, :3].mean(axis=0)
     assert means.argmax() == colour
@@ -149,7 +149,7 @@ def test_second_pass(embedded: WebUIServer, keep: Any) -> None:
     apple = draw(embedded, "red apple", 5, **hires)
     keep(apple, "a1111-hires")
     assert apple.size == (192, 192)
-    check_apple(apple)
+    check_apple(apple, solid=0.95)  # the model knows 128 pixels
 
 
 @pytest.mark.seen("foreground", "embedded model, img2img")
