@@ -1,9 +1,9 @@
 """The scripts of the WebUI's Extras tab that keep a picture's transparency while upscalers see its colour alone.
 
-The tab's scripts run in an order: first those that paint pixels anew (upscalers, faces), then those that cut the
-picture or add copies, which don't have what was noted of the original. So the first script of ours takes alpha off
-before all, and after the painters binds it to the picture, with which it is cut and mirrored; the other is the last of
-all and makes each picture transparent again.
+The tab's scripts run in order: first those that paint pixels anew (upscalers, faces), then those that cut the picture
+or copy it. Notes on a picture are missing from its copies. So our first script takes alpha off before all others and,
+after the painters, binds it to the picture, so that it is cut and mirrored with it. Our second script is the very last
+one and makes each picture transparent again.
 """
 
 from __future__ import annotations

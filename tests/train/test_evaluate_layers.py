@@ -98,7 +98,7 @@ def test_second_motif_far_away_is_not_clean() -> None:
     assert not is_clean(alpha)
     ghost = np.zeros((64, 64), np.uint8)
     ghost[10:54, 10:54] = 120
-    ghost[14:18, 14:18] = 255  # an eye is no motif of its own
+    ghost[14:18, 14:18] = 255  # the eye belongs to the ghost
     assert is_clean(ghost)
 
 
