@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, model_path, usual_guidance
-from lib_layerdiffusion.embedded.gallery import contact_sheet, read_captions
+from lib_layerdiffusion.embedded.gallery import contact_sheet, draw_lights, read_captions
 from lib_layerdiffusion.export import png
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
@@ -31,7 +31,6 @@ Pixels = NDArray[np.uint8]  # [H, W, 3 or 4]
 
 BATCH = 8  # pictures sampled together: few enough for small machines, many enough to keep the cores busy
 SOFT = ("wine glass", "soap bubble", "glow", "smoke", "fire", "jellyfish")  # glass, light, smoke and fine threads
-SCENERY = "meadow"  # what these are put over, and black and white
 SETS = {  # mode -> what foreground and background show
     "together": ("mushroom", "meadow"),
     "foreground_to_background": ("rocket", "starry night"),
@@ -96,9 +95,10 @@ class _Demonstration:
         return made
 
     def put_over_backgrounds(self, made: Mapping[str, LayerStack]) -> None:
-        """The half-transparent words over a picture, black and white."""
+        """The half-transparent words over lights out of focus, black and white."""
         soft = [made[word] for word in SOFT if word in made]
-        grounds: dict[str, Any] = {SCENERY: self._make_picture(SCENERY), "black": "black", "white": "white"}
+        side = soft[0].size[0]
+        grounds: dict[str, Any] = {"lights": draw_lights(side), "black": "black", "white": "white"}
         cells = [(name, composite(stack, ground)) for name, ground in grounds.items() for stack in soft]
         self._show("backgrounds", cells, len(soft))
 

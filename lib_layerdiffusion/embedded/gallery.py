@@ -20,6 +20,7 @@ Pixels = NDArray[np.uint8]
 CAPTION_HEIGHT = 16
 GAP = 8
 PAPER, INK = (255, 255, 255), (40, 40, 40)
+DUSK = ((38, 44, 78), (120, 82, 84), (34, 28, 30))  # from top to bottom
 
 
 def read_words(model: Path) -> list[str]:
@@ -55,6 +56,24 @@ def tell_unknown_words(unknown: Sequence[str], captions: Sequence[str]) -> str:
 
 def _list_words(text: str) -> list[str]:
     return re.findall(r"[^\W\d_]+", text.casefold())
+
+
+def draw_lights(size: int, seed: int = 4) -> Pixels:
+    """A picture [size, size, 3] like a photo of a street at dusk, out of focus: discs of light, and grain."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[:size, :size] / size
+    dusk = np.array(DUSK) / 255
+    picture = np.stack([np.interp(down, (0, 0.55, 1), dusk[:, channel]) for channel in range(3)], axis=2)
+    for _ in range(26):
+        x, y, radius = rng.random(), rng.normal(0.55, 0.17), rng.uniform(0.03, 0.1)
+        colour = np.array([1.0, rng.uniform(0.5, 0.9), rng.uniform(0.2, 0.6)]) * rng.uniform(0.15, 0.5)
+        if rng.random() < 0.2:  # a cold light among the warm ones
+            colour = colour[::-1]
+        distance = np.hypot(across - x, down - y) / radius
+        disc = np.clip((1 - distance) * radius * size / 1.5, 0, 1) * (0.75 + 0.25 * np.minimum(distance, 1) ** 4)
+        picture = 1 - (1 - picture) * (1 - disc[..., None] * colour)
+    picture += rng.normal(0, 0.012, picture.shape[:2])[..., None]
+    return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Pixels]], columns: int = 6) -> Pixels:
