@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import Field
 from typing import Any
 
-from .modes import Role
 from .options import FIELDS, LayerOptions, parse
 from .refusal import Refusal
 
@@ -75,9 +74,9 @@ def read(params: Mapping[str, str]) -> dict[str, Any]:
     return values | {"enabled": _is_enabled(params)}
 
 
-def gives_image(params: Mapping[str, str], role: Role) -> bool:
-    """Whether the image was made from a given one in that role."""
-    return _find(params, f"{role}_image") == "True"
+def gives_image(params: Mapping[str, str], option: str) -> bool:
+    """Whether an image was given for that option, such as "foreground_image"."""
+    return _find(params, option) == "True"
 
 
 def _is_default(about: Field[Any], value: Any) -> bool:

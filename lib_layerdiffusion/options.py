@@ -26,7 +26,21 @@ RESIZE_MODES: dict[str, str] = {
     "stretch": "Just Resize",
     "fill": "Resize and Fill",
 }
-OUTPUTS: tuple[str, ...] = ("rgba", "background", "blend", "checker", "alpha", "recomposite", "psd", "ora")
+OUTPUTS: tuple[str, ...] = (
+    "rgba",
+    "background",
+    "blend",
+    "checker",
+    "over_black",
+    "over_white",
+    "over_image",
+    "alpha",
+    "recomposite",
+    "psd",
+    "ora",
+)
+# The options that say what is done to the edges of a transparent image, in this order.
+EDGES: tuple[str, ...] = ("defringe", "black_point", "white_point", "gamma", "choke", "feather", "threshold")
 MAX_PIXELS = 2**26  # of an image that is read or made and of a canvas, at every door: 8192 x 8192
 VIEW_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
 
@@ -153,8 +167,12 @@ class LayerOptions(Checked):
         ("rgba", "background", "blend"),
         "choices",
         "Outputs",
-        "What is returned, if the mode makes it: layers, previews (checker, alpha, recomposite), files (psd, ora).",
+        "What is returned, if the mode makes it: layers, previews (checker, over_black, over_white, over_image, alpha, "
+        "recomposite), files (psd, ora).",
         choices=OUTPUTS,
+    )
+    preview_image: LayerImage = option(  # noqa: RUF009
+        None, "image", "Image for the preview", "What the output over_image shows the transparent image over."
     )
     batch_counts: str = option(
         "sets",

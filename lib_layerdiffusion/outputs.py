@@ -21,6 +21,8 @@ from .refusal import Refusal
 logger = logging.getLogger(__name__)
 
 WRITERS: Mapping[str, Callable[[LayerStack, str | os.PathLike[str]], None]] = {"psd": psd.write, "ora": ora.write}
+# Previews of the transparent layer, with the background that `composite` takes for each.
+BACKDROPS: Mapping[str, str] = {"checker": "checker", "over_black": "black", "over_white": "white"}
 
 
 def name_layer(role: Role) -> str:
@@ -32,7 +34,7 @@ def list_outputs(mode: Mode, given: Collection[Role] = ()) -> tuple[str, ...]:
     """The outputs that a mode makes, with images given for some roles."""
     there = {name_layer(role) for role in mode.frames} | WRITERS.keys()
     if mode.transparent_frame is not None:
-        there |= {"checker", "alpha"}
+        there |= {*BACKDROPS, "over_image", "alpha"}
     if {"foreground", "background"} <= {*mode.frames, *given}:
         there.add("recomposite")
     return tuple(output for output in OUTPUTS if output in there)
@@ -51,25 +53,36 @@ def arrange(made: Mapping[Role, Bytes], given: Mapping[Role, Bytes], size: Size,
     return LayerStack(tuple(layers), size, infotext)
 
 
-def make_previews(stack: LayerStack, transparent: Bytes | None, outputs: Sequence[str]) -> Iterator[tuple[str, Bytes]]:
+def make_previews(
+    stack: LayerStack, transparent: Bytes | None, outputs: Sequence[str], behind: Bytes | None = None
+) -> Iterator[tuple[str, Bytes]]:
     """The previews among the outputs, opaque uint8 [H, W, 3], by name.
 
     stack: what `arrange` made. transparent: the transparent layer that was made, straight RGBA, if there is one.
+    behind: the image for "over_image", RGBA of the layer's size; where it is transparent, it lies on a checkerboard.
     """
-    if transparent is not None and "checker" in outputs:
-        yield "checker", composite([Layer("foreground", transparent, "foreground")], "checker")
-    if transparent is not None and "alpha" in outputs:
-        yield "alpha", np.repeat(transparent[..., 3:], 3, axis=2)
+    if transparent is not None:
+        layer = Layer("foreground", transparent, "foreground")
+        for name, background in BACKDROPS.items():
+            if name in outputs:
+                yield name, composite([layer], background)
+        if behind is not None and "over_image" in outputs:
+            yield "over_image", composite([Layer("image", behind, "background"), layer], "checker")
+        if "alpha" in outputs:
+            yield "alpha", np.repeat(transparent[..., 3:], 3, axis=2)
     if len(stack.layers) > 1 and "recomposite" in outputs:
         yield "recomposite", composite(stack)[..., :3]
 
 
 def list_files(
-    stack: LayerStack, outputs: Sequence[str], given: Mapping[Role, Bytes] | None = None
+    stack: LayerStack,
+    outputs: Sequence[str],
+    given: Mapping[Role, Bytes] | None = None,
+    behind: Bytes | None = None,
 ) -> Iterator[tuple[str, str, Callable[[Path], None]]]:
     """The wanted outputs of a set of layers as files: what their names add to the set's, the ending, what writes them.
 
-    given: images that belong to the set without being made, of its size.
+    given: images that belong to the set without being made, of its size. behind: as for `make_previews`.
     """
     made: dict[Role, Bytes] = {layer.role: layer.image for layer in stack.layers}
     for layer in stack.layers:
@@ -77,7 +90,7 @@ def list_files(
             alone = layer.role == "foreground" or len(stack.layers) == 1
             yield "" if alone else f"-{layer.role}", ".png", partial(png.write, replace(stack, layers=(layer,)))
     arranged = arrange(made, given or {}, stack.size, stack.infotext)
-    for name, preview in make_previews(arranged, made.get("foreground"), outputs):
+    for name, preview in make_previews(arranged, made.get("foreground"), outputs, behind):
         yield f"-{name}", ".png", partial(png.write, preview, infotext=mark_preview(stack.infotext, name))
     for name, write in WRITERS.items():
         if name in outputs:
@@ -92,7 +105,7 @@ def name_files(mode: Mode, outputs: Collection[str]) -> list[str]:
     return [
         f".{output}" if output in WRITERS else f"{layers.get(output, f'-{output}')}.png"
         for output in list_outputs(mode)
-        if output in outputs
+        if output in outputs and output != "over_image"
     ]
 
 

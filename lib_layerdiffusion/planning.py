@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
 
-from lib_layerdiffusion.modes import Mode, Role, find_mode
+from lib_layerdiffusion.modes import Mode, Role, any_row, find_mode
 from lib_layerdiffusion.options import MAX_PIXELS, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 
@@ -69,11 +69,7 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
     mode = find_mode(options.mode, facts.family)
     check_size(facts.width, facts.height)
     _check_inputs(mode, options, facts)
-    if options.start_at >= options.stop_at:
-        raise Refusal(
-            f"start_at {options.start_at:g} is not before stop_at {options.stop_at:g}, so the layer file would never "
-            "take effect: lower start_at or raise stop_at."
-        )
+    check_options(options)
     if _whole(facts.steps, "steps") < 1:
         raise Refusal(f"{facts.steps} sampling steps make no image: ask for at least 1.")
     sets = count_sets(mode, options, facts.batch)
@@ -95,6 +91,21 @@ def plan(options: LayerOptions, facts: Facts) -> Plan:
         prompts=tuple(options.prompt(role) for role in mode.frames),
         edges=Edges.of(options),
     )
+
+
+def check_options(options: LayerOptions) -> None:
+    """Refusal for options that don't go together, whatever the model is."""
+    from lib_layerdiffusion.edges import Edges
+
+    if options.start_at >= options.stop_at:
+        raise Refusal(
+            f"start_at {options.start_at:g} is not before stop_at {options.stop_at:g}, so the layer file would never "
+            "take effect: lower start_at or raise stop_at."
+        )
+    makes_transparency = any_row(options.mode).transparent_frame is not None
+    if makes_transparency and "over_image" in options.outputs and options.preview_image is None:
+        raise Refusal("The output over_image needs an image: give preview_image, or leave over_image out of outputs.")
+    Edges.of(options)
 
 
 def check_size(width: int, height: int) -> None:

@@ -293,7 +293,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     for name, option in FIELDS.items():
         if name != "enabled":  # the command is there to make layers
-            _add_option(parser, option)
+            _add_option(parser, option, short=name != "preview_image")  # --preview would read as a switch
     parser.add_argument("--checker", action="store_true", help="the same as adding checker to --outputs")
     parser.epilog = "docs/modes.md has a table of the layer modes."
 

@@ -45,7 +45,7 @@ from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.modes import ROLES, Role, any_row
 from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, list_files, list_outputs
-from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_size, count_sets
+from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_options, check_size, count_sets
 from lib_layerdiffusion.refusal import Refusal, using_path
 from lib_layerdiffusion.scene import SCENE_FIELDS, Scene
 from lib_layerdiffusion.upscaling import load_upscaler
@@ -87,8 +87,8 @@ def generate(arguments: argparse.Namespace) -> int:
             pipe = start_from_image(pipe, masked="mask_image" in start)
         if arguments.model == EMBEDDED:
             _warn_of_unknown_words([*prompts, *(options.prompt(role) for role in ROLES)])
-        every_layer: dict[str, Any] = {"outputs": LayerOptions.outputs, "batch_counts": LayerOptions.batch_counts}
-        with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **every_layer}) as ld:
+        own = {name: getattr(LayerOptions, name) for name in ("outputs", "preview_image", "batch_counts")}
+        with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **own}) as ld:
             for prompt in prompts:
                 with progress_bar(prompt) as progress:
                     stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings, **start)
@@ -474,7 +474,8 @@ def _warn_of_unknown_words(prompts: Sequence[str]) -> None:
 
 
 def _check_outputs(options: LayerOptions) -> None:
-    """Refuse outputs of which nothing would come, before anything is loaded."""
+    """Refuse options that don't go together, and outputs of which nothing would come, before anything is loaded."""
+    check_options(options)
     there = list_outputs(any_row(options.mode), _given(options))
     if not {*there} & {*options.outputs}:
         raise Refusal(
@@ -526,7 +527,9 @@ def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: Lay
     given: dict[Role, Pixels] = {
         role: fit(image, stack.size, options.resize_mode) for role, image in _given(options).items()
     }
-    for addition, ending, write in list_files(stack, options.outputs, given):
+    image = options.preview_image
+    behind = fit(image, stack.size, options.resize_mode) if isinstance(image, np.ndarray) else None
+    for addition, ending, write in list_files(stack, options.outputs, given, behind):
         print(out.write(f"{stem}{addition}", ending, write), flush=True)
 
 

@@ -18,7 +18,7 @@ from ..export.names import slug
 from ..modes import any_row
 from ..options import FIELDS, LayerOptions, check_text, parse
 from ..outputs import name_files
-from ..planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE
+from ..planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, check_options
 from ..refusal import Refusal, list_choices
 
 NAME = "{row:05d}-{seed}-{prompt}"  # of a set's files, where a row has no name of its own
@@ -180,7 +180,14 @@ def _read_row(row: Mapping[str, Any], common: Job) -> tuple[dict[str, float], di
         raise Refusal("It has no prompt: fill the column prompt.")
     given = {name: row[name] for name in OPTIONS if name in row}
     given = {name: parse(name, value) if isinstance(value, str) else value for name, value in given.items()}
-    return numbers, texts, _keep(LayerOptions.from_dict({**common.options, **given}))
+    options = LayerOptions.from_dict({**common.options, **given})
+    if "over_image" in options.outputs:
+        raise Refusal(
+            "over_image can't be made for a table: ask for over_black or over_white, or put the finished pictures over "
+            "an image with `layerdiffusion composite`."
+        )
+    check_options(options)
+    return numbers, texts, _keep(options)
 
 
 def _keep(options: LayerOptions) -> dict[str, Any]:

@@ -497,6 +497,11 @@ def _check_options(options: LayerOptions, mode: Mode) -> None:
         raise Refusal("layer_diffusion always makes layers: leave enabled out, and call the pipeline for plain images.")
     if options.batch_counts != "sets":
         raise Refusal("A prompt makes a set of layers here, so batch_counts has to be 'sets': leave it out.")
+    if options.preview_image is not None:
+        raise Refusal(
+            "A stack holds layers only, so preview_image has no effect: leave it out, and put the stack that comes "
+            "back over an image with layers.composite."
+        )
     layers = [name_layer(role) for role in ROLES]
     for output in options.outputs:
         if output not in layers:

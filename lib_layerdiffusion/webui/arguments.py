@@ -25,8 +25,8 @@ PAGE_ORDER: tuple[str, ...] = (
 def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any] | None = None) -> LayerOptions:
     """Options from a hook's arguments; Refusal when a value isn't allowed.
 
-    A WebUI lays what an API client sent over the page's default values, so a short list is complete here. What the page
-    hides for the mode has no effect. `changes` replace single values, as an axis of X/Y/Z does.
+    A WebUI lays what an API client sent over the page's default values, so a short list is complete here. What the
+    mode and the outputs don't use has no effect. `changes` replace single values, as an axis of X/Y/Z does.
     """
     changes = dict(changes or {})
     if args and isinstance(args[0], Mapping):
@@ -38,10 +38,10 @@ def read_options(args: Sequence[Any], from_api: bool, changes: Mapping[str, Any]
         if any(ticked is not None for ticked in boxes.values()):
             values["outputs"] = [name for name, ticked in boxes.items() if ticked]
         values |= changes
-        shown = wanted(values.get("mode", LayerOptions.mode))
-        hidden = [name for name in OPTIONAL if name not in shown]
+        used = wanted(values.get("mode", LayerOptions.mode), values.get("outputs", LayerOptions.outputs))
+        unused = [name for name in OPTIONAL if name not in used]
         return LayerOptions.from_dict(
-            {name: value for name, value in values.items() if name in FIELDS and name not in hidden}
+            {name: value for name, value in values.items() if name in FIELDS and name not in unused}
         )
     listed = [values.pop(name, None) for name in POSITIONAL]
     return LayerOptions.from_dict(LayerOptions.from_positional(listed).to_dict() | values | changes)

@@ -103,6 +103,7 @@ class Generation:
         self.session: Session | None = None
         self.latents: Any = None  # of the last sampling pass, sampler space
         self.given: dict[Role, results.Pixels] = {}  # images that the mode starts from, of the plan's size
+        self.behind: results.Pixels | None = None  # RGBA of any size, for the preview over an image
         self.starts: list[results.Pixels] = []  # RGBA images that image to image starts from with their transparency
         self.originals: list[results.Pixels] = []  # RGBA images of which inpainting keeps what isn't masked
         self.batch: results.Batch | None = None
@@ -187,6 +188,8 @@ class Generation:
             p.extra_generation_params.pop("Size", None)
         self._read_starts()
         plan = self._plan(*self.asked)
+        if (image := self.options.preview_image) is not None:
+            self.behind = read_input_image(image, "preview_image")
         fetch(self.session.store, plan.files)
         self._open(plan)
         frames = plan.frames
@@ -319,7 +322,7 @@ class Generation:
                 script = _find_script(self.p)
                 is_cell = script is not None and _file_of(script) in GRID_SCRIPTS
                 save = self.extension.setting("save_previews")
-                failed = results.deliver(self.sets, self.options, processed, not is_cell, save)
+                failed = results.deliver(self.sets, self.options, processed, not is_cell, save, self.behind)
                 if getattr(self.p, "is_api", False) and script is None:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
                 for sentence in failed:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import infotext
-from ..modes import MODE_NAMES, MODES, ROLES, any_row
+from ..modes import MODE_NAMES, MODES, any_row
 from ..options import FIELDS, LayerOptions
 from ..outputs import list_outputs
 from . import status
@@ -92,12 +92,8 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
                 for output, label in OUTPUT_LABELS.items():
                     ticked = output in LayerOptions.outputs
                     add(OUTPUT_PREFIX + output, gr.Checkbox, label=label, value=ticked, container=False, min_width=80)
-        with gr.Accordion(EDGES, open=False, elem_id=elem_id("edges")):
-            add("defringe", gr.Textbox, value="", lines=1, placeholder=_help("defringe"))
-            for pair in (("black_point", "white_point"), ("gamma", "threshold"), ("choke", "feather")):
-                with gr.Row():
-                    for name in pair:
-                        add(name, gr.Slider, **_range(name))
+            add("preview_image", gr.Image, type="pil", image_mode="RGBA", height=IMAGE_HEIGHT)
+        add_edges(add, elem_id)
         # Nothing for a user to see or to keep among the WebUI's defaults.
         for name in ("output_origin", "pasted"):
             made[name] = gr.Checkbox(False, label=name, visible=False, elem_id=elem_id(name))
@@ -114,6 +110,16 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
         ],
         paste_field_names=[infotext.PREFIX + name for name in fills],
     )
+
+
+def add_edges(add: Callable[..., None], elem_id: Callable[[str], str]) -> None:
+    """Add the options of edges, folded; `add(name, component, **settings)` makes one of them."""
+    with gr.Accordion(EDGES, open=False, elem_id=elem_id("edges")):
+        add("defringe", gr.Textbox, value="", lines=1, placeholder=_help("defringe"))
+        for pair in (("black_point", "white_point"), ("gamma", "threshold"), ("choke", "feather")):
+            with gr.Row():
+                for name in pair:
+                    add(name, gr.Slider, **_range(name))
 
 
 def list_modes(family: str | None = None, unavailable: Container[str] = ()) -> list[str]:
@@ -170,9 +176,8 @@ def _paste(name: str) -> Callable[[dict[str, str]], Any]:
 
     Plain values, for the WebUIs' API can't read all updates; but None would leave an image as it is.
     """
-    if name in IMAGES:
-        role = ROLES[IMAGES.index(name)]
-        return lambda params: gr.update() if infotext.gives_image(params, role) else gr.update(value=None)
+    if FIELDS[name].metadata["kind"] == "image":
+        return lambda params: gr.update() if infotext.gives_image(params, name) else gr.update(value=None)
     return lambda params: to_label(name, infotext.read(params)[name])
 
 

@@ -135,11 +135,12 @@ def deliver(
     processed: Any,
     with_previews: bool = True,
     save_previews: bool = False,
+    behind: Pixels | None = None,
 ) -> list[str]:
     """Put the wanted outputs into the WebUI's answer: layers first, then previews, all of a kind one after the other.
 
-    Files, and with `save_previews` the previews, are written next to the saved layers and under their names. Returns a
-    sentence for each file that couldn't be written.
+    Files, and with `save_previews` the previews, are written next to the saved layers and under their names. behind:
+    the image for "over_image", RGBA of any size. Returns a sentence for each file that couldn't be written.
     """
     _attach_again(sets, processed)
     texts = {id(image): text for image, text in zip(processed.images, processed.infotexts, strict=False)}
@@ -148,8 +149,9 @@ def deliver(
     for each in sets:
         first = next(iter(each.images.values()))
         text = texts.get(id(first), processed.info)
-        stack = each.stack(text)
-        for name, preview in make_previews(stack, each.transparent, options.outputs if with_previews else ()):
+        stack, outputs = each.stack(text), options.outputs if with_previews else ()
+        fitted = None if behind is None else fit(behind, first.size, options.resize_mode)
+        for name, preview in make_previews(stack, each.transparent, outputs, fitted):
             shown, marked = Image.fromarray(preview), mark_preview(text, name)
             previews.append((name, shown, marked))
             if save_previews:

@@ -69,8 +69,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "save_previews",
         False,
-        "Save checkerboard previews, alpha masks and recomposites, too",
-        "next to the transparent picture and under its name, with -checker, -alpha or -recomposite added",
+        "Save previews, alpha masks and recomposites, too",
+        "next to the transparent picture and under its name, with -checker, -over_black, -alpha and so on added",
     ),
 )
 

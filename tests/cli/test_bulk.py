@@ -94,6 +94,10 @@ class TestTables:
             ([{"prompt": "a", "width": [64]}], "width must be a whole number"),
             ([{"prompt": "a", "mode": "forground"}], "There is no layer mode 'forground'"),
             ([{"prompt": 3}], "prompt must be text, not 3"),
+            ([{"prompt": "a", "outputs": "rgba+over_image"}], "over_image can't be made for a table: ask for over_bl"),
+            ([{"prompt": "a", "preview_image": "a.png"}], "There is no column 'preview_image'"),
+            ([{"prompt": "a", "start_at": 0.5, "stop_at": "0.5"}], "Row 1 can't be made: start_at 0.5 is not before"),
+            ([{"prompt": "a", "defringe": "greyish"}], "There is no colour 'greyish'"),
             ([{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "X"}], "Rows 1 and 2 would both have the name 'x'"),
         ],
     )

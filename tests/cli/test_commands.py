@@ -26,6 +26,7 @@ from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.latent_file import FORMAT, LatentFile, read_latent
 
+from lib_layerdiffusion.layers import Layer, composite, fit
 pytestmark = pytest.mark.slow
 
 
@@ -101,6 +102,24 @@ class TestGenerate:
         assert np.array_equal(merged[..., :3], whole)
 
     def test_only_what_is_asked_for_is_written(self, run: Any, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("resize_mode", ["crop", "fill"])
+    def test_previews_over_colours_and_an_image(self, resize_mode: str, run: Any, tmp_path: Path) -> None:
+        room = np.random.default_rng(0).integers(0, 256, (90, 30, 3), np.uint8)
+        Image.fromarray(room).save(tmp_path / "room.png")
+        outputs = ["--outputs", "rgba", "over_image", "over_white", "over_black"]
+        words = ["--preview-image", tmp_path / "room.png", "--resize-mode", resize_mode, *outputs]
+        outcome = run.generate("a cat", "--seed", 1, *words, "--out", tmp_path / "out")
+        assert outcome.code == 0, outcome.err
+        names = ["over_black", "over_white", "over_image"]
+        assert [path.name for path in outcome.paths[1:]] == [f"1-a-cat-{name}.png" for name in names]
+        rgba = read(outcome.paths[0])
+        behind = fit(np.dstack([room, np.full((90, 30), 255, np.uint8)]), (64, 64), resize_mode)[..., :3]
+        for path, name, background in zip(outcome.paths[1:], names, ("black", "white", behind), strict=True):
+            assert np.array_equal(read(path), composite([Layer("layer", rgba, "foreground")], background))
+            assert Image.open(path).info["parameters"].endswith(f", layerdiffusion_preview: {name}")
+        plain = run.generate("a cat", "--seed", 1, "--out", tmp_path / "plain")
+        assert np.array_equal(read(plain.paths[0]), rgba)
+
         outcome = run.generate("a cat", "--seed", 1, "--outputs", "ora", "--out", tmp_path / "out")
         assert [path.name for path in outcome.paths] == ["1-a-cat.ora"]
         assert [*(tmp_path / "out").iterdir()] == outcome.paths

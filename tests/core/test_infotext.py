@@ -101,8 +101,8 @@ def test_of_an_image_only_that_it_was_given_is_written():
     given_options = LayerOptions(mode="foreground_to_background", foreground_image=np.zeros((2, 2, 4), np.uint8))
     params = through_host(infotext.describe(given_options))
     assert params["layerdiffusion_foreground_image"] == "True"
-    assert infotext.gives_image(params, "foreground")
-    assert not infotext.gives_image(params, "background")
+    assert infotext.gives_image(params, "foreground_image")
+    assert not infotext.gives_image(params, "background_image")
     assert infotext.read(params)["foreground_image"] is None
 
 
@@ -141,9 +141,9 @@ def test_the_reference_extensions_keys_are_read():
         foreground_prompt="a cat, sitting",
         blend_prompt="a park",
     )
-    assert infotext.gives_image(params, "background")
-    assert not infotext.gives_image(params, "foreground")
-    assert not infotext.gives_image(params, "blend")
+    assert infotext.gives_image(params, "background_image")
+    assert not infotext.gives_image(params, "foreground_image")
+    assert not infotext.gives_image(params, "blend_image")
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.alias)

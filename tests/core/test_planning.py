@@ -90,6 +90,8 @@ def test_numpy_integers_are_whole_numbers():
         ({}, {"start_at": 0.5, "stop_at": 0.5}, "start_at 0.5 is not before stop_at 0.5"),
         ({}, {"start_at": 0.8, "stop_at": 0.2}, "lower start_at or raise stop_at"),
         ({}, {"stop_at": 0.0}, "never take effect"),
+        ({}, {"outputs": ["over_image"]}, "The output over_image needs an image: give preview_image, or leave"),
+        ({}, {"black_point": 0.5, "white_point": 0.5}, "black_point 0.5 must be below white_point 0.5"),
         ({"family": "flux"}, {}, "load an SD1.5 or SDXL checkpoint"),
         ({"family": "sdxl"}, {"mode": "together"}, "choose one of foreground, foreground_conv"),
         ({}, {"mode": "foreground_conv"}, "load an SDXL checkpoint, or choose one of foreground, together"),
@@ -99,6 +101,13 @@ def test_what_can_not_work_is_refused_with_the_cure(facts, options, sentence):
     facts = {"family": "sd15", "width": 512, "height": 512} | facts
     with pytest.raises(Refusal, match=sentence):
         plan(LayerOptions(**options), Facts(**facts))
+
+
+def test_a_preview_over_an_image_needs_it_only_where_there_is_transparency_to_show():
+    image = np.zeros((4, 4, 4), np.uint8)
+    facts = Facts("sd15", 512, 512)
+    plan(LayerOptions(outputs=("rgba", "over_image"), preview_image=image), facts)
+    plan(LayerOptions(mode="foreground_to_background", foreground_image=image, outputs=("blend", "over_image")), facts)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode.family}-{mode.name}")

@@ -210,7 +210,7 @@ def test_infotext_gives_back_every_option(sdxl: Any, layer_files: Path) -> None:
         params = parse_infotext(ld("a cat", **FAST).infotext)
     read = infotext.read(params)
     assert LayerOptions.from_dict(read) == LayerOptions(mode="foreground_to_blend", **options)
-    assert infotext.gives_image(params, "foreground")
+    assert infotext.gives_image(params, "foreground_image")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def test_what_the_page_hides_for_a_mode_has_no_effect():
         "background_image": Image.new("RGB", (8, 8)),
         "background_prompt": "a meadow",
         "resize_mode": "stretch",
+        "preview_image": Image.new("RGB", (8, 8)),
     }
     options = read_options(page(enabled=True, mode="foreground", weight=0.5, **left_behind), from_api=False)
     assert options == LayerOptions(weight=0.5)
@@ -31,6 +32,14 @@ def test_what_the_page_shows_for_a_mode_counts():
     options = read_options(sent, from_api=False)
     assert options.background_image is image
     assert options.foreground_prompt == "a cat"
+
+
+def test_the_image_for_the_preview_counts_where_its_box_is_ticked():
+    image, boxes = Image.new("RGB", (8, 8)), {"outputs_rgba": True, "outputs_over_image": True}
+    sent = {"enabled": True, "mode": "foreground", "preview_image": image, "resize_mode": "Resize and Fill"}
+    options = read_options(page(**sent, **boxes), from_api=False)
+    assert (options.preview_image, options.resize_mode) == (image, "fill")
+    assert read_options(page(**sent, outputs_rgba=True), from_api=False) == LayerOptions(outputs=("rgba",))
 
 
 def test_the_mode_of_an_axis_decides_what_counts():

@@ -12,7 +12,7 @@ gr = pytest.importorskip("gradio")
 
 from lib_layerdiffusion import infotext  # noqa: E402
 from lib_layerdiffusion.cli import build_parser  # noqa: E402
-from lib_layerdiffusion.options import LayerOptions  # noqa: E402
+from lib_layerdiffusion.options import OUTPUTS, LayerOptions  # noqa: E402
 from lib_layerdiffusion.refusal import Refusal  # noqa: E402
 from lib_layerdiffusion.webui import panel  # noqa: E402
 from lib_layerdiffusion.webui.arguments import OUTPUT_BOXES, PAGE_ORDER, read_options  # noqa: E402
@@ -34,6 +34,7 @@ SAMPLES: dict[str, tuple[Any, list[str]]] = {
     "background_prompt": ("a room", ["a room"]),
     "blend_prompt": ("best", ["best"]),
     "outputs": (("background", "rgba"), ["background", "rgba"]),
+    "preview_image": (Path("d.png"), ["d.png"]),
     "batch_counts": ("images", ["images"]),
     "defringe": ("#3366cc", ["#3366cc"]),
     "black_point": (0.1, ["0.1"]),
@@ -55,7 +56,8 @@ NO_FLAG = {"enabled"}
 REFUSED_BY_THE_LIBRARY: list[dict[str, Any]] = [
     {"enabled": False},
     {"batch_counts": "images"},
-    *({"outputs": [name]} for name in ("checker", "alpha", "recomposite", "psd", "ora")),
+    {"preview_image": Path("d.png")},
+    *({"outputs": [name]} for name in OUTPUTS if name not in LayerOptions.outputs),
 ]
 
 
@@ -90,9 +92,7 @@ def test_infotext_key(name: str) -> None:
     read = infotext.read(params)
     assert (name in read) is (name not in NO_INFOTEXT)
     if name.endswith("_image"):
-        assert [role for role in ("foreground", "background", "blend") if infotext.gives_image(params, role)] == [
-            name.removesuffix("_image")
-        ]
+        assert [each for each in NAMES if infotext.gives_image(params, each)] == [name]
     elif name not in NO_INFOTEXT:
         assert read[name] == (list(value) if isinstance(value, tuple) else value)
 

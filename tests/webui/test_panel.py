@@ -119,7 +119,7 @@ def test_advanced_controls_are_in_a_closed_group(page):
         block = left.pop()
         left += getattr(block, "children", [])
         inside |= {getattr(block, "elem_id", None)}
-    advanced = {"start_at", "resize_mode", "views", *OUTPUT_BOXES}
+    advanced = {"start_at", "resize_mode", "views", *OUTPUT_BOXES, "preview_image"}
     assert inside >= {elem_id(name) for name in advanced}
     assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin", "pasted"}}
 
@@ -272,7 +272,8 @@ def test_modes_that_can_run_come_first_and_expert_ones_last():
 
 def test_only_inputs_of_the_mode_are_visible_at_first(page):
     visible = {name for name in panel.CHANGING if page.named[name].visible}
-    assert visible == wanted("foreground") | {f"outputs_{name}" for name in ("rgba", "checker", "alpha", "psd", "ora")}
+    outputs = ("rgba", "checker", "over_black", "over_white", "over_image", "alpha", "psd", "ora")
+    assert visible == wanted("foreground") | {f"outputs_{name}" for name in outputs}
     assert not page.named["output_origin"].visible
 
 
@@ -372,7 +373,7 @@ def test_pasting_another_text_resets_everything(page):
     assert pasted.pop("pasted") is False
     assert LayerOptions.from_dict(pasted) == LayerOptions(enabled=False)
     assert pasted["enabled"] is False
-    assert {pasted[name] for name in IMAGES} == {None}, "images are cleared"
+    assert {pasted[name] for name in (*IMAGES, "preview_image")} == {None}, "images are cleared"
     assert {pasted[name] for name in PROMPTS} == {""}
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_layerdiffusion.layers import Layer, composite, fit
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.planning import Facts, Plan, plan
 from lib_layerdiffusion.webui import results
@@ -135,6 +136,25 @@ def test_previews_come_last_and_are_labelled() -> None:
     for index in (0, 1):
         rgba, alpha = (np.asarray(processed.images[each]) for each in (index, 4 + index))
         assert np.array_equal(alpha[..., 0], rgba[..., 3])
+
+
+@pytest.mark.parametrize("resize_mode", ["crop", "fill"])
+def test_previews_over_colours_and_an_image_are_the_exact_composite(resize_mode: str, tmp_path: Any) -> None:
+    one, behind = make_set("foreground"), draw_layer(3, (30, 90))
+    one.images["foreground"].already_saved_as = str(tmp_path / "1.png")
+    names = ("over_black", "over_white", "over_image")
+    options = LayerOptions(outputs=("rgba", *names), resize_mode=resize_mode)
+    processed = answer([one])
+    results.deliver([one], options, processed, save_previews=True, behind=behind)
+    layer = Layer("f", np.asarray(one.images["foreground"]), "foreground")
+    image = Layer("b", fit(behind, SIZE, resize_mode), "background")
+    made = zip(
+        processed.images[1:], names, ([layer], [layer], [image, layer]), ("black", "white", "checker"), strict=True
+    )
+    for shown, name, layers, background in made:
+        assert np.array_equal(np.asarray(shown), composite(layers, background))
+        assert shown.info["parameters"].endswith(f"layerdiffusion_preview: {name}")
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"1-{name}.png")), np.asarray(shown))
 
 
 def test_layers_that_are_not_wanted_stay_out_but_never_all() -> None:

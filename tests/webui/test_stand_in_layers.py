@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lib_layerdiffusion import outputs
+from lib_layerdiffusion.layers import Layer, composite, fit
 from lib_layerdiffusion.modes import MODE_NAMES, MODES
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
@@ -92,6 +93,29 @@ def test_an_api_client_gets_a_transparent_image_and_a_plain_one_is_as_before(web
         assert_transparent(decode_image(answer.json()["images"][0]))
     assert webui.post("txt2img", **SETTINGS).json()["images"] == plain
     assert state_of(webui.model) == before
+
+
+def test_previews_over_colours_and_an_image(webui):
+    room = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    names = ["over_black", "over_white", "over_image"]
+    asked = FAST | {"outputs": ["rgba", *names], "preview_image": encode_image(Image.fromarray(room))}
+    answer = webui.post("txt2img", asked | {"resize_mode": "stretch"}, **SETTINGS | {"width": 126, "height": 120})
+    rgba, *previews = [np.asarray(decode_image(image)) for image in answer.json()["images"]]
+    behind = fit(room, (126, 120), "stretch")
+    for preview, background in zip(previews, ("black", "white", behind), strict=True):
+        wanted = composite([Layer("layer", rgba, "foreground")], background).astype(int)
+        assert np.abs(preview - wanted).max() <= (1 if background is behind else 0)  # an opaque image has alpha here
+    text = json.loads(answer.json()["info"])["infotexts"][-1]
+    params = webui.module("infotext_utils").parse_generation_parameters(text)
+    assert params["layerdiffusion_outputs"] == "rgba+over_black+over_white+over_image"
+    assert params["layerdiffusion_preview_image"] == "True"
+    assert params["layerdiffusion_preview"] == "over_image"
+    refused = webui.post("txt2img", {"outputs": ["over_image"]}, **SETTINGS)
+    assert refused.status_code == 422
+    assert "give preview_image, or leave over_image out of outputs" in refused.json()["detail"]
+    broken = webui.post("txt2img", asked | {"preview_image": "bm90IGFuIGltYWdl"}, **SETTINGS)
+    assert broken.status_code == 422
+    assert "preview_image" in broken.json()["detail"]
 
 
 def test_a_request_that_cannot_be_served_is_an_answer_with_a_sentence(webui):
