@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
 
 from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes, to_float
-from .options import FIELDS, Checked, LayerOptions
+from .options import EDGES, FIELDS, Checked
 from .refusal import Refusal
 
 NEUTRAL_GREY = "#808080"  # what LayerDiffusion composites a picture on before its VAE sees it
@@ -45,9 +45,9 @@ class Edges(Checked):
         self.background()
 
     @classmethod
-    def of(cls, options: LayerOptions) -> Edges:
-        """The part of a generation's options that is about edges."""
-        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+    def of(cls, options: Checked) -> Edges:
+        """The part of a generation's or a scene's options that is about edges."""
+        return cls(**{name: getattr(options, name) for name in EDGES})
 
     @property
     def off(self) -> bool:

@@ -20,6 +20,7 @@ from .planning import LARGEST_SEED
 from .refusal import Refusal
 
 if TYPE_CHECKING:  # the command line's `--help` needs this module without numpy and Pillow
+    from .edges import Edges
     from .options import LayerImage
 
 TITLE = "LayerDiffusion scene"  # of the script in a WebUI, by which API clients name it, and pasted infotexts choose it
@@ -72,6 +73,13 @@ class Scene(Checked):
         "What is returned: the layers, their recomposite, the model's blends, files (psd, ora).",
         choices=SCENE_OUTPUTS,
     )
+    defringe: str = _as_in_a_generation("defringe")
+    black_point: float = _as_in_a_generation("black_point")
+    white_point: float = _as_in_a_generation("white_point")
+    gamma: float = _as_in_a_generation("gamma")
+    choke: float = _as_in_a_generation("choke")
+    feather: float = _as_in_a_generation("feather")
+    threshold: float = _as_in_a_generation("threshold")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +90,9 @@ class Scene(Checked):
             )
         if not self.foregrounds and self.foreground_image is None:
             raise Refusal("A scene needs a foreground: name one or more in foregrounds, or give foreground_image.")
+        from .edges import Edges  # here, since it needs numpy, and `--help` doesn't
+
+        Edges.of(self)  # refuses what doesn't go together
         given = {"background": self.background_image, "foreground": self.foreground_image}
         for one, other in (("background", "foreground"), ("foreground", "background")):
             if self.first == one and given[other] is not None and given[one] is None:
@@ -126,6 +137,7 @@ class ScenePlan:
     passes: tuple[Pass, ...]
     blends: Mapping[str, tuple[str, ...]]  # the layers that each shows, from bottom to top; the last is new in it
     images: int  # that are sampled in all
+    edges: Edges  # what is done to the edges of the foregrounds that are made
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -213,7 +225,9 @@ class _Planner:
         for index in range(done, len(self.names)):
             self._add_foreground(index)
         layers: list[tuple[str, Role]] = [(BACKGROUND, "background"), *((name, "foreground") for name in self.names)]
-        return ScenePlan(tuple(layers), given, tuple(self.passes), self.blends, self.images)
+        from .edges import Edges
+
+        return ScenePlan(tuple(layers), given, tuple(self.passes), self.blends, self.images, Edges.of(scene))
 
     def _choose_first(self) -> str:
         scene = self.scene

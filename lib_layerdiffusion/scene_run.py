@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .edges import clean_edges
 from .layers import Bytes, Layer, LayerStack, Size, composite
 from .modes import Role
 from .refusal import Refusal
@@ -94,12 +95,18 @@ def make_scene(
             ended = error
             break
         images |= {name: made[role] for role, name in each.makes.items()}
-        for name, shown in plan.blends.items():
-            if name not in differences and {name, *shown} <= images.keys():
-                if match_blend:
-                    top, beneath = shown[-1], _flatten(images, shown[:-1])
-                    images[top] = take_colour(images[top], beneath, images[name])
-                differences[name] = measure_difference(images[name], _flatten(images, shown))
+        complete = {
+            name: shown
+            for name, shown in plan.blends.items()
+            if name not in differences and {name, *shown} <= images.keys()
+        }
+        for name, shown in complete.items() if match_blend else ():
+            top, beneath = shown[-1], _flatten(images, shown[:-1])
+            images[top] = take_colour(images[top], beneath, images[name])
+        if foreground := each.makes.get("foreground"):  # with the alpha that its blend shows until here
+            images[foreground] = clean_edges(images[foreground], plan.edges)
+        for name, shown in complete.items():
+            differences[name] = measure_difference(images[name], _flatten(images, shown))
     layers = tuple(Layer(name, images[name], role) for name, role in plan.layers if name in images)
     if ended is not None and len(layers) == len(plan.given):
         raise ended

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from lib_layerdiffusion.embedded import EMBEDDED, usual_guidance
 from lib_layerdiffusion.hosts.samplers import SAMPLERS, SCHEDULES
-from lib_layerdiffusion.options import FIELDS, parse_field
+from lib_layerdiffusion.options import EDGES, FIELDS, parse_field
 from lib_layerdiffusion.planning import LARGEST_SEED, MAX_SIZE, MIN_SIZE, STEPS
 from lib_layerdiffusion.refusal import Parser, Refusal, integer, lacks_memory, lacks_space, real, refuse_path
 from lib_layerdiffusion.scene import SCENE_FIELDS
@@ -154,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_decode(command("decode", "Turn latents into transparent images."))
     _add_composite(command("composite", "Put layers over a colour, a checkerboard or an image."))
     _add_upscale(command("upscale", "Enlarge transparent images without a fringe at their edges."))
+    _add_edges(command("edges", "Clean the edges of transparent images."))
     _add_atlas(command("atlas", "Put images on one sheet for a game engine, with JSON that says where each lies."))
     _add_animate(command("animate", "Make an animation with transparency of images, one after the other."))
     _add_export(command("export-checkpoint", "Write an SD1.5 model of any width as a checkpoint for AUTOMATIC1111."))
@@ -320,7 +321,8 @@ def _add_decode(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "latents", nargs="+", type=Path, metavar="LATENT", help="files that `encode` wrote, or folders of them"
     )
-    _add_option(parser, FIELDS["views"])
+    for name in ("views", *EDGES):
+        _add_option(parser, FIELDS[name])
     _add_out(parser, "outputs")
     _add_model(parser)
 
@@ -345,6 +347,14 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--upscaler", type=Path, metavar="FILE", help=text)
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     _add_out(parser, "outputs")
+
+
+def _add_edges(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images with alpha, or folders of them")
+    for name in EDGES:
+        _add_option(parser, FIELDS[name])
+    _add_out(parser, "outputs")
+    parser.epilog = "docs/assets.md says what each option is for."
 
 
 def _add_atlas(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from lib_layerdiffusion.cli.files import Attempts, find_files, leave_out_results
 from lib_layerdiffusion.cli.progress import progress_bar
 from lib_layerdiffusion.cli.table import NAME, TABLE_LIMIT, plan_jobs, read_common, read_table
 from lib_layerdiffusion.doctor import examine
+from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
 from lib_layerdiffusion.export import animation, png
@@ -43,7 +44,7 @@ from lib_layerdiffusion.latent_file import LatentFile, read_latent
 from lib_layerdiffusion.layers import Layer, LayerStack, check_work, fit
 from lib_layerdiffusion.layers import composite as put_over
 from lib_layerdiffusion.modes import ROLES, Role, any_row
-from lib_layerdiffusion.options import FIELDS, LayerOptions, check_text
+from lib_layerdiffusion.options import EDGES, FIELDS, LayerOptions, check_text
 from lib_layerdiffusion.outputs import WRITERS, list_files, list_outputs
 from lib_layerdiffusion.planning import LARGEST_SEED, MIN_SIZE, check_options, check_size, count_sets
 from lib_layerdiffusion.refusal import Refusal, using_path
@@ -173,12 +174,14 @@ def encode(arguments: argparse.Namespace) -> int:
 
 def decode(arguments: argparse.Namespace) -> int:
     """Write the transparent image in each latent."""
+    wanted = _read_edges(arguments)
     attempts = Attempts(find_files(arguments.latents, [".safetensors"], "latents"))
     with _codec(arguments, views=arguments.views) as (load, out):
         for path, file in attempts.read(_read_decodable):
             ld = load()
             with attempts.trying(path):
-                _write(out, slug(path.stem), ld.from_latent(file.latent)[: file.height, : file.width])
+                image = ld.from_latent(file.latent)[: file.height, : file.width]
+                _write(out, slug(path.stem), clean_edges(image, wanted))
     attempts.finish()
     return 0
 
@@ -215,6 +218,21 @@ def upscale(arguments: argparse.Namespace) -> int:
             with attempts.trying(path):
                 size = _choose_size(path, image.shape[1::-1], arguments)
                 _write(out, f"{slug(path.stem)}-{size[0]}x{size[1]}", upscaling.upscale(image, size, enlarge))
+    attempts.finish()
+    return 0
+
+
+def edges(arguments: argparse.Namespace) -> int:
+    """Write each image with cleaner edges."""
+    wanted = _read_edges(arguments)
+    if wanted.off:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in EDGES)
+        raise Refusal(f"No option says what to do to the edges: give one or more of {flags}.")
+    attempts = Attempts(_find_cleanable(arguments.images, arguments.out))
+    with OutputFolder(arguments.out) as out:
+        for path, image in attempts.read(_read_cleanable):
+            with attempts.trying(path):
+                _write(out, f"{slug(path.stem)}-edges", clean_edges(image, wanted))
     attempts.finish()
     return 0
 
@@ -270,6 +288,23 @@ def _find_upscalable(places: Sequence[Path], out: Path) -> list[Path]:
     return leave_out_results(found, is_result)
 
 
+def _find_cleanable(places: Sequence[Path], out: Path) -> list[Path]:
+    """The images, without those that have the name of what an earlier run made of another one."""
+    found = find_files(places, ENDINGS, "images")
+    return leave_out_results(found, _make_name_check("edges", {slug(path.stem) for path in found}, places, out))
+
+
+def _make_name_check(word: str, stems: Collection[str], places: Collection[Path], out: Path) -> Callable[[Path], bool]:
+    """Make the function that says whether a file is called as `STEM-word` is in the output folder."""
+    is_own = _make_place_check(places, out)
+
+    def is_result(path: Path) -> bool:
+        name = re.fullmatch(rf"(.+)-{word}(?:-\d+)?\.png", path.name)
+        return name is not None and name[1] in stems and is_own(path)
+
+    return is_result
+
+
 def _make_place_check(places: Collection[Path], out: Path) -> Callable[[Path], bool]:
     """Make the function that says whether a file lies in the output folder and wasn't named itself."""
     with using_path(out):
@@ -283,6 +318,17 @@ def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Pixels]]:
     images = list(attempts.read(read_image))
     attempts.finish()
     return images
+
+
+def _read_edges(arguments: argparse.Namespace) -> Edges:
+    return Edges.from_dict({name: getattr(arguments, name) for name in EDGES})
+
+
+def _read_cleanable(path: Path) -> Pixels:
+    rgba = read_image(path)
+    if rgba[..., 3].min() == 255:
+        raise Refusal(f"{path} has no transparency, so it has no edges to clean: name a picture with alpha.")
+    return rgba
 
 
 def _read_encodable(path: Path) -> Pixels:
@@ -320,13 +366,7 @@ def _match_names(places: Sequence[Path]) -> list[tuple[Path, ...]]:
 def _find_composable(places: Sequence[Path], out: Path) -> list[tuple[Path, ...]]:
     """The layers of each picture, without those that have the name of what an earlier run made of others."""
     groups = _match_names(places)
-    stems = {_join_stems(paths) for paths in groups}
-    is_own = _make_place_check(places, out)
-
-    def is_result(path: Path) -> bool:
-        name = re.fullmatch(r"(.+)-composite(?:-\d+)?\.png", path.name)
-        return name is not None and name[1] in stems and is_own(path)
-
+    is_result = _make_name_check("composite", {_join_stems(paths) for paths in groups}, places, out)
     kept = set(leave_out_results([*dict.fromkeys(chain(*groups))], is_result))
     return [paths for paths in groups if kept.issuperset(paths)]
 

@@ -19,12 +19,13 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..edges import Edges, clean_edges
 from ..export import archive, ora, png, psd
 from ..host import Host
 from ..latent_file import LatentFile
 from ..layers import Layer, LayerStack, composite, measure
 from ..modes import MODES
-from ..options import LayerOptions
+from ..options import EDGES, LayerOptions
 from ..planning import MIN_SIZE, Facts, Plan
 from ..planning import plan as make_plan
 from ..refusal import Refusal, lacks_memory, list_choices
@@ -186,6 +187,7 @@ class Routes:
     def _decode(self, body: Body) -> dict[str, str]:
         latent = read_latent_input(need(body, "latent", "decode"))
         options = LayerOptions.from_dict({"views": body.get("views")})
+        edges = Edges.from_dict({name: body.get(name) for name in EDGES})
         given = body.get("image")
         image = None if given is None else read_input_image(given, "image", MAX_PIXELS)
         high, wide = (8 * side for side in latent.latent.shape[2:])
@@ -193,7 +195,7 @@ class Routes:
             pixels = session.host.decode(latent.latent) if image is None else _as_decoded(image, latent)
             _check_finite(pixels)
             (rgba,) = session.decode_transparent(latent.latent, pixels)
-        return {"image": _to_base64_png(rgba[: latent.height, : latent.width])}
+        return {"image": _to_base64_png(clean_edges(rgba[: latent.height, : latent.width], edges))}
 
     def _encode(self, body: Body) -> dict[str, str]:
         rgba = read_input_image(need(body, "image", "encode"), "image", MAX_PIXELS)

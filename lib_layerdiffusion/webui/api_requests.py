@@ -15,6 +15,7 @@ from fastapi import Request
 from ..latent_file import LatentFile, read_latent
 from ..layers import MAX_LAYERS, Layer
 from ..modes import Role
+from ..options import EDGES, FIELDS
 from ..refusal import Refusal, list_choices
 from .base64_images import Opened, count_pixels, decode_base64, load_input_image, open_input_image
 
@@ -36,6 +37,7 @@ KEYS: dict[str, dict[str, str]] = {
         "latent": "a .safetensors file in base64, or a list [4, h, w] or [1, 4, h, w] of numbers in VAE space",
         "image": "what the VAE made of the latent, in base64; left out, the WebUI's VAE makes it",
         "views": "1, 2, 4 or 8: decode quality",
+        **{name: FIELDS[name].metadata["help"] for name in EDGES},
     },
     "encode": {"image": "an RGBA image in base64"},
     "composite": {

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ..scene import KEY, SCENE_FIELDS, Scene, read
 from .labels import SCENE_LABELS, from_label, to_label
-from .panel import IMAGE_HEIGHT
+from .panel import IMAGE_HEIGHT, add_edges
 
 
 def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
     labels = [*SCENE_LABELS["outputs"].values()]
     add("outputs", gr.CheckboxGroup, choices=labels, value=show("outputs", Scene.outputs), info=explain("outputs"))
     made["outputs"].do_not_save_to_config = True  # WebUIs keep no list among their defaults
+    add_edges(add, elem_id)
     return {name: made[name] for name in SCENE_FIELDS}
 
 

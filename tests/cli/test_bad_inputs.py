@@ -22,6 +22,8 @@ DECODER = "layer_sd15_vae_transparent_decoder.safetensors"
 ENCODER = "layer_sd15_vae_transparent_encoder.safetensors"
 GENERATE = ["generate", "a cat", "--model", "MODEL", "--steps", "1", "--views", "1", "--offline", "--device", "cpu"]
 
+SCENE = ["scene", "--background", "a table", "--foregrounds", "a cat", "--model", "TMP/nowhere"]
+
 # What is wrong, the words, and what the sentence must name. Capitals stand for what the fixtures make.
 ARGUMENTS: list[tuple[str, list[str], str]] = [
     ("no command", [], "COMMAND"),
@@ -93,6 +95,13 @@ ARGUMENTS: list[tuple[str, list[str], str]] = [
     ("image is a folder", ["encode", "PICTURES/folder.png"], "folder.png"),
     ("image claims a huge size", ["encode", "PICTURES/huge.png"], "huge.png"),
     ("folder without images", ["upscale", "PICTURES/folder.png"], "There are no images in the folder"),
+    ("no option for edges", ["edges", "PICTURES/rgba.png"], "give one or more of --defringe, --black-point"),
+    ("edges that change nothing", ["edges", "PICTURES/rgba.png", "--gamma", "1"], "No option says what to do"),
+    ("edges of an opaque picture", ["edges", "PICTURES/rgb.jpg", "--choke", "1"], "rgb.jpg has no transparency"),
+    ("edges out of bounds", ["edges", "PICTURES/rgba.png", "--choke", "65"], "choke must be a number from -64 to 64"),
+    ("edges of no colour", ["edges", "PICTURES/rgba.png", "--defringe", "greyish"], "greyish"),
+    ("decoded with a wrong point", ["decode", "x.safetensors", "--black-point", "1"], "must be below white_point"),
+    ("scene with a wrong point", [*SCENE, "--black-point", "1"], "must be below white_point"),
     ("latent missing", ["decode", "TMP/nowhere.safetensors"], "nowhere"),
     ("latent is a folder", ["decode", "PICTURES"], "pictures"),
     ("latent is empty", ["decode", "TMP/empty.safetensors"], "empty.safetensors"),

@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 
 from lib_layerdiffusion import embedded
 from lib_layerdiffusion.cli import commands
+from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.hosts import pipelines
 from lib_layerdiffusion.latent_file import FORMAT, LatentFile, read_latent
-
 from lib_layerdiffusion.layers import Layer, composite, fit
+
 pytestmark = pytest.mark.slow
 
 
@@ -101,7 +102,6 @@ class TestGenerate:
             merged = np.asarray(Image.open(io.BytesIO(ora.read("mergedimage.png"))))
         assert np.array_equal(merged[..., :3], whole)
 
-    def test_only_what_is_asked_for_is_written(self, run: Any, tmp_path: Path) -> None:
     @pytest.mark.parametrize("resize_mode", ["crop", "fill"])
     def test_previews_over_colours_and_an_image(self, resize_mode: str, run: Any, tmp_path: Path) -> None:
         room = np.random.default_rng(0).integers(0, 256, (90, 30, 3), np.uint8)
@@ -120,6 +120,7 @@ class TestGenerate:
         plain = run.generate("a cat", "--seed", 1, "--out", tmp_path / "plain")
         assert np.array_equal(read(plain.paths[0]), rgba)
 
+    def test_only_what_is_asked_for_is_written(self, run: Any, tmp_path: Path) -> None:
         outcome = run.generate("a cat", "--seed", 1, "--outputs", "ora", "--out", tmp_path / "out")
         assert [path.name for path in outcome.paths] == ["1-a-cat.ora"]
         assert [*(tmp_path / "out").iterdir()] == outcome.paths
@@ -263,6 +264,14 @@ class TestEncodeAndDecode:
         assert decoded.code == 0, decoded.err
         assert Image.open(decoded.paths[0]).mode == "RGBA"
         assert Image.open(decoded.paths[0]).size == (width, height)
+
+    def test_edges_are_cleaned_as_the_library_does_it(self, run: Any, pictures: Path, tmp_path: Path) -> None:
+        model = ["--model", run.model, "--offline", "--out", tmp_path]
+        latent = run("encode", pictures / "rgba.png", *model).paths[0]
+        words = ["decode", latent, "--views", 1, *model]
+        plain, hard = run(*words).paths[0], run(*words, "--threshold", 0.5, "--choke", 1).paths[0]
+        assert np.array_equal(read(hard), clean_edges(read(plain), Edges(threshold=0.5, choke=1)))
+        assert not np.array_equal(read(hard), read(plain))
 
     def test_transparency_changes_the_latent(self, run: Any, pictures: Path, tmp_path: Path) -> None:
         model = ["--model", run.model, "--offline", "--out", tmp_path]

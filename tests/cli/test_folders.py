@@ -13,6 +13,7 @@ from PIL import Image
 
 from lib_layerdiffusion.cli import commands
 from lib_layerdiffusion.cli.files import Attempts, find_files
+from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.image_file import ENDINGS
 from lib_layerdiffusion.refusal import Refusal
 
@@ -153,6 +154,41 @@ class TestUpscale:
         outcome = run("upscale", folder, "--out", tmp_path / "out")
         assert (outcome.code, len(outcome.paths)) == (2, 3)
         assert f"{folder / 'd.png'} would have 60000x3000 pixels" in outcome.err
+
+
+class TestEdges:
+    def test_files_of_a_folder_have_the_librarys_bytes(self, folder: Path, run: Any, tmp_path: Path) -> None:
+        Image.new("RGB", (9, 9)).save(folder / "c.JPG")
+        soft = np.full((9, 9, 4), 60, np.uint8)
+        soft[2:7, 2:7, 3] = np.arange(100, 200, 4).reshape(5, 5)
+        Image.fromarray(soft).save(folder / "a.png")
+        words = ["edges", folder, "--defringe", "white", "--black-point", 0.1, "--choke", 0.5, "--out", tmp_path]
+        outcome = run(*words)
+        assert (outcome.code, names(outcome.paths)) == (2, ["a-edges.png", "b-edges.png"])
+        opaque, damaged, closing = outcome.err.splitlines()
+        assert (
+            opaque == f"{folder / 'c.JPG'} has no transparency, so it has no edges to clean: name a picture with alpha."
+        )
+        assert damaged.startswith(f"{folder / 'd.png'} is damaged or cut off")
+        assert closing.startswith("2 of 4 failed")
+        wanted = clean_edges(soft, Edges(defringe="white", black_point=0.1, choke=0.5))
+        assert np.array_equal(np.asarray(Image.open(outcome.paths[0])), wanted)
+        assert not np.array_equal(wanted, soft)
+        before = outcome.paths[0].read_bytes()
+        assert names(run(*words).paths) == ["a-edges-2.png", "b-edges-2.png"]
+        assert outcome.paths[0].read_bytes() == before
+
+    def test_again_in_its_own_folder_it_takes_the_same(self, folder: Path, run: Any, caplog: Any) -> None:
+        for name in ("c.JPG", "d.png"):
+            (folder / name).unlink()
+        shutil.copy(folder / "a.png", folder / "soft-edges.png")  # there is no soft.png that it could be made of
+        words = ["edges", folder, "--feather", 2, "--out", folder]
+        assert names(run(*words).paths) == ["a-edges.png", "b-edges.png", "soft-edges-edges.png"]
+        caplog.set_level("INFO")
+        assert names(run(*words).paths) == ["a-edges-2.png", "b-edges-2.png", "soft-edges-edges-2.png"]
+        assert "Left out, since an earlier run of this command wrote it" in caplog.text
+        named = run("edges", folder / "a-edges.png", "--gamma", 2, "--out", folder)
+        assert names(named.paths) == ["a-edges-edges.png"]
 
 
 class TestComposite:

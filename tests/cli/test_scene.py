@@ -11,6 +11,7 @@ from PIL import Image
 
 from lib_layerdiffusion import layer_scene
 from lib_layerdiffusion.cli import commands
+from lib_layerdiffusion.edges import Edges, clean_edges
 from tests.cli.conftest import Runner, load_intact
 from tests.core.test_exports import read_ora, read_psd
 
@@ -67,6 +68,16 @@ def test_a_scene_is_written_as_the_library_makes_it(scene: Scenes, scene_files: 
             assert np.array_equal(image, layer.image)
     text = Image.open(done.paths[1]).info["parameters"]
     assert text == f"{made.stack.infotext}, layerdiffusion_layer: an apple"
+
+
+def test_edges_of_the_foregrounds_are_cleaned(scene: Scenes, tmp_path: Path) -> None:
+    words = ("--background", "a table", "--foregrounds", "an apple", *SEED, "--outputs", "layers")
+    plain = scene(*words, "--out", tmp_path / "plain").paths
+    hard = scene(*words, "--threshold", 0.5, "--defringe", "grey", "--out", tmp_path / "hard").paths
+    assert np.array_equal(pixels(hard[0]), pixels(plain[0]))
+    wanted = clean_edges(pixels(plain[1]), Edges(threshold=0.5, defringe="grey"))
+    assert np.array_equal(pixels(hard[1]), wanted)
+    assert not np.array_equal(wanted, pixels(plain[1]))
 
 
 def _arguments(scene: Scenes) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import hypothesis.extra.numpy as arrays
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion.edges import Edges, clean_edges, unmix
 from lib_layerdiffusion.layers import Layer, composite
+from lib_layerdiffusion.options import EDGES, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.scene import Scene
 
 Bytes = NDArray[np.uint8]
 
@@ -44,6 +47,16 @@ class TestOff:
     @pytest.mark.parametrize("edges", [Edges(gamma=1.0), Edges(choke=0), Edges(black_point=0, white_point=1)])
     def test_values_that_change_nothing_are_off(self, edges: Edges) -> None:
         assert edges.off
+
+
+def test_every_class_of_options_has_the_same_ones() -> None:
+    assert tuple(each.name for each in fields(Edges)) == EDGES
+    chosen = {"defringe": "white", "black_point": 0.1, "white_point": 0.9, "gamma": 2.0}
+    chosen |= {"choke": -1.5, "feather": 3.0, "threshold": 0.5}
+    for options in (LayerOptions(**chosen), Scene(foregrounds=("a cat",), **chosen)):
+        assert Edges.of(options) == Edges(**chosen)
+        for each in fields(Edges):
+            assert type(options).__dataclass_fields__[each.name].metadata == each.metadata
 
 
 class TestDefringe:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib_layerdiffusion import scene as scenes
+from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.export import ora, psd
 from lib_layerdiffusion.infotext import compose
 from lib_layerdiffusion.layers import Layer, LayerStack, composite
@@ -67,6 +68,11 @@ def any_scene(draw: st.DrawFn) -> Scene:
         "weight": draw(st.floats(0, 2)),
         "views": draw(st.sampled_from([1, 2, 4, 8])),
         "outputs": draw(st.lists(st.sampled_from(scenes.SCENE_OUTPUTS), min_size=1)),
+        "defringe": draw(st.sampled_from(["", "grey", "#3366cc"])),
+        "black_point": draw(st.floats(0, 0.4)),
+        "gamma": draw(st.floats(0.1, 10)),
+        "choke": draw(st.floats(-3, 3)),
+        "threshold": draw(st.floats(0, 1)),
     }
     started = draw(st.sampled_from(["", "background_image", "foreground_image", "both"]))
     if started in ("background_image", "foreground_image"):
@@ -317,6 +323,52 @@ def test_with_match_blend_the_recomposite_is_nearer_to_the_blend() -> None:
     for one, other in zip(apart.blends, near.blends, strict=True):
         assert (other.difference or 0) < (one.difference or 0)
     assert [each for each in apart.notes if "blend with an apple differs from the layers put together by" in each]
+
+
+# -- edges
+
+HARD = {"threshold": 0.5, "choke": 1.0}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("first", ["background", "foreground"])
+def test_the_edges_of_every_foreground_are_cleaned_before_the_next_is_made(family: str, first: str) -> None:
+    asked = Scene(**THREE.to_dict() | {"first": first})
+    plain = make_scene(plan_scene(asked, family), Model(), {}, SIZE)
+    plan = plan_scene(Scene(**asked.to_dict() | HARD), family)
+    model = Model()
+    made = make_scene(plan, model, {}, SIZE)
+    for layer, same in zip(made.stack.layers, plain.stack.layers, strict=True):
+        wanted = clean_edges(same.image, Edges(**HARD)) if layer.role == "foreground" else same.image
+        assert np.array_equal(layer.image, wanted)
+    images = {layer.name: layer.image for layer in made.stack.layers}
+    for each, inputs in model.asked:
+        for role in {"background", "foreground"} & set(each.inputs):
+            shown = composite([Layer(name, images[name], "foreground") for name in each.inputs[role]])
+            assert np.array_equal(inputs[role], shown), "a pass is given what the files hold"
+    for blend in made.blends:
+        shown = composite([Layer(name, images[name], "foreground") for name in plan.blends[blend.name]])
+        assert blend.difference == pytest.approx(np.abs(blend.image[..., :3] / 255 - shown[..., :3] / 255).mean())
+
+
+def test_a_foreground_that_is_given_keeps_its_bytes() -> None:
+    plan = plan_scene(Scene(background="a table", foreground_image=IMAGE, **HARD), "sd15")
+    given = given_of(plan)
+    made = make_scene(plan, Model(), given, SIZE)
+    assert np.array_equal(made.stack.layers[1].image, given["foreground"])
+
+
+def test_the_blends_colour_is_taken_with_the_alpha_that_it_shows() -> None:
+    """Taken with the cleaned alpha, it would paint the edge back that was to be cut off."""
+    asked = {"background": "a table", "foregrounds": ["an apple"], "first": "background"}
+    plans = (plan_scene(Scene(**asked, **edges), "sd15") for edges in ({}, HARD))
+    plain, hard = (make_scene(plan, Model(), {}, SIZE, match_blend=True).stack.layers[1].image for plan in plans)
+    assert np.array_equal(hard, clean_edges(plain, Edges(**HARD)))
+
+
+def test_edges_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(Refusal, match="must be below white_point"):
+        Scene(foregrounds=("a cat",), black_point=0.5, white_point=0.5)
 
 
 # -- infotext

@@ -30,10 +30,11 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from lib_layerdiffusion import image_file, layers, options
+from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.export import archive
 from lib_layerdiffusion.layers import Layer, composite
 from lib_layerdiffusion.modes import MODE_NAMES, MODES
-from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.options import EDGES, LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.weights import WEIGHTS, WeightStore
 from lib_layerdiffusion.weights.header import MAX_HEADER
@@ -242,7 +243,7 @@ def test_every_route_is_described(client):
     own = [path for path in paths if path.startswith(PREFIX)]
     assert sorted(own) == sorted(f"{PREFIX}/{name}" for name in (*GETS, *POSTS))
     schema = paths[f"{PREFIX}/decode"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert list(schema["properties"]) == ["latent", "image", "views"]
+    assert list(schema["properties"]) == ["latent", "image", "views", *EDGES]
 
 
 # -- who may ask
@@ -733,6 +734,16 @@ def test_an_image_comes_back_from_its_latent(loaded):
     assert np.abs(made[seen][:, :3].astype(int) - picture()[seen][:, :3]).mean() < 25
     assert loaded.lock.times == 4  # of each request to see which files it needs, then for its work
     assert not loaded.lock.held
+
+
+def test_edges_are_cleaned_as_in_a_generation(loaded):
+    small = code(picture(40, 50))  # of which the latent has more around it
+    body = {"latent": good(loaded, "encode", {"image": small})["latent"], "views": 1}
+    plain = pixels(good(loaded, "decode", body)["image"])
+    hard = pixels(good(loaded, "decode", body | {"threshold": 0.5, "choke": 1})["image"])
+    assert np.array_equal(hard, clean_edges(plain, Edges(threshold=0.5, choke=1)))
+    assert not np.array_equal(hard, plain)
+    assert "below white_point" in refusal(loaded, "decode", body | {"black_point": 1})
 
 
 def test_sizes_are_kept(loaded):

@@ -17,7 +17,7 @@ gr = pytest.importorskip("gradio")
 
 from lib_layerdiffusion import infotext  # noqa: E402
 from lib_layerdiffusion.modes import MODE_NAMES, MODES, any_row  # noqa: E402
-from lib_layerdiffusion.options import LayerOptions  # noqa: E402
+from lib_layerdiffusion.options import EDGES, FIELDS, LayerOptions  # noqa: E402
 from lib_layerdiffusion.outputs import list_outputs  # noqa: E402
 from lib_layerdiffusion.refusal import Refusal  # noqa: E402
 from lib_layerdiffusion.webui import panel, scene_panel, settings, status  # noqa: E402
@@ -247,7 +247,8 @@ def test_the_webuis_file_of_defaults_tells_panel_and_scene_apart(page):
         scene = scene_panel.build(lambda name: name)
     kept = save_and_load(page, {})
     shared = [control for control in scene.values() if control.label in kept]
-    assert {control.label for control in shared} == {"Weight", "Decode quality", "Resize mode"}
+    both = ("weight", "views", "resize_mode", *EDGES)
+    assert {control.label for control in shared} == {FIELDS[name].metadata["label"] for name in both}
     for control in shared:
         other = kept[control.label]
         assert (type(control), control.value) == (type(other), other.value), control.label

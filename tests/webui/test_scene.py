@@ -72,8 +72,14 @@ def make_in_library(families: Families, family: str, scene: dict[str, Any]) -> M
 
 @pytest.mark.parametrize(
     ("family", "scene"),
-    [("sd15", ONE), ("sd15", TWO), ("sd15", {**TWO, "first": "foreground"}), ("sdxl", TWO)],
-    ids=["joint", "chain", "foreground first", "SDXL"],
+    [
+        ("sd15", ONE),
+        ("sd15", TWO),
+        ("sd15", {**TWO, "first": "foreground"}),
+        ("sdxl", TWO),
+        ("sd15", {**TWO, "threshold": 0.5, "choke": 1}),
+    ],
+    ids=["joint", "chain", "foreground first", "SDXL", "edges"],
 )
 def test_a_scene_has_the_bytes_of_the_library(families: Families, family: str, scene: dict[str, Any]) -> None:
     families.load(family)
