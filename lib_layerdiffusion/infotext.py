@@ -16,7 +16,8 @@ PREFIX = "layerdiffusion_"
 OPTIONS: tuple[str, ...] = tuple(name for name in FIELDS if name != "batch_counts")
 LAYER = f"{PREFIX}layer"  # which layer of its set an image is
 NOTES = f"{PREFIX}notes"  # sentences about what came out otherwise than asked for; in a WebUI's answer only
-PREVIEW = f"{PREFIX}preview"  # which preview an image is
+PREVIEW = f"{PREFIX}preview"  # which preview an image is, or whether it is the job's sheet or animation
+SHEETS = f"{PREFIX}sheets"  # the JSON of each sheet; in a WebUI's answer to API clients only
 
 # The reference extension's names where they differ.
 _REFERENCE = {
@@ -132,7 +133,9 @@ def _parse(about: Field[Any], text: str) -> Any:
                 return parse(about.name, text)
             case "text":
                 return parse(about.name, json.loads(text)[0] if text.startswith('["') else text)
-            case _:  # the switch is decided by all entries together, images aren't in a text
+            case "switch":
+                return {"True": True, "False": False}.get(text)
+            case _:  # images aren't in a text
                 return None
     except (Refusal, ValueError):
         return None

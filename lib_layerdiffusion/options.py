@@ -229,6 +229,84 @@ class LayerOptions(Checked):
         maximum=1.0,
         step=0.01,
     )
+    atlas: bool = option(
+        False,
+        "switch",
+        "Sheet with JSON",
+        "All transparent pictures of the job on one sheet (atlas), with the JSON that game engines read.",
+    )
+    atlas_form: str = option(
+        "hash",
+        "choice",
+        "Form of the JSON",
+        "TexturePacker's: hash has the frames by their names, array in their order.",
+        choices=("hash", "array"),
+    )
+    atlas_trim: bool = option(True, "switch", "Trim", "Cut off invisible borders; the JSON says where they were.")
+    atlas_common_canvas: bool = option(
+        False, "switch", "Common canvas", "First bring all to the largest width and height, each in the middle."
+    )
+    atlas_power_of_two: bool = option(
+        False, "switch", "Power of two", "Sides of the sheet are 256, 512, 1024 ... pixels."
+    )
+    atlas_padding: int = option(
+        2, "number", "Padding", "Empty pixels between two pictures of the sheet.", minimum=0, maximum=64, step=1
+    )
+    atlas_extrude: int = option(
+        0,
+        "number",
+        "Extrusion",
+        "Pixels by which each picture's outermost ones are repeated, for opaque tiles.",
+        minimum=0,
+        maximum=64,
+        step=1,
+    )
+    atlas_pivot_x: float = option(
+        0.5,
+        "number",
+        "Pivot x",
+        "Where a sprite's origin is: 0 at its left edge, 1 at its right.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    atlas_pivot_y: float = option(
+        0.5,
+        "number",
+        "Pivot y",
+        "Where a sprite's origin is: 0 at its top, 1 at its bottom.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    atlas_max_side: int = option(
+        4096,
+        "number",
+        "Largest side",
+        "Of a sheet, in pixels; what doesn't fit goes to further sheets.",
+        minimum=16,
+        maximum=16384,
+        step=16,
+    )
+    animation: bool = option(
+        False, "switch", "Animation", "All transparent pictures of the job, one after the other, repeated for ever."
+    )
+    animation_format: str = option(
+        "png",
+        "choice",
+        "Format of the animation",
+        "png (APNG), or webp, which is smaller and drops the colour of invisible pixels.",
+        choices=("png", "webp"),
+    )
+    animation_fps: float = option(
+        12.0,
+        "number",
+        "Pictures in a second",
+        "How fast the animation runs.",
+        minimum=0.1,
+        maximum=100.0,
+        step=0.1,
+    )
 
     @classmethod
     def from_positional(cls, values: Sequence[Any] | None) -> LayerOptions:
@@ -320,7 +398,8 @@ def _describe(option: Field[Any]) -> dict[str, Any]:
         case "switch":
             entry |= {"type": "boolean"}
         case "number":
-            entry |= {"type": "number", "minimum": about["minimum"], "maximum": about["maximum"]}
+            kind = "integer" if _is_whole(option) else "number"
+            entry |= {"type": kind, "minimum": about["minimum"], "maximum": about["maximum"]}
         case "choice":
             entry |= {"enum": list(about["choices"])}
         case "choices":
@@ -358,9 +437,14 @@ def check(option: Field[Any], value: Any) -> Any:
 
 def _check_number(option: Field[Any], value: Any) -> float:
     low, high = option.metadata["minimum"], option.metadata["maximum"]
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
-        raise _wrong(option, value, f"a number from {low:g} to {high:g}")
-    return float(value)
+    whole = _is_whole(option)
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high or (whole and value % 1):
+        raise _wrong(option, value, f"a {'whole ' if whole else ''}number from {low:g} to {high:g}")
+    return int(float(value)) if whole else float(value)
+
+
+def _is_whole(option: Field[Any]) -> bool:
+    return isinstance(option.default, int)
 
 
 def _check_image(option: Field[Any], value: Any) -> Any:

@@ -204,7 +204,9 @@ def _add_option(parser: argparse.ArgumentParser, option: Field[Any], short: bool
         case "texts":
             settings |= {"type": str, "nargs": "+", "metavar": "TEXT"}
         case "switch":
-            settings = {"action": "store_const", "const": True}
+            settings = {"action": "store_const", "const": not default, "dest": option.name}
+            names = [f"--no-{flag.removeprefix('--')}"] if default else names
+            values = " This flag switches it off." if default else ""
         case _:
             settings["metavar"] = "TEXT"
     parser.add_argument(*names, help=(about["help"] + values).replace("%", "%%"), **settings)

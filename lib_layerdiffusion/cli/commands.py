@@ -29,7 +29,7 @@ from lib_layerdiffusion.doctor import examine
 from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
-from lib_layerdiffusion.export import animation, png
+from lib_layerdiffusion.export import animation, png, whole_job
 from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets, read_meta
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
@@ -76,6 +76,9 @@ def generate(arguments: argparse.Namespace) -> int:
     options = _read_options(arguments)
     sets = count_sets(any_row(options.mode), options, arguments.batch)
     _check_outputs(options)
+    if reason := whole_job.why_not(options, any_row(options.mode)):
+        raise Refusal(reason)
+    whole_job.check_packages(options)
     check_size(arguments.width or MIN_SIZE, arguments.height or MIN_SIZE)
     start = _read_start(arguments)
     store = _store(arguments)
@@ -88,14 +91,31 @@ def generate(arguments: argparse.Namespace) -> int:
             pipe = start_from_image(pipe, masked="mask_image" in start)
         if arguments.model == EMBEDDED:
             _warn_of_unknown_words([*prompts, *(options.prompt(role) for role in ROLES)])
-        own = {name: getattr(LayerOptions, name) for name in ("outputs", "preview_image", "batch_counts")}
+        # Outputs, and what is made of all pictures, are written here; the library makes the layers.
+        written_here = ("outputs", "preview_image", "batch_counts", "atlas", "animation")
+        own = {name: getattr(LayerOptions, name) for name in written_here}
+        job = whole_job.WholeJob()
         with layer_diffusion(pipe, weights=store, **{**options.to_dict(), **own}) as ld:
             for prompt in prompts:
                 with progress_bar(prompt) as progress:
                     stacks = ld.batch([prompt] * sets, seeds, progress=progress, **settings, **start)
                 for seed, stack in zip(seeds, stacks, strict=True):
-                    _write_outputs(out, f"{seed}-{slug(prompt)}", stack, options)
+                    stem = f"{seed}-{slug(prompt)}"
+                    path = _write_outputs(out, stem, stack, options)
+                    for layer in stack.layers if whole_job.list_wanted(options) else ():
+                        if layer.role == "foreground":
+                            job.add(layer.image, path or out.path / f"{stem}.png")
+    _make_whole_job(job, options)
     return 0
+
+
+def _make_whole_job(job: whole_job.WholeJob, options: LayerOptions) -> None:
+    """Write the sheet and the animation of all pictures, and tell their paths on stdout."""
+    made, failed = job.make(options)
+    for file in chain.from_iterable(each.files for each in made):
+        print(file, flush=True)
+    if failed:
+        raise Refusal(" ".join(failed))
 
 
 def _generate_table(arguments: argparse.Namespace) -> int:
@@ -107,6 +127,11 @@ def _generate_table(arguments: argparse.Namespace) -> int:
     rows = read_table("Standard input" if table == "-" else table, content)
     sampler, scheduler = read_names(arguments.sampler, arguments.scheduler)
     options = _read_options(arguments)
+    if names := whole_job.list_wanted(options):
+        raise Refusal(
+            f"A table's rows are made on their own, so there is no {' and no '.join(names)}: leave that out, and put "
+            "the pictures together afterwards, by `layerdiffusion atlas` or `layerdiffusion animate`."
+        )
     if _given(options) or arguments.image or arguments.mask or arguments.strength is not None:
         raise Refusal("A table's rows can't start from images: leave --prompts out for such a mode.")
     weights = None if arguments.weights is None else str(arguments.weights)
@@ -562,15 +587,22 @@ def _enlarge(rgba: Pixels) -> Pixels:
     return np.pad(rgba, ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0)))
 
 
-def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: LayerOptions) -> None:
-    """Write the wanted layers of a set, its previews and its layered files, and tell their paths on stdout."""
+def _write_outputs(out: OutputFolder, stem: str, stack: LayerStack, options: LayerOptions) -> Path | None:
+    """Write the wanted layers of a set, its previews and its layered files, and tell their paths on stdout.
+
+    Returns the path of the file that is called as the set; None when it isn't wanted.
+    """
+    called: Path | None = None
     given: dict[Role, Pixels] = {
         role: fit(image, stack.size, options.resize_mode) for role, image in _given(options).items()
     }
     image = options.preview_image
     behind = fit(image, stack.size, options.resize_mode) if isinstance(image, np.ndarray) else None
     for addition, ending, write in list_files(stack, options.outputs, given, behind):
-        print(out.write(f"{stem}{addition}", ending, write), flush=True)
+        path = out.write(f"{stem}{addition}", ending, write)
+        print(path, flush=True)
+        called = path if (addition, ending) == ("", ".png") else called
+    return called
 
 
 def _write_files(out: OutputFolder, stem: str, stack: LayerStack, outputs: Collection[str]) -> None:

@@ -38,7 +38,9 @@ TEXTS = ("prompt", "negative", "name")
 OPTIONS = tuple(
     name
     for name, option in FIELDS.items()
-    if option.metadata["kind"] != "image" and name not in ("enabled", "batch_counts")
+    if option.metadata["kind"] != "image"
+    and name not in ("enabled", "batch_counts")
+    and not name.startswith(("atlas", "animation"))  # of all pictures, and a row is made on its own
 )
 
 

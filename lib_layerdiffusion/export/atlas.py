@@ -6,11 +6,12 @@ rectpack, imported when an atlas is made.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 
 from ..layers import Bytes, Size, check_rgba
+from ..options import FIELDS, LayerOptions
 from ..refusal import Refusal, using_path
 from ..upscaling import continue_colour
 from ..version import __version__
@@ -30,19 +32,31 @@ APP = "https://arxiv.org/abs/2402.17113 (sd-webui-layerdiffusion)"  # by which a
 
 @dataclass(frozen=True)
 class AtlasOptions:
-    """How pictures are put on a sheet. A value that isn't allowed is a Refusal at construction."""
+    """How pictures are put on a sheet. A value that isn't allowed is a Refusal at construction.
 
-    trim: bool = True  # cut off invisible borders; the JSON says where they were
-    common_canvas: bool = False  # first bring all to the largest width and height, each in the middle
-    padding: int = 2  # empty pixels between two pictures
-    extrude: int = 0  # pixels by which each picture's outermost ones are repeated, for opaque tiles
-    pivot: tuple[float, float] = (0.5, 0.5)  # 0..1 of the whole picture, from its left top corner
-    power_of_two: bool = False  # sides of the sheet
-    max_side: int = 4096  # of the sheet; what doesn't fit goes to further sheets
+    Defaults and limits are those of the fields of LayerOptions that begin with "atlas_".
+    """
+
+    trim: bool = LayerOptions.atlas_trim  # cut off invisible borders; the JSON says where they were
+    common_canvas: bool = LayerOptions.atlas_common_canvas  # first bring all to the largest size, each in the middle
+    padding: int = LayerOptions.atlas_padding  # empty pixels between two pictures
+    extrude: int = LayerOptions.atlas_extrude  # pixels by which the outermost ones are repeated, for opaque tiles
+    # 0..1 of the whole picture, from its left top corner
+    pivot: tuple[float, float] = (LayerOptions.atlas_pivot_x, LayerOptions.atlas_pivot_y)
+    power_of_two: bool = LayerOptions.atlas_power_of_two  # sides of the sheet
+    max_side: int = LayerOptions.atlas_max_side  # of the sheet; what doesn't fit goes to further sheets
     form: Form = "hash"
 
+    @classmethod
+    def of(cls, options: LayerOptions) -> AtlasOptions:
+        """Those of a generation."""
+        names = [each.name for each in fields(cls) if each.name != "pivot"]
+        values = {name: getattr(options, f"atlas_{name}") for name in names}
+        return cls(**values, pivot=(options.atlas_pivot_x, options.atlas_pivot_y))
+
     def __post_init__(self) -> None:
-        for name, low, high in (("padding", 0, 64), ("extrude", 0, 64), ("max_side", 16, 16384)):
+        for name in ("padding", "extrude", "max_side"):
+            low, high = (FIELDS[f"atlas_{name}"].metadata[limit] for limit in ("minimum", "maximum"))
             if not low <= getattr(self, name) <= high:
                 raise Refusal(f"{name} must be a whole number from {low} to {high}, not {getattr(self, name)!r}.")
         if len(self.pivot) != 2 or not all(0 <= value <= 1 for value in self.pivot):
@@ -115,12 +129,17 @@ def describe(
 
 
 def write(
-    pictures: Mapping[str, Bytes], path: Path, options: AtlasOptions | None = None, keep: Collection[Path] = ()
+    pictures: Mapping[str, Bytes],
+    path: Path,
+    options: AtlasOptions | None = None,
+    keep: Collection[Path] = (),
+    infotext: str | None = None,
 ) -> list[Sheet]:
     """Write `<path>.png` and `<path>.json`, or `<path>-0.png` and so on where one sheet doesn't hold all.
 
     Each file appears whole or not at all. Sheets that an earlier call wrote under this name, and this one didn't, are
-    removed. Refusal when a file can't be written, or would replace one of `keep`.
+    removed. infotext: text chunk `parameters` of the sheets, by which WebUIs find the settings again. Refusal when a
+    file can't be written, or would replace one of `keep`.
     """
     options = options or AtlasOptions()
     sheets = make_sheets(pictures, options)
@@ -132,7 +151,7 @@ def write(
             raise Refusal(f"The sheet would replace the image {kept[file]}: choose another name or folder for it.")
     for sheet, name in zip(sheets, names, strict=True):
         image = f"{name}.png"
-        png.write(sheet.image, path.with_name(image))
+        png.write(sheet.image, path.with_name(image), infotext)
         about = describe(sheet, image, options, [f"{other}.json" for other in names if other != name])
         with whole_file(path.with_name(f"{name}.json")) as file:
             file.write(json.dumps(about, ensure_ascii=False, indent=1).encode())
@@ -143,6 +162,19 @@ def write(
 def name_sheets(path: Path, count: int) -> list[Path]:
     """The paths of so many sheets, without their endings."""
     return [path] if count == 1 else [path.with_name(f"{path.name}-{number}") for number in range(count)]
+
+
+def name_new_sheets(path: Path) -> Path:
+    """The path for sheets that replace nothing: as it is, else with the first number from 2 on that is free."""
+    with using_path(path.parent):
+        there = [each.name.casefold() for each in path.parent.iterdir()]
+
+    def is_free(new: Path) -> bool:
+        own = re.compile(re.escape(new.name.casefold()) + r"(-\d+)?\.(png|json)")
+        return not any(map(own.fullmatch, there))
+
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(filter(is_free, itertools.chain([path], numbered)))
 
 
 def read_meta(image: Path) -> dict[str, Any] | None:

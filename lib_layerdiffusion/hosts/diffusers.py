@@ -502,6 +502,12 @@ def _check_options(options: LayerOptions, mode: Mode) -> None:
             "A stack holds layers only, so preview_image has no effect: leave it out, and put the stack that comes "
             "back over an image with layers.composite."
         )
+    for name in ("atlas", "animation"):
+        if getattr(options, name):
+            raise Refusal(
+                f"A call returns stacks of layers, so {name} can't be made of all pictures: leave it out, and give the "
+                f"images to export.{name}."
+            )
     layers = [name_layer(role) for role in ROLES]
     for output in options.outputs:
         if output not in layers:

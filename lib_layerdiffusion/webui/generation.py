@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import infotext
+from ..export.whole_job import check_packages, list_wanted, why_not
 from ..host import Host
 from ..image_file import has_transparency
 from ..layers import fit
@@ -29,7 +30,7 @@ from ..planning import plan as make_plan
 from ..refusal import Refusal
 from ..session import Session, extend
 from ..views import Cancelled
-from . import job_options, page_images, results, xyz
+from . import job_options, page_images, results, whole_job, xyz
 from .arguments import is_enabled, read_options
 from .base64_images import read_input_image
 from .extension import Extension
@@ -108,6 +109,9 @@ class Generation:
         self.originals: list[results.Pixels] = []  # RGBA images of which inpainting keeps what isn't masked
         self.batch: results.Batch | None = None
         self.notes: list[str] = []  # sentences for the user
+        self.written = ""  # a sentence that names the files of all pictures
+        self.wants_whole_job = False  # a sheet or an animation of all pictures
+        self.sheets: list[dict[str, Any]] = []  # their JSON, for API clients
         self.sets: list[results.LayerSet] = []
         self.first_pass: results.Pixels | None = None  # RGBA, of which the WebUI is to make a larger version
         self._masks: dict[int, Any] = {}  # of the batch's images by index, as they are laid over; None: they aren't
@@ -150,6 +154,7 @@ class Generation:
         self._keep("batch_size", "width", "height", "prompt", "negative_prompt", "seed", "subseed", "init_images")
         self._keep("override_settings", "do_not_save_grid", "image_mask")
         self._options_before = job_options.override(p)
+        self._look_at_whole_job()
         frames = len(self.mode.frames)
         images = p.batch_size * p.n_iter // (1 if self.options.batch_counts == "sets" else frames)
         if images < 2 or getattr(p, "is_api", False):  # a set isn't a batch, and API clients find the images first
@@ -312,7 +317,8 @@ class Generation:
             pp.image = self.batch.finish(index, pp.image)
         role = self.plan.frames[index % len(self.plan.frames)]
         if index % len(self.plan.frames) == 0:
-            self.sets.append(results.LayerSet(self.plan, self.given))
+            complete = not (shared.state.interrupted or shared.state.skipped)
+            self.sets.append(results.LayerSet(self.plan, self.given, is_complete=complete))
         self.sets[-1].images[role] = pp.image
 
     def finish(self, processed: Any) -> None:
@@ -323,11 +329,18 @@ class Generation:
                 is_cell = script is not None and _file_of(script) in GRID_SCRIPTS
                 save = self.extension.setting("save_previews")
                 failed = results.deliver(self.sets, self.options, processed, not is_cell, save, self.behind)
-                if getattr(self.p, "is_api", False) and script is None:
+                is_answer = getattr(self.p, "is_api", False) and script is None
+                if self.wants_whole_job:
+                    told = whole_job.deliver(self.p, self.sets, self.options, processed, is_answer, not is_cell)
+                    failed += told.failed
+                    self.written, self.sheets = told.written, told.sheets if is_answer else []
+                if is_answer:
                     results.keep_alpha_in_answer(processed, self._options_before.get("samples_format"))
                 for sentence in failed:
                     self._comment(sentence)
-                self.report(" ".join(failed) or "ok")
+                if self.written:
+                    _tell(self.p, self.written, logging.INFO)
+                self.report(" ".join(failed) or (f"ok. {self.written}" if self.written else "ok"))
         except Exception as error:  # the images are made and saved, so they are not thrown away
             self._comment(f"LayerDiffusion made the layers, but not all previews and files: {error}")
             logger.warning("Previews and files failed", exc_info=not isinstance(error, Refusal))
@@ -364,11 +377,14 @@ class Generation:
         """Give API clients the sentences (`info` has no comments), and the page those that came after its own."""
         answered = processed.extra_generation_params or {}
         processed.extra_generation_params = {name: v for name, v in answered.items() if name not in SEEDS}
-        if not self.notes:
+        if self.sheets:
+            processed.extra_generation_params[infotext.SHEETS] = self.sheets
+        if self.notes:
+            processed.extra_generation_params[infotext.NOTES] = self.notes
+        if not (sentences := [*self.notes, *filter(None, [self.written])]):
             return
-        processed.extra_generation_params[infotext.NOTES] = self.notes
         shown = str(getattr(processed, "comments", None) or "")
-        processed.comments = shown + "".join(f"{each}\n" for each in dict.fromkeys(self.notes) if each not in shown)
+        processed.comments = shown + "".join(f"{each}\n" for each in dict.fromkeys(sentences) if each not in shown)
 
     def close(self) -> None:
         """Undo all that this generation changed, in the model and on `p`."""
@@ -411,6 +427,21 @@ class Generation:
     @property
     def plan(self) -> Plan:
         return self.live.plan
+
+    def _look_at_whole_job(self) -> None:
+        """Tell what stands in the way of a sheet or an animation of all pictures, before any is made."""
+        wanted, script = list_wanted(self.options), _find_script(self.p)
+        reason = why_not(self.options, self.mode)
+        if wanted and script is not None and _file_of(script) == xyz.SCRIPT:
+            reason = (
+                f"A plot has no {' and no '.join(wanted)}, since each of its cells is a job of its own: put its "
+                "pictures together by the commands `layerdiffusion atlas` and `layerdiffusion animate`."
+            )
+        if reason:
+            self._comment(reason)
+        else:
+            check_packages(self.options)
+        self.wants_whole_job = bool(wanted) and reason is None
 
     def _facts(self, width: int, height: int) -> Facts:
         p, host = self.p, self.live.host
@@ -633,9 +664,9 @@ def _flatten_first_pass(p: Any) -> results.Pixels | None:
     return pixels
 
 
-def _tell(p: Any, sentence: str) -> None:
+def _tell(p: Any, sentence: str, level: int = logging.WARNING) -> None:
     """Show a sentence in the log and below the pictures."""
-    logger.warning("%s", sentence)
+    logger.log(level, "%s", sentence)
     if hasattr(p, "comment"):
         p.comment(sentence)
 

@@ -10,6 +10,7 @@ from ..options import RESIZE_MODES
 
 ADVANCED = "Advanced"
 EDGES = "Edges of the transparent image"
+WHOLE_JOB = "Sheet and animation of all pictures"
 # Modes that are one step of several, or a variant for experts.
 EXPERT_MODES = (
     "foreground_to_blend",
@@ -44,6 +45,8 @@ LABELS: Mapping[str, Mapping[Any, str]] = {
     "mode": {name: _name_mode(name) for name in MODE_NAMES},
     "resize_mode": RESIZE_MODES,
     "views": {1: "1 (fastest)", 2: "2", 4: "4", 8: "8 (best)"},
+    "atlas_form": {"hash": "JSON (Hash)", "array": "JSON (Array)"},
+    "animation_format": {"png": "APNG (exact)", "webp": "WebP (smaller)"},
 }
 SCENE_LABELS: Mapping[str, Mapping[Any, str]] = {  # of the script for scenes
     "first": {"auto": "Automatic", "background": "Background", "foreground": "Foreground"},

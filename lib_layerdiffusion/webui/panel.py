@@ -17,7 +17,7 @@ from .arguments import OUTPUT_BOXES, OUTPUT_PREFIX, PAGE_ORDER
 from .extension import Extension
 from .gradio_compat import QUIET, careful, switch_accordion, tool_button
 from .inputs import IMAGES, OPTIONAL, PROMPTS, wanted
-from .labels import ADVANCED, EDGES, EXPERT_MODES, LABELS, OUTPUT_LABELS, from_label, to_label
+from .labels import ADVANCED, EDGES, EXPERT_MODES, LABELS, OUTPUT_LABELS, WHOLE_JOB, from_label, to_label
 
 CHANGING = (*OPTIONAL, *OUTPUT_BOXES)  # what is shown only where the mode uses it
 TITLE = "LayerDiffusion"
@@ -93,6 +93,8 @@ def build(is_img2img: bool, elem_id: Callable[[str], str], extension: Extension)
                     ticked = output in LayerOptions.outputs
                     add(OUTPUT_PREFIX + output, gr.Checkbox, label=label, value=ticked, container=False, min_width=80)
             add("preview_image", gr.Image, type="pil", image_mode="RGBA", height=IMAGE_HEIGHT)
+        with gr.Accordion(WHOLE_JOB, open=False, elem_id=elem_id("whole_job")):
+            _add_whole_job(add)
         add_edges(add, elem_id)
         # Nothing for a user to see or to keep among the WebUI's defaults.
         for name in ("output_origin", "pasted"):
@@ -133,6 +135,24 @@ def list_modes(family: str | None = None, unavailable: Container[str] = ()) -> l
         return elsewhere, name in unavailable, EXPERT_MODES.index(name) if name in EXPERT_MODES else -1
 
     return [LABELS["mode"][name] for name in sorted(MODE_NAMES, key=rank)]
+
+
+def _add_whole_job(add: Callable[..., None]) -> None:
+    """The controls for what is made of all pictures: an animation, a sheet, and how the sheet is."""
+    with gr.Row():
+        for name in ("atlas", "animation"):
+            add(name, gr.Checkbox, **_start(name), info=_help(name))
+    with gr.Row():
+        for name in ("animation_format", "atlas_form"):
+            add(name, gr.Radio, choices=list(LABELS[name].values()), **_start(name), info=_help(name))
+        add("animation_fps", gr.Slider, **_range("animation_fps"))
+    with gr.Row():
+        for name in ("atlas_trim", "atlas_common_canvas", "atlas_power_of_two"):
+            add(name, gr.Checkbox, **_start(name), info=_help(name))
+    for pair in (("atlas_padding", "atlas_extrude"), ("atlas_pivot_x", "atlas_pivot_y"), ("atlas_max_side",)):
+        with gr.Row():
+            for name in pair:
+                add(name, gr.Slider, **_range(name))
 
 
 def _connect(made: dict[str, Any], refresh: Any, report: Any, extension: Extension, is_img2img: bool) -> None:

@@ -109,6 +109,7 @@ class LayerSet:
     plan: Plan
     given: Mapping[Role, Pixels]  # images that the mode started from
     images: dict[Role, Image.Image] = field(default_factory=dict)
+    is_complete: bool = True  # the user let all of it be sampled
 
     def stack(self, infotext: str) -> LayerStack:
         """What files and the recomposite hold."""

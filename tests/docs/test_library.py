@@ -42,6 +42,7 @@ CLASSES = (
     ("lib_layerdiffusion.transparent_vae", "TransparentEncoder"),
 )
 INNER = {  # public for the package's own modules
+    "check_packages",
     "check_rgba",
     "check_settings",
     "check_size",
@@ -51,7 +52,10 @@ INNER = {  # public for the package's own modules
     "lacks_memory",
     "lacks_space",
     "list_choices",
+    "list_wanted",
+    "Made",
     "measure",
+    "name_new_sheets",
     "name_sheets",
     "open_image",
     "paint",
@@ -64,6 +68,7 @@ INNER = {  # public for the package's own modules
     "refuse_path",
     "show_path",
     "spread",
+    "why_not",
     "to_bytes",
     "to_float",
     "using_path",

@@ -33,7 +33,7 @@ ENTRIES = {
     '{"args": [{"views": 1}, {"views": 1}]}': "2 entries and an object among them",
     '{"args": [{"views": 1}, null]}': "one object is read",
     '{"args": [true, {"views": 1}]}': "one object is read",
-    '{"args": [' + "null," * 40 + "true]}": "41 entries",
+    '{"args": [' + "null," * 60 + "true]}": "61 entries",
     '{"\\ud83d": 1}': r"'\ud83d' outside args",
 }
 # Of one object in `args`.

@@ -43,6 +43,19 @@ SAMPLES: dict[str, tuple[Any, list[str]]] = {
     "choke": (-2.5, ["-2.5"]),
     "feather": (3.0, ["3"]),
     "threshold": (0.5, ["0.5"]),
+    "atlas": (True, []),
+    "atlas_form": ("array", ["array"]),
+    "atlas_trim": (False, []),
+    "atlas_common_canvas": (True, []),
+    "atlas_power_of_two": (True, []),
+    "atlas_padding": (4, ["4"]),
+    "atlas_extrude": (1, ["1"]),
+    "atlas_pivot_x": (0.25, ["0.25"]),
+    "atlas_pivot_y": (1.0, ["1"]),
+    "atlas_max_side": (2048, ["2048"]),
+    "animation": (True, []),
+    "animation_format": ("webp", ["webp"]),
+    "animation_fps": (24.0, ["24"]),
 }
 NAMES = [each.name for each in fields(LayerOptions)]
 
@@ -52,12 +65,15 @@ NO_WIDGET = {"batch_counts"}
 NO_INFOTEXT = {"batch_counts"}
 # The command is there to make layers.
 NO_FLAG = {"enabled"}
-# A call always makes layers, one set for each prompt; previews and files are made of the stack that comes back.
+# A call always makes layers, one set for each prompt; previews, files, sheets and animations are made of the stacks
+# that come back.
 REFUSED_BY_THE_LIBRARY: list[dict[str, Any]] = [
     {"enabled": False},
     {"batch_counts": "images"},
     {"preview_image": Path("d.png")},
     *({"outputs": [name]} for name in OUTPUTS if name not in LayerOptions.outputs),
+    {"atlas": True},
+    {"animation": True},
 ]
 
 
@@ -100,7 +116,7 @@ def test_infotext_key(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_FLAG])
 def test_flag(name: str) -> None:
     value, words = SAMPLES[name]
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
     parsed = getattr(build_parser().parse_args(["generate", "a cat", flag, *words]), name)
     assert (sum(parsed, ()) if isinstance(value, tuple) else parsed) == value
     assert getattr(build_parser().parse_args(["generate", "a cat"]), name) is None

@@ -124,6 +124,20 @@ def test_advanced_controls_are_in_a_closed_group(page):
     assert not inside & {elem_id(name) for name in set(PAGE_ORDER) - advanced - {"output_origin", "pasted"}}
 
 
+def test_what_is_made_of_all_pictures_is_in_a_closed_group_and_off(page):
+    group = page.by_id[elem_id("whole_job")]
+    assert (group.label, group.open) == ("Sheet and animation of all pictures", False)
+    inside, left = set(), list(group.children)
+    while left:
+        block = left.pop()
+        left += getattr(block, "children", [])
+        inside |= {getattr(block, "elem_id", None)}
+    own = {name for name in PAGE_ORDER if name.startswith(("atlas", "animation"))}
+    assert len(own) == 13
+    assert {name for name in PAGE_ORDER if elem_id(name) in inside} == own
+    assert [page.named[name].value for name in ("atlas", "animation")] == [False, False]
+
+
 def test_building_looks_nothing_up_and_twice_is_fine(extension):
     with gr.Blocks(analytics_enabled=False), panel_host.installed(panel_host.make_modules()):
         panel.build(False, lambda name: f"a_{name}", extension)

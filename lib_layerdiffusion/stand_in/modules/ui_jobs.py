@@ -28,7 +28,7 @@ from .processing import (
 logger = logging.getLogger(__name__)
 
 WAIT = 0.3  # seconds between two looks at a job's progress
-FILE_ENDINGS = (".psd", ".ora")  # of files that an extension may write next to a saved picture
+FILE_ENDINGS = (".psd", ".ora", ".json")  # of files that an extension may write next to a saved picture
 
 
 @dataclass(frozen=True)
