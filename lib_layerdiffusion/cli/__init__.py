@@ -362,7 +362,8 @@ def _add_edges(parser: argparse.ArgumentParser) -> None:
 def _add_atlas(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders of them")
     parser.add_argument("--name", default="atlas", help="of the two files (default: atlas)")
-    parser.add_argument("--form", choices=("hash", "array"), default="hash", help="of TexturePacker's JSON")
+    text = "hash (default) or array of TexturePacker's JSON, or libgdx, whose text ends in .atlas"
+    parser.add_argument("--form", choices=("hash", "array", "libgdx"), default="hash", help=text)
     parser.add_argument("--no-trim", dest="trim", action="store_false", help="keep invisible borders")
     text = "bring all to the largest width and height, each in the middle"
     parser.add_argument("--common-canvas", action="store_true", help=text)

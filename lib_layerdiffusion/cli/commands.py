@@ -30,7 +30,8 @@ from lib_layerdiffusion.edges import Edges, clean_edges
 from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, a1111_checkpoint, model_path, usual_guidance
 from lib_layerdiffusion.embedded.gallery import find_unknown_words, read_words, tell_unknown_words
 from lib_layerdiffusion.export import animation, png, whole_job
-from lib_layerdiffusion.export.atlas import AtlasOptions, name_sheets, read_meta
+from lib_layerdiffusion.export.atlas import AtlasOptions, is_sheet
+from lib_layerdiffusion.export.atlas import list_files as list_atlas_files
 from lib_layerdiffusion.export.atlas import write as write_atlas
 from lib_layerdiffusion.export.names import slug
 from lib_layerdiffusion.export.output_folder import OutputFolder
@@ -267,7 +268,7 @@ def atlas(arguments: argparse.Namespace) -> int:
     names = [field.name for field in fields(AtlasOptions)]
     options = AtlasOptions(**{name: value for name, value in vars(arguments).items() if name in names})
     pictures: dict[str, Pixels] = {}
-    found = leave_out_results(find_files(arguments.images, ENDINGS, "images"), lambda path: read_meta(path) is not None)
+    found = leave_out_results(find_files(arguments.images, ENDINGS, "images"), is_sheet)
     for path, picture in _read_all(found):
         if path.name in pictures:
             raise Refusal(f"Two images are called {path.name}, and an atlas finds them by their names: rename one.")
@@ -275,8 +276,7 @@ def atlas(arguments: argparse.Namespace) -> int:
     with OutputFolder(arguments.out) as out:
         path = out.path / slug(arguments.name)
         sheets = write_atlas(pictures, path, options, keep=found)
-        for sheet in name_sheets(path, len(sheets)):
-            print(f"{sheet}.png", f"{sheet}.json", sep="\n")
+        print(*list_atlas_files(path, len(sheets), options.form), sep="\n")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Texture atlases for game engines: named pictures on one sheet, and JSON in the forms that TexturePacker writes.
+"""Texture atlases for game engines: named pictures on one sheet, and a text that says where each lies.
 
-The forms are its "JSON (Hash)" and "JSON (Array)", which Phaser, PixiJS and others read. Packing is by the package
-rectpack, imported when an atlas is made.
+The forms are TexturePacker's "JSON (Hash)" and "JSON (Array)", which Phaser, PixiJS and others read, and the text of
+libGDX, which Spine's runtimes read as well. Packing is by the package rectpack, imported when an atlas is made.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ..layers import Bytes, Size, check_rgba
 from ..options import FIELDS, LayerOptions
@@ -25,7 +26,8 @@ from ..upscaling import continue_colour
 from ..version import __version__
 from . import png, whole_file
 
-Form = Literal["hash", "array"]
+Form = Literal["hash", "array", "libgdx"]
+FORMS: tuple[Form, ...] = ("hash", "array", "libgdx")
 
 APP = "https://arxiv.org/abs/2402.17113 (sd-webui-layerdiffusion)"  # by which a sheet is known again
 
@@ -61,8 +63,10 @@ class AtlasOptions:
                 raise Refusal(f"{name} must be a whole number from {low} to {high}, not {getattr(self, name)!r}.")
         if len(self.pivot) != 2 or not all(0 <= value <= 1 for value in self.pivot):
             raise Refusal(f"pivot must be two numbers from 0 to 1, not {self.pivot!r}.")
-        if self.form not in ("hash", "array"):
-            raise Refusal(f"There is no form {self.form!r} of an atlas: choose hash or array.")
+        if self.form not in FORMS:
+            raise Refusal(f"There is no form {self.form!r} of an atlas: choose hash, array or libgdx.")
+        if self.form == "libgdx" and self.pivot != AtlasOptions.pivot:
+            raise Refusal("libGDX's form has no pivot: leave it out, or choose the form hash or array.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +132,28 @@ def describe(
     return {"frames": dict(frames), "meta": meta}
 
 
+def describe_libgdx(sheets: Sequence[Sheet], images: Sequence[str]) -> str:
+    """The text of all sheets in the form that every libGDX reads; images: the names of their files.
+
+    Frames have their pictures' names without ending, as libGDX's packer gives them. Refusal for a name that its
+    readers take for something else.
+    """
+    pages: list[str] = []
+    taken: set[str] = set()
+    for sheet, image in zip(sheets, images, strict=True):
+        height, width = sheet.image.shape[:2]
+        lines = [_check_line(image), f"size: {width},{height}", "format: RGBA8888", "filter: Linear,Linear"]
+        lines.append("repeat: none")
+        for frame in sheet.frames:
+            name = _check_line(Path(frame.name).stem)
+            if name in taken:
+                raise Refusal(f"Two pictures are called {name!r}, which libGDX finds by that name: rename one.")
+            taken.add(name)
+            lines += [name, *_describe_libgdx(frame)]
+        pages.append("".join(f"{line}\n" for line in lines))
+    return "\n".join(pages)
+
+
 def write(
     pictures: Mapping[str, Bytes],
     path: Path,
@@ -137,26 +163,41 @@ def write(
 ) -> list[Sheet]:
     """Write `<path>.png` and `<path>.json`, or `<path>-0.png` and so on where one sheet doesn't hold all.
 
+    In the form of libGDX one `<path>.atlas` says what is on all sheets.
+
     Each file appears whole or not at all. Sheets that an earlier call wrote under this name, and this one didn't, are
     removed. infotext: text chunk `parameters` of the sheets, by which WebUIs find the settings again. Refusal when a
     file can't be written, or would replace one of `keep`.
     """
     options = options or AtlasOptions()
     sheets = make_sheets(pictures, options)
-    names = [base.name for base in name_sheets(path, len(sheets))]
+    files = list_files(path, len(sheets), options.form)
+    images = [file for file in files if file.suffix == ".png"]
     kept = {file.resolve(): file for file in keep}
-    for name in names:
-        file = path.with_name(f"{name}.png").resolve()
-        if file in kept:
-            raise Refusal(f"The sheet would replace the image {kept[file]}: choose another name or folder for it.")
-    for sheet, name in zip(sheets, names, strict=True):
-        image = f"{name}.png"
-        png.write(sheet.image, path.with_name(image), infotext)
-        about = describe(sheet, image, options, [f"{other}.json" for other in names if other != name])
-        with whole_file(path.with_name(f"{name}.json")) as file:
-            file.write(json.dumps(about, ensure_ascii=False, indent=1).encode())
-    _remove_stale(path, names)
+    for image in images:
+        if image.resolve() in kept:
+            name = kept[image.resolve()]
+            raise Refusal(f"The sheet would replace the image {name}: choose another name or folder for it.")
+    texts = _describe_files(sheets, files, options)
+    earlier = _find_earlier(path)
+    for sheet, image in zip(sheets, images, strict=True):
+        # a sheet without JSON is known again by itself
+        png.write(sheet.image, image, infotext, APP if options.form == "libgdx" else None)
+    for file, text in texts.items():
+        with whole_file(file) as opened:
+            opened.write(text.encode())
+    with using_path(path.parent):
+        for file in earlier - {*files}:
+            file.unlink()
     return sheets
+
+
+def list_files(path: Path, count: int, form: Form) -> list[Path]:
+    """The files of so many sheets that `write` makes."""
+    sheets = [f"{sheet.name}{ending}" for sheet in name_sheets(path, count) for ending in (".png", ".json")]
+    if form == "libgdx":  # one text for all of them
+        sheets = [*(name for name in sheets if name.endswith(".png")), f"{path.name}.atlas"]
+    return [path.with_name(name) for name in sheets]
 
 
 def name_sheets(path: Path, count: int) -> list[Path]:
@@ -170,7 +211,7 @@ def name_new_sheets(path: Path) -> Path:
         there = [each.name.casefold() for each in path.parent.iterdir()]
 
     def is_free(new: Path) -> bool:
-        own = re.compile(re.escape(new.name.casefold()) + r"(-\d+)?\.(png|json)")
+        own = re.compile(re.escape(new.name.casefold()) + r"(-\d+)?\.(png|json|atlas)")
         return not any(map(own.fullmatch, there))
 
     numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
@@ -186,18 +227,46 @@ def read_meta(image: Path) -> dict[str, Any] | None:
         return None
 
 
-def _remove_stale(path: Path, written: Collection[str]) -> None:
-    """Remove the sheets of this name, numbered or not, that aren't among those just written."""
+def is_sheet(image: Path) -> bool:
+    """Whether an image is a sheet that `write` made."""
+    return read_meta(image) is not None or _is_marked(image)
+
+
+def _is_marked(image: Path) -> bool:
+    try:
+        with Image.open(image) as opened:
+            return opened.info.get("Software") == APP
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def _find_earlier(path: Path) -> set[Path]:
+    """The files of sheets of this name, numbered or not, that an earlier call wrote."""
     numbered = re.compile(re.escape(path.name) + r"-\d+\.json")
+    found: set[Path] = set()
     with using_path(path.parent):
-        for image in [*path.parent.iterdir()]:
-            if image.stem in written or not (image.stem == path.name or numbered.fullmatch(f"{image.stem}.json")):
+        for image in path.parent.glob("*.png"):
+            if image.stem != path.name and not numbered.fullmatch(f"{image.stem}.json"):
                 continue
             meta = read_meta(image)
             # an atlas of one sheet may itself be called like a numbered sheet
             if meta and (image.stem == path.name or any(map(numbered.fullmatch, meta.get("related_multi_packs", ())))):
-                image.unlink()
-                image.with_suffix(".json").unlink()
+                found |= {image, image.with_suffix(".json")}
+            elif _is_marked(image) and (image.stem == path.name or not image.with_suffix(".atlas").exists()):
+                found |= {image, path.with_name(f"{path.name}.atlas")}
+    return {file for file in found if file.exists()}
+
+
+def _describe_files(sheets: Sequence[Sheet], files: Sequence[Path], options: AtlasOptions) -> dict[Path, str]:
+    """The texts of an atlas by their files."""
+    images, texts = ([file for file in files if (file.suffix == ".png") is wanted] for wanted in (True, False))
+    if options.form == "libgdx":
+        return {texts[0]: describe_libgdx(sheets, [image.name for image in images])}
+    described: dict[Path, str] = {}
+    for sheet, image, text in zip(sheets, images, texts, strict=True):
+        about = describe(sheet, image.name, options, [other.name for other in texts if other != text])
+        described[text] = json.dumps(about, ensure_ascii=False, indent=1)
+    return described
 
 
 def _share_canvas(pictures: Mapping[str, Bytes]) -> dict[str, Bytes]:
@@ -344,3 +413,25 @@ def _describe(frame: Frame, options: AtlasOptions) -> dict[str, Any]:
         "pivot": pivot,
         "anchor": pivot,  # what PixiJS reads, and Phaser before the pivot
     }
+
+
+def _describe_libgdx(frame: Frame) -> list[str]:
+    height, width = frame.image.shape[:2]
+    below = frame.source[1] - height - frame.offset[1]  # its offset counts from the left bottom corner
+    return [
+        "  rotate: false",
+        "  xy: {}, {}".format(*frame.place),
+        f"  size: {width}, {height}",
+        "  orig: {}, {}".format(*frame.source),
+        f"  offset: {frame.offset[0]}, {below}",
+        "  index: -1",
+    ]
+
+
+def _check_line(name: str) -> str:
+    """A name that can stand on a line of libGDX's form."""
+    if not name or name != name.strip() or ":" in name or len(name.splitlines()) > 1:
+        raise Refusal(
+            f"libGDX's form can't have the name {name!r}: rename it, without colons, line breaks and spaces around it."
+        )
+    return name

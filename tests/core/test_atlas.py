@@ -343,3 +343,72 @@ class TestCommandLine:
     def test_empty_folder_is_refused(self, tmp_path: Path, capsys: Any) -> None:
         assert main(["atlas", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
         assert "There are no images in the folder" in capsys.readouterr().err
+
+
+class TestLibGDX:
+    options = AtlasOptions(form="libgdx", padding=2)
+
+    def test_the_text_is_what_its_packer_writes(self, tmp_path: Path) -> None:
+        picture = np.zeros((20, 10, 4), np.uint8)
+        picture[3:8, 2:6] = 255  # 4 x 5, with 12 invisible rows below
+
+        write({"a b.png": picture}, tmp_path / "fruit", self.options)
+
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["fruit.atlas", "fruit.png"]
+        assert (tmp_path / "fruit.atlas").read_text("utf-8") == (
+            "fruit.png\nsize: 8,9\nformat: RGBA8888\nfilter: Linear,Linear\nrepeat: none\n"
+            "a b\n  rotate: false\n  xy: 2, 2\n  size: 4, 5\n  orig: 10, 20\n  offset: 2, 12\n  index: -1\n"
+        )
+
+    def test_one_text_has_all_sheets(self, tmp_path: Path) -> None:
+        sheets = write(draw_sprites(60), tmp_path / "fruit", AtlasOptions(form="libgdx", max_side=128))
+
+        assert len(sheets) > 1
+        names = [f"fruit-{number}.png" for number in range(len(sheets))]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "fruit.atlas"])
+        pages = (tmp_path / "fruit.atlas").read_text("utf-8").split("\n\n")
+        assert [page.partition("\n")[0] for page in pages] == names
+
+    @pytest.mark.parametrize(("first", "then"), itertools.permutations(["hash", "libgdx"], 2))
+    def test_what_another_form_left_under_the_name_is_removed(self, first: Any, then: Any, tmp_path: Path) -> None:
+        other = draw_sprites(2)
+        write(other, tmp_path / "fruit-77", AtlasOptions(form=first))
+        kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        (tmp_path / "fruit-1.txt").write_text("mine")
+        png.write(other["sprite-0.png"], tmp_path / "fruit-99.png")  # no sheet
+        write(draw_sprites(60), tmp_path / "fruit", AtlasOptions(form=first, max_side=128))
+
+        write(draw_sprites(3), tmp_path / "fruit", AtlasOptions(form=then))
+
+        ending = {"hash": "json", "libgdx": "atlas"}[then]
+        own = {"fruit.png", f"fruit.{ending}", "fruit-1.txt", "fruit-99.png"}
+        assert {path.name for path in tmp_path.iterdir()} == {path.name for path in kept} | own
+        assert {path: path.read_bytes() for path in kept} == kept
+
+    def test_the_command_tells_its_files_and_takes_no_sheet(self, tmp_path: Path, capsys: Any) -> None:
+        for name, picture in draw_sprites(3).items():
+            png.write(picture, tmp_path / name)
+        words = ["atlas", str(tmp_path), "--form", "libgdx", "--name", "fruit", "--out", str(tmp_path)]
+        for _ in range(2):
+            assert main(words) == 0
+            assert capsys.readouterr().out.split() == [str(tmp_path / "fruit.png"), str(tmp_path / "fruit.atlas")]
+            assert "fruit\n" not in (tmp_path / "fruit.atlas").read_text("utf-8")
+
+    @pytest.mark.parametrize(
+        ("names", "sentence"),
+        [
+            (["a:b.png"], "can't have the name 'a:b'"),
+            (["a\nb.png"], "can't have the name"),
+            ([" a.png"], "can't have the name ' a'"),
+            (["a.png", "a.webp"], "Two pictures are called 'a'"),
+        ],
+    )
+    def test_names_that_its_readers_misread_are_refused(self, names: list[str], sentence: str, tmp_path: Path) -> None:
+        (picture,) = draw_sprites(1).values()
+        with pytest.raises(Refusal, match=sentence):
+            write(dict.fromkeys(names, picture), tmp_path / "fruit", self.options)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_pivot_is_refused(self) -> None:
+        with pytest.raises(Refusal, match="libGDX's form has no pivot"):
+            AtlasOptions(form="libgdx", pivot=(0, 1))
