@@ -66,7 +66,7 @@ class WholeJob:
     def __init__(self) -> None:
         self.pictures: dict[str, Bytes] = {}
         self.first: Path | None = None  # file of the first picture, beside which all is written
-        self._earlier: dict[Kind, Path] = {}  # what `make` wrote before, without ending, and then replaces
+        self._earlier: dict[Kind, Path] = {}  # what `make` wrote before and then replaces; a sheet's has no ending
 
     def add(self, picture: Bytes, path: Path | None) -> None:
         """Add a straight RGBA picture [H, W, 4] uint8; path: its file, None when it has none."""
