@@ -44,6 +44,7 @@ def _transparency(run: str, autoencoder: str, before: str | None = None, **more:
 OFFSET = {"encoder": _model("transparency_corners", ENCODER)}
 SAMPLER = {"sampler": _model("base_scenes"), "sampler_weights": _model("foreground_scenes")}
 SAMPLER_LAST = {"sampler": _model("base_last"), "sampler_weights": _model("foreground_end")}
+SAMPLER_FINE = {"sampler": _model("base_last"), "sampler_weights": _model("foreground_fine")}
 
 
 def _name_file(mode: str) -> str:
@@ -128,6 +129,9 @@ RECIPE: tuple[Training, ...] = (
     Training("autoencoder_keen", "autoencoder", {"start": _model("autoencoder_crisp")} | OFFSET, backgrounds=True),
     _transparency("transparency_keen", "autoencoder_keen", "transparency_narrower", **SAMPLER_LAST),
     _transparency("transparency_tight", "autoencoder_keen", "transparency_keen"),
+    _transparency("transparency_agreeing", "autoencoder_keen", "transparency_tight", **SAMPLER_FINE),
+    _transparency("transparency_trim", "autoencoder_keen", "transparency_agreeing"),
+    _transparency("transparency_tidy", "autoencoder_keen", "transparency_trim", **SAMPLER_FINE),
 )
 
 PARTS = {  # folder of the pipeline -> run that made it
@@ -140,7 +144,7 @@ LAYER_FILES = {
     _name_file("together"): "together_shaped",
     _name_file("foreground_to_background"): "foreground_to_background_fine",
     _name_file("background_to_foreground"): "background_to_foreground_shaped",
-    DECODER: "transparency_tight",
+    DECODER: "transparency_tidy",
     ENCODER: "transparency",
 }
 

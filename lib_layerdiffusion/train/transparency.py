@@ -51,10 +51,12 @@ from .widening import let_through, widen
 
 COARSE_LEVELS = (3, 2)  # the latent's level and the next finer one
 SOFTNESS_REACH = 8  # side in pixels of the squares in which half-transparency is compared
+VISIBLE = 0.1  # alpha that an eye sees
+STRAY_REACH = 4  # pixels around what is visible in which alpha may fade out
 LATENT_START = 0.25  # so that the latent is no weaker than the picture's features where they meet
 
 
-TERMS = ("reconstruction", "likeness", "identity", "coarse", "guide", "adversarial", "matching")
+TERMS = ("reconstruction", "likeness", "identity", "coarse", "guide", "stray", "agreement", "adversarial", "matching")
 
 
 @strict
@@ -80,6 +82,8 @@ class TransparencyConfig:
     softness_weight: float = 0.0  # of how much alpha near each place lies between 0 and 1: edges as narrow as they are
     corner_weight: float = 0.0  # of alpha's error in the four corner pixels, into which the padding of zeros leaks
     picture_weight: float = 0.0  # likeness, on grey, to the frozen decoder's picture: sharp where that is, if not true
+    agreement_weight: float = 0.0  # of how far alpha of two views lies apart: a few do nearly as well as all eight
+    stray_weight: float = 0.0  # of alpha that lies apart from all that is visible, in sampled latents
     alpha_margin: float = 0.0  # pixels that are to be 0 or 1 aim so far beyond, so that clipping makes them exact
     identity_weight: float = 1.0
     discriminator_weight: float = 0.01
@@ -151,11 +155,15 @@ class LatentTransparency(nn.Module):
     def read(self, latent: Tensor, view: int = 0) -> tuple[Tensor, Tensor]:
         """Frozen decoder's picture 0..1 and what the transparent decoder reads from one of its eight views."""
         picture = self.vae[0].decode(latent).sample * 0.5 + 0.5
+        return picture, self.look(picture, latent, view)
+
+    def look(self, picture: Tensor, latent: Tensor, view: int) -> Tensor:
+        """What the transparent decoder reads from one of the eight views of picture and latent: [B, 4, H, W]."""
         mirrored, quarters = divmod(view, 4)
         seen = (x.flip(-1) if mirrored else x for x in (picture.clamp(0, 1), latent))
         self.coarse.clear()
         output = self.decoder(*(torch.rot90(x, quarters, (-2, -1)) for x in seen))
-        return picture, self.turn_back(output, view)
+        return self.turn_back(output, view)
 
     @staticmethod
     def turn_back(x: Tensor, view: int) -> Tensor:
@@ -182,12 +190,14 @@ class LatentTransparency(nn.Module):
         warmth: float,
         view: int | None,
         sampled: Tensor | None = None,
+        other_view: int = 0,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms, and the decoded premultiplied RGBA [B, 4, H, W], followed by that of the sampled latents.
 
         `warmth` is the share of the warm-up done; `view` (0..7) is the one that the transparent decoder sees. With None
-        the encoder is alone: the guide is the only term, and nothing is decoded. Of `sampled` latents, VAE space, no
-        truth is known; the only term here that they are in is the likeness to the picture.
+        the encoder is alone: the guide is the only term, and nothing is decoded. `other_view` is the one that it has to
+        agree with. Of `sampled` latents, VAE space, no truth is known; the only terms here that they are in are the
+        likeness to the picture, the agreement and stray alpha.
         """
         mean, adjusted = self.adjust(batch)
         guide = self.config.guide_weight * self.guide(mean, adjusted, batch.alpha)
@@ -195,7 +205,8 @@ class LatentTransparency(nn.Module):
             return {"guide": guide}, adjusted
         noise = noise * warmth
         latent = adjusted + noise
-        picture, output = self.read(latent if sampled is None else torch.cat([latent, sampled]), view)
+        given = latent if sampled is None else torch.cat([latent, sampled])
+        picture, output = self.read(given, view)
         made = torch.cat([output[:, :1], output[:, 1:] * output[:, :1]], dim=1)
         on_grey, seen = 0.5 + made[:, 1:] - 0.5 * made[:, :1], picture.detach()
         likeness = (
@@ -203,7 +214,7 @@ class LatentTransparency(nn.Module):
             + self.config.gradient_weight * gradient_loss(on_grey, seen)
             + self.config.laplacian_weight * laplacian_loss(on_grey, seen)
         )
-        picture, output = picture[: len(latent)], output[: len(latent)]
+        everything, picture, output = output, picture[: len(latent)], output[: len(latent)]
         alpha, colour = output[:, :1], output[:, 1:]
         composite = colour * alpha + backgrounds * (1 - alpha)
         target = batch.padded * batch.alpha + backgrounds * (1 - batch.alpha)
@@ -223,6 +234,13 @@ class LatentTransparency(nn.Module):
             "likeness": self.config.picture_weight * likeness,
             "coarse": self.config.coarse_weight * self.coarse_loss(batch.alpha, view),
         }
+        if self.config.stray_weight and sampled is not None:
+            stray = stray_loss(everything[len(latent) :, :1], self.config.alpha_margin)
+            terms["stray"] = self.config.stray_weight * stray
+        if self.config.agreement_weight:
+            other = self.look(seen, given, other_view)
+            apart = (everything[:, :1].clamp(0, 1) - other[:, :1].clamp(0, 1)).abs().mean()
+            terms["agreement"] = self.config.agreement_weight * apart
         if not self.config.decoder_only:
             with torch.no_grad():
                 wanted = self.vae[0].decode(mean + noise).sample * 0.5 + 0.5
@@ -278,6 +296,13 @@ def aim(alpha: Tensor, wanted: Tensor, margin: float) -> Tensor:
     low, high = wanted <= 0, wanted >= 1
     aimed = torch.where(low, alpha.detach().clamp(max=-margin), wanted)
     return torch.where(high, alpha.detach().clamp(min=1 + margin), aimed)
+
+
+def stray_loss(alpha: Tensor, margin: float) -> Tensor:
+    """Mean alpha [B, 1, H, W], and the margin below 0, of pixels farther than STRAY_REACH from any that is VISIBLE."""
+    seen = (alpha.detach() > VISIBLE).float()
+    near = F.max_pool2d(seen, 2 * STRAY_REACH + 1, stride=1, padding=STRAY_REACH)
+    return ((alpha + margin).clamp(min=0) * (1 - near)).mean()
 
 
 def softness_loss(alpha: Tensor, wanted: Tensor) -> Tensor:
@@ -340,11 +365,15 @@ class Batches:
         for sprite in self.images.draw(first, count // copies):
             images += [augment(sprite.premultiplied, size, config.augmentation, rng)] * copies
         fades = [draw_fade(size, rng) if rng.random() < config.fade_share else None for _ in images]
+        noise = draw_noise(count, size, config.latent_noise, rng, self.scaling_factor)
+        backgrounds = draw_backgrounds(count, size, rng)
+        view, turn = int(rng.integers(8)), int(rng.integers(1, 8))
         return {
             "batch": TransparentBatch.of(images, fades),
-            "noise": draw_noise(count, size, config.latent_noise, rng, self.scaling_factor),
-            "backgrounds": draw_backgrounds(count, size, rng),
-            "view": int(rng.integers(8)) if step >= config.encoder_steps else None,
+            "noise": noise,
+            "backgrounds": backgrounds,
+            "view": view if step >= config.encoder_steps else None,
+            "other_view": (view + turn) % 8,
             "sampled": self.read_sampled(step),
         }
 

@@ -27,6 +27,7 @@ from lib_layerdiffusion.train.transparency import (
     LatentTransparency,
     TransparencyConfig,
     softness_loss,
+    stray_loss,
     write_files,
 )
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder
@@ -185,6 +186,43 @@ def test_identity_grows_with_the_warm_up(raw: LatentTransparency, batch: Transpa
         cold, half, warm = (terms(raw, batch, warmth)["identity"] for warmth in (0.0, 0.5, 1.0))
     assert cold == 0
     assert torch.allclose(half, warm / 2)
+
+
+def test_agreement_is_of_two_views_and_stray_alpha_of_sampled_latents(
+    raw: LatentTransparency, batch: TransparentBatch
+) -> None:
+    agreeing = LatentTransparency(replace(TINY_TRANSPARENCY, agreement_weight=2.0, stray_weight=3.0), raw.vae[0])
+    agreeing.load_state_dict(raw.state_dict())
+    noise, backgrounds, sampled = torch.zeros(2, 4, 8, 8), torch.full((2, 3, 64, 64), 0.3), torch.randn(1, 4, 8, 8)
+    made, _ = agreeing(batch, noise, backgrounds, warmth=1.0, view=0, sampled=sampled, other_view=3)
+    with torch.no_grad():
+        given = torch.cat([agreeing.adjust(batch)[1], sampled])
+        one, other = (agreeing.read(given, view)[1][:, :1].clamp(0, 1) for view in (0, 3))
+        unclipped = agreeing.read(given, 0)[1][2:, :1]
+    assert torch.allclose(made.pop("agreement"), 2 * (one - other).abs().mean(), atol=1e-6)
+    assert torch.allclose(made.pop("stray"), 3 * stray_loss(unclipped, TINY_TRANSPARENCY.alpha_margin), atol=1e-6)
+    assert made.keys() == terms(raw, batch).keys()
+    same, _ = agreeing(batch, noise, backgrounds, warmth=1.0, view=0, sampled=sampled, other_view=0)
+    assert same["agreement"] == 0
+
+
+def test_stray_alpha_is_what_lies_apart_from_all_that_is_visible() -> None:
+    alpha = torch.zeros(1, 1, 32, 32)
+    alpha[..., 10:14, 10:14] = 0.6  # the motif, with a faint rim and a fainter spot apart
+    alpha[..., 14, 10:14] = 0.05
+    alpha[..., 28, 28] = 0.08
+    assert stray_loss(alpha, 0.0).item() == pytest.approx(0.08 / 32**2)
+    alpha[..., 28, 28] = 0.3  # what can be seen is no stray
+    assert stray_loss(alpha, 0.0) == 0
+    far = 32**2 - 12 * 12 - 8 * 8  # without the squares around motif and spot, which the border cuts off
+    assert stray_loss(alpha, 0.2).item() == pytest.approx(0.2 * far / 32**2)
+
+
+def test_the_other_view_is_another_one(archive: Path) -> None:
+    batches = Batches.of(read_sprites(archive, 64), replace(TINY_TRANSPARENCY, size_steps=(40,)), 1.0)
+    drawn = [batches.draw(step) for step in range(40)]
+    assert all(each["view"] != each["other_view"] for each in drawn)
+    assert {each["other_view"] for each in drawn} == set(range(8))
 
 
 def test_views_are_turned_back(raw: LatentTransparency, monkeypatch: pytest.MonkeyPatch) -> None:
