@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib_layerdiffusion.cli.progress import progress_bar
-from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, model_path, usual_guidance
+from lib_layerdiffusion.embedded import EMBEDDED, EMBEDDED_FOLDER, GIVEN_GUIDANCE, GUIDANCE, model_path
 from lib_layerdiffusion.embedded.gallery import contact_sheet, draw_lights, read_captions
 from lib_layerdiffusion.export import png
 from lib_layerdiffusion.export.names import slug
@@ -66,16 +66,17 @@ class _Demonstration:
     pipe: Any
     seed: int
     sampling: Mapping[str, Any]
+    given_guidance: float  # in the modes that are given an image
     views: int
     folder: Path
     sheets: list[str]
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, folder: Path) -> _Demonstration:
-        guidance = usual_guidance(EMBEDDED) if arguments.cfg is None else arguments.cfg
+        guidance, given = (usual if arguments.cfg is None else arguments.cfg for usual in (GUIDANCE, GIVEN_GUIDANCE))
         seed = 1 if arguments.seed is None else arguments.seed
         pipe = load_pipeline(model_path(EMBEDDED), offline=True)
-        return cls(pipe, seed, {"steps": arguments.steps, "cfg": guidance}, arguments.views, folder, [])
+        return cls(pipe, seed, {"steps": arguments.steps, "cfg": guidance}, given, arguments.views, folder, [])
 
     def open(self, **options: Any) -> Any:
         return layer_diffusion(self.pipe, weights=EMBEDDED_FOLDER / "layer_model", views=self.views, **options)
@@ -119,8 +120,9 @@ class _Demonstration:
         said = {"foreground": front, "background": behind, "blend": f"{front}, {behind}"}
         prompts = {f"{role}_prompt": said[role] for role in mode.frames}
         images = {f"{role}_image": image for role, image in given.items()}
+        sampling = {**self.sampling, "cfg": self.given_guidance} if given else self.sampling
         with self.open(mode=mode.name, **prompts, **images) as ld, progress_bar(mode.name) as progress:
-            stack: LayerStack = ld("", seed=self.seed, progress=progress, **self.sampling)
+            stack: LayerStack = ld("", seed=self.seed, progress=progress, **sampling)
         for addition, ending, write in list_files(stack, ("rgba", "background", "blend", "psd"), given):
             path = self.folder / f"{self.seed}-{mode.name}{addition}{ending}"
             write(path)

@@ -10,6 +10,7 @@ from lib_layerdiffusion.refusal import Refusal
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "model"
 GUIDANCE = 3.0  # what its pictures look best with
+GIVEN_GUIDANCE = 2.0  # the same where an image is given, which then stays closer to what it was
 
 
 def model_path(model: str) -> Path:

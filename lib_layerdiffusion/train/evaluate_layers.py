@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..embedded import GIVEN_GUIDANCE, GUIDANCE
 from ..layers import LayerStack, composite
 from ..modes import MODES, Mode
 from ..weights import WeightStore
@@ -131,7 +132,7 @@ def evaluate_layers(
             prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames}
             images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
             with layer_diffusion(pipeline, mode.name, weights=model / "layer_model", **prompts, **images) as ld:
-                stack = ld("", seed=seed, width=size, height=size, cfg=3.0)
+                stack = ld("", seed=seed, width=size, height=size, cfg=GIVEN_GUIDANCE if mode.inputs else GUIDANCE)
             rows.append(judge_layers(stack, mode, scene, seed, words, backgrounds))
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
