@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -98,6 +105,17 @@ def quiet(pipe: Any) -> Any:
 
 def make_sd15(tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     return quiet(StableDiffusionPipeline(**make_sd15_parts(tokenizer), scheduler=make_scheduler()))
+
+
+def make_controlnet_pipeline(sd15: StableDiffusionPipeline) -> StableDiffusionControlNetPipeline:
+    """The same pipeline with a ControlNet."""
+    torch.manual_seed(0)
+    network = ControlNetModel.from_unet(sd15.unet, conditioning_channels=3).eval()
+    for part in (network.controlnet_mid_block, network.controlnet_cond_embedding):
+        for parameter in part.parameters():
+            nn.init.normal_(parameter)  # the zero convolutions of a new ControlNet hide its image
+    parts = sd15.components
+    return quiet(StableDiffusionControlNetPipeline(**parts, controlnet=network, requires_safety_checker=False))
 
 
 def decoder_file() -> dict[str, Tensor]:

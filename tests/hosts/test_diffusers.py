@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
-    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -31,7 +29,7 @@ from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.options import LayerOptions
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentEncoder
-from tests.tiny_models import make_sd15_unet
+from tests.tiny_models import make_controlnet_pipeline, make_sd15_unet
 from tests.webui.panel_host import parse_infotext
 
 pytestmark = pytest.mark.slow
@@ -558,15 +556,7 @@ def test_half_precision_vae_is_decoded_in_float32_and_put_back(sd15: Any, layer_
 
 
 def test_controlnet_pipeline_works_and_is_untouched(sd15: Any, layer_files: Path) -> None:
-    torch.manual_seed(0)
-    controlnet = ControlNetModel.from_unet(sd15.unet, conditioning_channels=3)
-    for parameter in (
-        *controlnet.controlnet_mid_block.parameters(),
-        *controlnet.controlnet_cond_embedding.parameters(),
-    ):
-        torch.nn.init.normal_(parameter)  # the zero convolutions of a new ControlNet hide its image
-    pipe = StableDiffusionControlNetPipeline(**sd15.components, controlnet=controlnet, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = make_controlnet_pipeline(sd15)
     settings: dict[str, Any] = {"steps": 1, "width": 64, "height": 128}
     images = [Image.new("RGB", (64, 128), colour) for colour in ("black", "white")]
     pipe("a cat", image=images[0], num_inference_steps=1, output_type="latent")

@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lib_layerdiffusion import layer_scene
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.views import Cancelled
+from tests.tiny_models import make_controlnet_pipeline
 from tests.webui.families import every_file  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
 
 SIZE = {"width": 64, "height": 64}
 QUICK: dict[str, Any] = {**SIZE, "steps": 2, "views": 1, "seed": 5}
+CONTROL = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 TWO: dict[str, Any] = {"background": "a table", "foregrounds": ["an apple", "a glass"]}
 
 
@@ -114,6 +117,30 @@ def test_settings_can_differ_between_passes(sd15: Any, every_file: Path) -> None
     plain = layer_scene(sd15, weights=every_file, **TWO, **QUICK)
     same = [one == other for one, other in zip(images_of(noisy), images_of(plain), strict=True)]
     assert same == [True, False, False]
+
+
+@pytest.mark.parametrize("steered", [0, 1, 2])
+def test_a_pass_can_have_a_controlnet_alone(sd15: Any, every_file: Path, steered: int) -> None:  # noqa: F811
+    """The layers of the passes before are those of a scene without it, and so are the later ones for what it made."""
+    passes: list[Any] = []
+
+    def settings(each: Any) -> dict[str, Any]:
+        passes.append(each)
+        return {"image": CONTROL, "controlnet_conditioning_scale": float(len(passes) == steered + 1)}
+
+    plain = layer_scene(sd15, weights=every_file, **TWO, **QUICK)
+    pipe = make_controlnet_pipeline(sd15)
+    before = state(pipe)
+    made = layer_scene(pipe, weights=every_file, settings=settings, **TWO, **QUICK)
+    assert state(pipe) == before
+    assert len(passes) == len(made.stack.layers) == 3
+    own, other = images_of(made), images_of(plain)
+    assert own[:steered] == other[:steered]
+    assert own[steered] != other[steered]
+    if steered == 0:
+        given = {**TWO, "background_image": made.stack.layers[0].image}
+        later = layer_scene(sd15, weights=every_file, **given, **{**QUICK, "seed": passes[1].seed})
+        assert own[1:] == images_of(later)[1:]
 
 
 @pytest.mark.parametrize(
