@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +80,16 @@ class Scene(Checked):
     choke: float = _as_in_a_generation("choke")
     feather: float = _as_in_a_generation("feather")
     threshold: float = _as_in_a_generation("threshold")
+    controlnet_units: str = option(
+        "",
+        "text",
+        "ControlNet units",
+        "Units of each pass, as in 0; 0,1; - for three passes, of which the last has none; empty: all in every pass.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        read_units(self.controlnet_units)
         if len(self.foregrounds) > MOST_FOREGROUNDS:
             raise Refusal(
                 f"A scene has at most {MOST_FOREGROUNDS} foregrounds, not {len(self.foregrounds)}: leave some out, or "
@@ -120,6 +127,12 @@ class Pass:
     inputs: Mapping[Role, tuple[str, ...]] = field(default_factory=dict)  # images whose composite is given, from bottom
     prompts: Mapping[Role, str] = field(default_factory=dict)  # put before the prompt, of passes with several frames
     stop_at: float = 1.0
+    units: frozenset[int] | None = None  # numbers of a WebUI's ControlNet units that take part; None: all of them
+
+    @property
+    def title(self) -> str:
+        """What it makes, for the user."""
+        return ", ".join(self.makes.values())
 
     def options(self, scene: Scene, inputs: Mapping[Role, Any]) -> dict[str, Any]:
         """What `LayerOptions` takes for the pass, with the images that it is given."""
@@ -154,6 +167,20 @@ def plan_scene(scene: Scene, family: str, prompt: str = "", seed: int = 0) -> Sc
     if not (scene.background or prompt or scene.background_image is not None):
         raise Refusal("A scene needs a background: name it in background, or give background_image or a prompt.")
     return _Planner(scene, family, prompt, seed).plan()
+
+
+def read_units(text: str) -> tuple[frozenset[int], ...]:
+    """The numbers of the ControlNet units of each pass, from such as "0; 0,1; -"; none when the text is empty."""
+    if not text.strip():
+        return ()
+    entries = ["".join(entry.split()) for entry in text.split(";")]
+    for entry in entries:
+        if not re.fullmatch(r"-|[0-9]{1,3}(,[0-9]{1,3})*", entry):
+            raise Refusal(
+                f"controlnet_units can't be {text[:60]!r}: write the numbers of each pass's units, - for none, as in "
+                "0; 0,1; - for three passes."
+            )
+    return tuple(frozenset(map(int, entry.split(","))) if entry != "-" else frozenset() for entry in entries)
 
 
 def describe(scene: Scene) -> dict[str, str]:
@@ -227,7 +254,20 @@ class _Planner:
         layers: list[tuple[str, Role]] = [(BACKGROUND, "background"), *((name, "foreground") for name in self.names)]
         from .edges import Edges
 
-        return ScenePlan(tuple(layers), given, tuple(self.passes), self.blends, self.images, Edges.of(scene))
+        return ScenePlan(tuple(layers), given, self._share_units(), self.blends, self.images, Edges.of(scene))
+
+    def _share_units(self) -> tuple[Pass, ...]:
+        """The passes, each with its ControlNet units."""
+        units = read_units(self.scene.controlnet_units)
+        if not units:
+            return tuple(self.passes)
+        if len(units) != len(self.passes):
+            named = "; ".join(each.title for each in self.passes)
+            raise Refusal(
+                f"controlnet_units is for {_count(units)} and the scene has {_count(self.passes)} ({named}): write the "
+                "units of each, - for none."
+            )
+        return tuple(replace(each, units=own) for each, own in zip(self.passes, units, strict=True))
 
     def _choose_first(self) -> str:
         scene = self.scene
@@ -308,6 +348,10 @@ def _name_layers(texts: Sequence[str]) -> list[str]:
         numbered = chain([short], (f"{short} {number}" for number in count(2)))
         names.append(next(name for name in numbered if name not in (BACKGROUND, *names)))
     return names
+
+
+def _count(passes: Sequence[object]) -> str:
+    return f"{len(passes)} pass{'es' if len(passes) > 1 else ''}"
 
 
 def _join(*texts: str) -> str:

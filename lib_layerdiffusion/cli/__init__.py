@@ -308,8 +308,9 @@ def _add_scene(parser: argparse.ArgumentParser) -> None:
     _add_whole_sampling(parser)
     _add_out(parser, "outputs")
     _add_model(parser)
-    for option in SCENE_FIELDS.values():
-        _add_option(parser, option, short=False)
+    for name, option in SCENE_FIELDS.items():
+        if name != "controlnet_units":  # a WebUI's
+            _add_option(parser, option, short=False)
     parser.epilog = "docs/scenes.md says how the layers are made."
 
 

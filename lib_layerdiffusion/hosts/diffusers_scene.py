@@ -19,6 +19,7 @@ from lib_layerdiffusion.infotext import compose
 from lib_layerdiffusion.layers import Bytes, fit
 from lib_layerdiffusion.modes import Role, find_mode
 from lib_layerdiffusion.planning import STEPS
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.scene import Pass, Scene, describe, plan_scene
 from lib_layerdiffusion.scene_run import MadeScene, make_scene
 from lib_layerdiffusion.session import Progress
@@ -54,6 +55,11 @@ def layer_scene(
     host = DiffusersHost(pipe)
     check_request([prompt], [seed], negative_prompt, cfg)
     scene = Scene.from_dict(options)
+    if scene.controlnet_units:
+        raise Refusal(
+            "controlnet_units is for a WebUI's own ControlNet: give the pipeline's image and scale for each pass by "
+            "settings."
+        )
     plan = plan_scene(scene, host.family, prompt, seed)
     size = (host.native_size if width is None else width, host.native_size if height is None else height)
     given: dict[Role, Bytes] = {

@@ -26,7 +26,7 @@ from ..refusal import Refusal
 from ..scene import Pass, Scene, ScenePlan, describe, plan_scene
 from ..scene_run import MadeScene, make_scene
 from ..views import Cancelled
-from . import job_options, results
+from . import controlnet, job_options, results
 from .base64_images import read_input_image
 from .extension import Extension
 from .fetching import fetch
@@ -63,6 +63,7 @@ class SceneJob:
         self.pictures: list[Image.Image] = []
         self.notes: list[str] = []
         self.last: Any = None  # the `p` of the last pass, which knows what infotexts need
+        self.units: dict[str, Any] = {}  # what infotexts say of the ControlNet units that took part in passes
 
     def run(self) -> Any:
         p, scene = self.p, self.scene
@@ -72,6 +73,8 @@ class SceneJob:
         host = self._load_checkpoint()
         seed, count = int(processing.get_fixed_seed(p.seed)), p.batch_size * p.n_iter
         plan = plan_scene(scene, host.family, p.prompt, seed)
+        if scene.controlnet_units:
+            controlnet.check(p, frozenset().union(*(each.units or () for each in plan.passes)))
         size = (p.width, p.height)
         given = {role: self._read_given(role, size) for role in plan.given}
         self._check_files(host, plan)
@@ -134,14 +137,16 @@ class SceneJob:
         if state.interrupted or state.stopping_generation:
             raise Cancelled
         number = plan.passes.index(each) + 1
-        state.textinfo = f"Scene, pass {number} of {len(plan.passes)}: {', '.join(each.makes.values())}"
+        state.textinfo = f"Scene, pass {number} of {len(plan.passes)}: {each.title}"
         p = self._copy()
         p.prompt, p.seed = each.prompt, each.seed
-        p.script_args = self._write_arguments(each.options(self.scene, inputs) if each.mode else False)
+        p.script_args = self._write_arguments(each, each.options(self.scene, inputs) if each.mode else False)
         processed = processing.process_images(p)
         if state.interrupted or state.skipped:
             raise Cancelled
         self.last = p
+        if each.units is not None:
+            self.units |= controlnet.number_parameters(p.extra_generation_params, each.units)
         if not each.mode:
             picture = processed.images[processed.index_of_first_image]
             return dict.fromkeys(each.makes, np.asarray(picture.convert("RGBA")))
@@ -153,12 +158,14 @@ class SceneJob:
             raise generation.failure
         return {role: np.asarray(image.convert("RGBA")) for role, image in generation.sets[-1].images.items()}
 
-    def _write_arguments(self, own: Any) -> Sequence[Any]:
-        """The arguments of all scripts, with these for the one that makes layers."""
+    def _write_arguments(self, each: Pass, own: Any) -> Sequence[Any]:
+        """The arguments of all scripts for a pass, with its own for the one that makes layers."""
         scripts = self.p.scripts.alwayson_scripts
-        script = next(each for each in scripts if each.title() == API_NAME)
+        script = next(script for script in scripts if script.title() == API_NAME)
         args = list(self.p.script_args)
         args[script.args_from] = own
+        if each.units is not None:
+            controlnet.use(self.p, args, each.units)
         return tuple(args)
 
     def _deliver(self, made: MadeScene, seed: int) -> None:
@@ -181,7 +188,10 @@ class SceneJob:
     def _params(self) -> dict[str, Any]:
         """What the WebUI and other extensions write into infotexts."""
         params = self.last.extra_generation_params
-        return {name: value for name, value in params.items() if not name.startswith(infotext.PREFIX)}
+        params = {name: value for name, value in params.items() if not name.startswith(infotext.PREFIX)}
+        if not self.scene.controlnet_units:
+            return params
+        return {name: value for name, value in params.items() if not controlnet.PARAMETER.fullmatch(name)} | self.units
 
     def _compose(self, params: Mapping[str, Any], seed: int) -> str:
         """The WebUI's infotext of the whole scene: its own prompt and seed, and not those of a pass."""

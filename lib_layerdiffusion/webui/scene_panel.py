@@ -47,6 +47,7 @@ def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
     labels = [*SCENE_LABELS["outputs"].values()]
     add("outputs", gr.CheckboxGroup, choices=labels, value=show("outputs", Scene.outputs), info=explain("outputs"))
     made["outputs"].do_not_save_to_config = True  # WebUIs keep no list among their defaults
+    add("controlnet_units", gr.Textbox, value="", lines=2, placeholder=explain("controlnet_units"))
     add_edges(add, elem_id)
     return {name: made[name] for name in SCENE_FIELDS}
 

@@ -218,6 +218,46 @@ def test_names_are_the_first_words_of_the_prompts() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("", [None] * 3),
+        (" \n", [None] * 3),
+        ("0; 1,0 ;-", [{0}, {0, 1}, set()]),
+        ("-;-;12", [set(), set(), {12}]),
+    ],
+)
+def test_each_pass_has_its_controlnet_units(text: str, units: list[set[int] | None]) -> None:
+    plan = plan_scene(Scene(background="a table", foregrounds=TWO, controlnet_units=text), "sd15")
+    assert [each.units for each in plan.passes] == units
+
+
+@pytest.mark.parametrize("text", ["x", "0;", ";0", "0;;1", "-1", "0-2", "0,", "0.5", "none", "1000", "\u0661"])
+def test_units_that_are_no_numbers_are_refused(text: str) -> None:
+    with pytest.raises(Refusal, match=r"controlnet_units can't be .*: write the numbers of each pass's units"):
+        Scene(background="a table", foregrounds=TWO, controlnet_units=text)
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "match"),
+    [
+        (
+            "sd15",
+            "0",
+            r"is for 1 pass and the scene has 3 passes \(background; an apple, blend with an apple; a glass, ",
+        ),
+        (
+            "sdxl",
+            "0;0;0",
+            r"for 3 passes and the scene has 5 passes \(background; blend with an apple; an apple; blend w",
+        ),
+    ],
+)
+def test_units_of_other_passes_than_there_are_are_refused(family: str, text: str, match: str) -> None:
+    with pytest.raises(Refusal, match=f"{match}.*: write the units of each, - for none"):
+        plan_scene(Scene(background="a table", foregrounds=TWO, controlnet_units=text), family)
+
+
+@pytest.mark.parametrize(
     ("values", "match"),
     [
         ({"foregrounds": ["x"] * 9}, r"at most 8 foregrounds, not 9: leave some out"),

@@ -19,6 +19,7 @@ from tests.e2e.test_embedded_checkpoint import (  # noqa: F401 - fixtures
     page,
     take_pictures,
 )
+from tests.e2e.test_neighbours import unit  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
     from tests.browser import Page
@@ -75,6 +76,22 @@ def test_scene(webui: WebUIServer) -> None:
     check_whole(whole)
     check_interrupted(webui, lambda: ask(webui, TWO), whole)
     assert ask(webui, TWO).encoded == whole.encoded
+
+
+@pytest.mark.seen("any", "scene with a ControlNet unit in one pass")
+def test_controlnet_in_one_pass(webui: WebUIServer, unit: dict[str, Any]) -> None:  # noqa: F811
+    def make(choice: str, units: list[dict[str, Any]]) -> list[bytes]:
+        scene = {**TWO, "outputs": ["layers"], "controlnet_units": choice}
+        answer = ask(webui, scene, alwayson_scripts={"ControlNet": {"args": units}} if units else {})
+        assert names_of(answer) == LAYERS, notes_of(answer)
+        return [image.tobytes() for image in answer.images]
+
+    without = make("", [])
+    assert make("-; -; -", [unit]) == without
+    steered = make("-; 0; -", [unit])
+    assert [one == other for one, other in zip(steered, without, strict=True)][:2] == [True, False]
+    assert make("0; -; -", [unit])[0] != without[0]
+    assert make("", []) == without
 
 
 @pytest.mark.seen("any", "scene of one joint pass, pasted infotext")

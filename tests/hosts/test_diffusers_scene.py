@@ -149,6 +149,7 @@ def test_a_pass_can_have_a_controlnet_alone(sd15: Any, every_file: Path, steered
         ({"foregrounds": ["x"] * 9}, "at most 8 foregrounds"),
         ({"foregrounds": "x", "seed": -1}, "A seed must be a whole number"),
         ({"foregrounds": "x", "first": "last"}, "first can't be 'last'"),
+        ({"foregrounds": "x", "controlnet_units": "0"}, "for a WebUI's own ControlNet: give the .* by settings"),
         ({"foregrounds": "x", "settings": {"prompt": "y"}}, "'prompt' is set by LayerDiffusion"),
     ],
 )
