@@ -1,7 +1,8 @@
-// LayerDiffusion's part of the page: refreshes its status line, greys out modes that can't run, and lays a
+// LayerDiffusion's part of the page: refreshes its status lines, greys out modes that can't run, and lays a
 // checkerboard behind transparent pictures.
 (function() {
     const TABS = ["txt2img", "img2img"];
+    const SCENE = "script_layerdiffusion_scene"; // in txt2img only
     const PICTURES = "[id$='_gallery'] img, #lightboxModal img";
     const TRANSPARENT = "layerdiffusion-transparent";
     const UNAVAILABLE = "layerdiffusion-unavailable";
@@ -12,16 +13,24 @@
         return button !== null && getComputedStyle(button).display !== "none";
     }
 
-    function part(tab, name) {
-        return gradioApp().querySelector(`#script_${tab}_layerdiffuse_${name}`);
+    function panelOf(tab) {
+        return `script_${tab}_layerdiffuse`;
+    }
+
+    function part(panel, name) {
+        return gradioApp().querySelector(`#${panel}_${name}`);
     }
 
     // Nobody looks at a closed panel, and opening it refreshes the line anyway.
-    function refresh(tab) {
-        const button = part(tab, "refresh");
+    function refresh(panel) {
+        const button = part(panel, "refresh");
         if (button !== null && button.offsetParent !== null) {
             button.click();
         }
+    }
+
+    function refreshAll() {
+        [...TABS.map(panelOf), SCENE].forEach(refresh);
     }
 
     // When a generation ends, good or bad: a WebUI shows its Interrupt button, or what replaces it while it interrupts,
@@ -33,7 +42,7 @@
             const wasRunning = running;
             running = buttons.some(shown);
             if (wasRunning && !running) {
-                refresh(tab);
+                refreshAll();
             }
         });
         buttons.filter((button) => button !== null).forEach((button) => {
@@ -42,27 +51,39 @@
     }
 
     // What the status says of modes that can't run; null as long as nothing was looked up.
-    function readUnavailable(tab) {
-        const status = gradioApp().querySelector(`#script_${tab}_layerdiffuse_status .layerdiffusion-status`);
+    function readUnavailable(panel) {
+        const status = gradioApp().querySelector(`#${panel}_status .layerdiffusion-status`);
         return JSON.parse((status && status.dataset.unavailable) || "null");
     }
 
     // A panel that is open from the start, by the user's own defaults, before its button can be clicked.
-    function refreshAtStart(tab, tries) {
-        if (tries > 0 && readUnavailable(tab) === null) {
-            refresh(tab);
-            setTimeout(() => refreshAtStart(tab, tries - 1), 1000);
+    function refreshAtStart(panel, tries) {
+        if (tries > 0 && readUnavailable(panel) === null) {
+            refresh(panel);
+            setTimeout(() => refreshAtStart(panel, tries - 1), 1000);
+        }
+    }
+
+    // The script for scenes has nothing to open: it is shown when it is chosen, and when its tab is.
+    function refreshWhenShown(panel) {
+        const button = part(panel, "refresh");
+        if (button !== null) {
+            new IntersectionObserver((entries) => {
+                if (entries.some((entry) => entry.isIntersecting)) {
+                    refresh(panel);
+                }
+            }).observe(button);
         }
     }
 
     // The list of modes is made anew each time that it opens.
-    function greyOut(tab) {
-        const mode = part(tab, "mode");
+    function greyOut(panel) {
+        const mode = part(panel, "mode");
         if (mode === null) {
             return;
         }
         new MutationObserver(() => {
-            const reasons = readUnavailable(tab) || {};
+            const reasons = readUnavailable(panel) || {};
             mode.querySelectorAll("li").forEach((entry) => {
                 const reason = reasons[entry.getAttribute("aria-label")];
                 const note = entry.querySelector(".layerdiffusion-why");
@@ -104,11 +125,17 @@
     }, true);
 
     if (typeof onOptionsChanged === "function") {
-        onOptionsChanged(() => gradioApp().querySelectorAll(PICTURES).forEach(mark));
+        onOptionsChanged(() => {
+            gradioApp().querySelectorAll(PICTURES).forEach(mark);
+            refreshAll(); // the checkpoint is an option, too
+        });
     }
-    onUiLoaded(() => TABS.forEach((tab) => {
-        followGenerations(tab);
-        greyOut(tab);
-        refreshAtStart(tab, TRIES);
-    }));
+    onUiLoaded(() => {
+        TABS.forEach((tab) => {
+            followGenerations(tab);
+            greyOut(panelOf(tab));
+            refreshAtStart(panelOf(tab), TRIES);
+        });
+        refreshWhenShown(SCENE);
+    });
 })();

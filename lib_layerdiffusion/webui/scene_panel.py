@@ -1,4 +1,4 @@
-"""The controls of the script for scenes, by the options' own descriptions, and how an infotext fills them."""
+"""The script for scenes: its status, its controls by the options' own descriptions, how an infotext fills them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any
 import gradio as gr
 
 from ..scene import KEY, SCENE_FIELDS, Scene, read
+from . import status
+from .extension import Extension
+from .gradio_compat import QUIET, careful, tool_button
 from .labels import SCENE_LABELS, from_label, to_label
-from .panel import IMAGE_HEIGHT, add_edges
+from .panel import IMAGE_HEIGHT, REFRESH, add_edges
+
+# The options that decide on a scene's passes.
+DECISIVE = ("background", "foregrounds", "background_image", "foreground_image", "first", "controlnet_units")
 
 
-def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
+def build(elem_id: Callable[[str], str], extension: Extension) -> dict[str, Any]:
     """Make the controls in gradio's current block, by the option that each one sets and in the options' order."""
     made: dict[str, Any] = {}
 
@@ -31,6 +37,9 @@ def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
     def explain(name: str) -> str:
         return SCENE_FIELDS[name].metadata["help"]
 
+    with gr.Row(elem_id=elem_id("status_row")):
+        report = gr.HTML(status.hint(), elem_id=elem_id("status"))
+        refresh = tool_button("\u21bb", REFRESH, elem_id("refresh"))
     add("background", gr.Textbox, value="", lines=1, placeholder=explain("background"))
     add("foregrounds", gr.Textbox, value="", lines=3, placeholder=explain("foregrounds"))
     with gr.Row():
@@ -49,7 +58,21 @@ def build(elem_id: Callable[[str], str]) -> dict[str, Any]:
     made["outputs"].do_not_save_to_config = True  # WebUIs keep no list among their defaults
     add("controlnet_units", gr.Textbox, value="", lines=2, placeholder=explain("controlnet_units"))
     add_edges(add, elem_id)
+    _connect(made, refresh, report, extension)
     return {name: made[name] for name in SCENE_FIELDS}
+
+
+def _connect(made: Mapping[str, Any], refresh: Any, report: Any, extension: Extension) -> None:
+    """Show the status anew when the page asks for it, and when the passes may have become others."""
+
+    def look(*shown: Any) -> str:
+        values = zip(DECISIVE, shown, strict=True)
+        return status.describe_scene(extension, {name: understand(name, value) for name, value in values})
+
+    changed = [made[name].change for name in ("first", "background_image", "foreground_image")]
+    left = [made[name].blur for name in ("foregrounds", "controlnet_units")]
+    for event in (refresh.click, *changed, *left):
+        event(careful(look, 1), [made[name] for name in DECISIVE], [report], **QUIET)
 
 
 def show(name: str, value: Any) -> Any:

@@ -27,7 +27,7 @@ def make_scene_script(extension: Extension) -> type[scripts.Script]:
             return not is_img2img
 
         def ui(self, is_img2img: bool) -> list[Any]:
-            made = scene_panel.build(self.elem_id)
+            made = scene_panel.build(self.elem_id, extension)
             self.infotext_fields = [(control, scene_panel.paste(name)) for name, control in made.items()]
             return [*made.values()]
 

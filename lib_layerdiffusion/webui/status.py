@@ -1,21 +1,22 @@
-"""The panel's status line: checkpoint, weight files or the size of their download, and how the last run ended."""
+"""The status of panel and scene: checkpoint, weight files or the size of their download, how the last run ended."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Literal
+from typing import Any, Literal
 
 from ..hosts import DetectedHost
-from ..modes import FAMILIES, MODE_NAMES, MODES, Mode, any_row, name_mode
+from ..modes import FAMILIES, MODE_NAMES, MODES, Mode, any_row, find_mode, name_mode
 from ..refusal import Refusal
+from ..scene import SCENE_FIELDS, Scene, ScenePlan, plan_scene
 from ..weights import WeightStore
 from ..weights.header import describe_bytes
 from .extension import Extension
-from .labels import to_label
+from .labels import SCENE_LABELS, to_label
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class Obstacle:
 
 # Headings and fixed texts are in elements of their own, since WebUIs translate text by element.
 HINT = "Checkpoint, weight files and the last run's outcome are shown here once the panel is open."
-CHECKPOINT, MODE, LAST_RUN = "Checkpoint", "Layer mode", "Last run"
+CHECKPOINT, MODE, PASSES, LAST_RUN = "Checkpoint", "Layer mode", "Passes", "Last run"
 FILES, PRESENT, DOWNLOAD = "Weight files", "present", "Download before the first run"
 NO_FILE, DAMAGED, OTHER_CHECKPOINT = "file missing", "file damaged", "not for this checkpoint"
+UNNAMED = "foreground"  # one that a scene has before its first is named
 
 
 def hint() -> str:
@@ -52,9 +54,20 @@ def hint() -> str:
 
 def describe(extension: Extension, mode_name: str, is_img2img: bool = False) -> str:
     """The state of things for a mode, as HTML that also tells the page which modes can't run; never raises."""
+    return _write(lambda: _to_html([*_describe(extension, mode_name, is_img2img)], find_unavailable(extension)))
+
+
+def describe_scene(extension: Extension, options: Mapping[str, Any]) -> str:
+    """The state of things for a scene, as HTML, and what else can't be made first; never raises.
+
+    options: by name what the passes depend on; `foregrounds` as one text.
+    """
+    return _write(lambda: _to_html([*_describe_scene(extension, options)], {}))
+
+
+def _write(describe: Callable[[], str]) -> str:
     try:
-        lines = list(_describe(extension, mode_name, is_img2img))
-        return _to_html(lines, find_unavailable(extension))
+        return describe()
     except Exception as error:  # a status line must not break the page
         logger.warning("The status can't be shown", exc_info=not isinstance(error, Refusal))
         return _to_html([Line("bad", "", str(error) or type(error).__name__)], {})
@@ -78,9 +91,11 @@ def find_family(extension: Extension) -> str | None:
 def find_unavailable(extension: Extension) -> dict[str, Obstacle]:
     """The modes, by name, that can't run with the loaded checkpoint and the files that are there or can be had."""
     host = find_host(extension)
-    if host is None:
-        return {}
-    found = {name: _find_obstacle(name, host, extension.store()) for name in MODE_NAMES}
+    return {} if host is None else _find_obstacles(MODE_NAMES, host, extension.store())
+
+
+def _find_obstacles(names: Iterable[str], host: DetectedHost | None, store: WeightStore) -> dict[str, Obstacle]:
+    found = {name: _find_obstacle(name, host, store) for name in names} if host is not None else {}
     return {name: obstacle for name, obstacle in found.items() if obstacle is not None}
 
 
@@ -108,30 +123,86 @@ def _list_files(mode: Mode, is_img2img: bool = False) -> list[str]:
 def _describe(extension: Extension, mode_name: str, is_img2img: bool) -> Iterator[Line]:
     name = name_mode(mode_name)
     rows = [mode for mode in MODES if mode.name == name]
-    try:
-        host = extension.current_host()
-    except Refusal as refusal:  # such as for a checkpoint that isn't loaded yet, on whose family the files depend
-        yield Line("note", CHECKPOINT, str(refusal))
-    else:
-        yield Line("good", CHECKPOINT, f"{FAMILIES.get(host.family, host.family)} ({host.name})")
+    line, host = _describe_checkpoint(extension)
+    yield line
+    if host is not None:
         obstacle = _find_obstacle(name, host, extension.store())
         rows = [mode for mode in rows if mode.family == host.family]
         if obstacle and (not rows or obstacle.short == OTHER_CHECKPOINT):
             rows = []
             yield Line("bad", MODE, obstacle.sentence)
     for mode in rows:
-        yield from _describe_files(extension.store(), mode, is_img2img, FAMILIES[mode.family] if len(rows) > 1 else "")
+        prefix = f"{FAMILIES[mode.family]}: " if len(rows) > 1 else ""
+        yield from _describe_files(extension.store(), _list_files(mode, is_img2img), prefix)
+    yield from _describe_last_run(extension, [name])
+
+
+def _describe_scene(extension: Extension, options: Mapping[str, Any]) -> Iterator[Line]:
+    line, host = _describe_checkpoint(extension)
+    yield line
+    families = [*FAMILIES] if host is None else [host.family]
+    modes: list[str] = []
+    for family in families:
+        prefix = f"{FAMILIES[family]}: " if len(families) > 1 else ""
+        try:
+            plan = _plan(options, family)
+        except Refusal as refusal:
+            yield Line("bad", "", f"{prefix}{refusal}")
+            continue
+        modes += plan.modes
+        titles = (f"{number} {each.title}" for number, each in enumerate(plan.passes, 1))
+        yield Line("good", PASSES, f"{prefix}{'; '.join(titles)}")
+        obstacles = _find_obstacles(plan.modes, host, extension.store())
+        unfit = {name: each for name, each in obstacles.items() if each.short == OTHER_CHECKPOINT}
+        for obstacle in unfit.values():
+            yield Line("bad", MODE, obstacle.sentence)
+        rows = [find_mode(name, family) for name in plan.modes if name not in unfit]
+        files = dict.fromkeys(file for mode in rows for file in _list_files(mode))
+        yield from _describe_files(extension.store(), files, prefix)
+    if host is not None:
+        yield from _describe_others(options, host, extension.store())
+    yield from _describe_last_run(extension, modes)
+
+
+def _describe_others(options: Mapping[str, Any], host: DetectedHost, store: WeightStore) -> Iterator[Line]:
+    """What else could be made first, but can't with what is there."""
+    for first, label in SCENE_LABELS["first"].items():
+        if first == options["first"]:
+            continue
+        try:
+            plan = _plan({**options, "first": first, "controlnet_units": ""}, host.family)
+        except Refusal:  # as for the layer whose image is given
+            continue
+        for obstacle in [*_find_obstacles(plan.modes, host, store).values()][:1]:
+            heading = SCENE_FIELDS["first"].metadata["label"]
+            yield Line("note", heading, f"{label}: {obstacle.short}", obstacle.sentence)
+
+
+def _plan(options: Mapping[str, Any], family: str) -> ScenePlan:
+    """The passes of a scene with these options, also before anything is named."""
+    scene = Scene.from_dict({**options, "foregrounds": (options["foregrounds"] or "").strip() or UNNAMED})
+    return plan_scene(scene, family, prompt="any")
+
+
+def _describe_checkpoint(extension: Extension) -> tuple[Line, DetectedHost | None]:
+    try:
+        host = extension.current_host()
+    except Refusal as refusal:  # such as for a checkpoint that isn't loaded yet, on whose family the files depend
+        return Line("note", CHECKPOINT, str(refusal)), None
+    return Line("good", CHECKPOINT, f"{FAMILIES.get(host.family, host.family)} ({host.name})"), host
+
+
+def _describe_last_run(extension: Extension, modes: Iterable[str]) -> Iterator[Line]:
     last = extension.last_run
-    if last is not None and last.mode == name:  # what another mode came to says nothing about this one
+    if last is not None and last.mode in modes:  # what another mode came to says nothing about this one
         kind = "good" if last.outcome.startswith("ok") else "bad"
         yield Line(kind, LAST_RUN, f"{last.when:%H:%M}, {last.plan}: {last.outcome}")
 
 
-def _describe_files(store: WeightStore, mode: Mode, is_img2img: bool, label: str) -> Iterator[Line]:
-    found = store.check(_list_files(mode, is_img2img))
-    prefix = f"{label}: " if label else ""
+def _describe_files(store: WeightStore, files: Iterable[str], prefix: str) -> Iterator[Line]:
+    found = store.check(files)
     missing = [row for row in found if row.state == "missing"]
-    if all(row.state == "found" for row in found):
+    if found and all(row.state == "found" for row in found):
         yield Line("good", FILES, f"{prefix}{PRESENT}")
     elif missing and not store.offline and store.download_to:
         each = ", ".join(f"{row.name} {describe_bytes(row.size)}" for row in missing)

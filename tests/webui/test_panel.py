@@ -255,10 +255,10 @@ def test_the_webuis_file_of_defaults_keeps_every_option(page):
     assert not page.named["outputs_rgba"].visible
 
 
-def test_the_webuis_file_of_defaults_tells_panel_and_scene_apart(page):
+def test_the_webuis_file_of_defaults_tells_panel_and_scene_apart(page, extension):
     """It names values by file and label, and both scripts are in one file: what shares a label is of one kind."""
     with gr.Blocks(analytics_enabled=False):
-        scene = scene_panel.build(lambda name: name)
+        scene = scene_panel.build(lambda name: name, extension)
     kept = save_and_load(page, {})
     shared = [control for control in scene.values() if control.label in kept]
     both = ("weight", "views", "resize_mode", *EDGES)
@@ -323,6 +323,25 @@ def test_opening_and_refreshing_look_again(page, extension, event):
     assert [each if GRADIO_3 else each[0] for each in offered] == panel.list_modes("sdxl")
     assert answer["mode"]["value"] == to_label("mode", "together"), "the chosen mode stays"
     assert answer["background_prompt"]["visible"] is True
+
+
+@pytest.mark.parametrize(
+    ("control", "event"),
+    [("refresh", "click"), ("first", "change"), ("background_image", "change"), ("foregrounds", "blur")],
+)
+def test_the_script_for_scenes_looks_again(extension, control, event):
+    with panel_host.installed(panel_host.make_modules()), gr.Blocks(analytics_enabled=False) as demo:
+        made = scene_panel.build(elem_id, extension)
+    assert extension.asked == [], "a WebUI may load a checkpoint when it is asked for its model"
+    page = SimpleNamespace(demo=demo)
+    extension.family = "sdxl"
+    _, _, function, outputs = next(each for each in events(page) if each[1] == (control, event))
+    assert [block.elem_id for block in outputs] == [elem_id("status")]
+    shown = {name: made[name].value for name in scene_panel.DECISIVE}
+    shown |= {"foregrounds": "an apple", "first": "Foreground"}
+    answer = function(*shown.values())
+    assert "SDXL (Forge)" in answer
+    assert "1 an apple; 2 blend with an apple; 3 background" in answer
 
 
 def test_image_to_image_asks_for_the_encoder(extension):
@@ -443,14 +462,14 @@ def test_the_document_shows_every_mode(mode, gradio):
 # -- localizations
 
 
-def texts_of(page) -> set[str]:
-    found = {panel.REFRESH, status.HINT, status.CHECKPOINT, status.MODE, status.LAST_RUN}
+def texts_of(page, extension) -> set[str]:
+    found = {panel.REFRESH, status.HINT, status.CHECKPOINT, status.MODE, status.PASSES, status.LAST_RUN}
     found |= {status.FILES, status.PRESENT, status.DOWNLOAD, status.NO_FILE, status.DAMAGED, status.OTHER_CHECKPOINT}
     found |= {"needs SD1.5", "needs SDXL"}
     about = next(each for each in fields(LayerOptions) if each.name == "outputs").metadata
     found |= {about["label"], about["help"]}
     with gr.Blocks() as scenes:
-        scene_panel.build(elem_id)
+        scene_panel.build(elem_id, extension)
     for block in (*page.demo.blocks.values(), *scenes.blocks.values()):
         if getattr(block, "elem_id", None) in (elem_id("output_origin"), elem_id("pasted")):  # hidden
             continue
@@ -463,9 +482,9 @@ def texts_of(page) -> set[str]:
 
 
 @pytest.mark.parametrize("language", ["zh_CN", "zh_TW", "ja_JP", "ko_KR"])
-def test_every_text_is_translated_and_no_translation_is_stale(page, language):
+def test_every_text_is_translated_and_no_translation_is_stale(page, extension, language):
     translated = json.loads((ROOT / "localizations" / f"{language}.json").read_text(encoding="utf8"))
-    assert set(translated) == texts_of(page)
+    assert set(translated) == texts_of(page, extension)
     assert all(text.strip() and text != english for english, text in translated.items())
 
 

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lib_layerdiffusion.embedded import EMBEDDED_FOLDER
+from lib_layerdiffusion.scene import TITLE
 from tests.browser import Page, opened
 from tests.webui.jobs import read_png
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 PATIENCE = 240  # seconds; a browser without a GPU takes what the model would need
 PANEL = "#script_txt2img_layerdiffuse"
+SCENE = "#script_layerdiffusion_scene"
 SET = """
 const field = document.querySelector(arguments[0]);
 const kind = field instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
@@ -184,3 +187,42 @@ def test_a_refusal_is_shown(webui, page):
     finally:
         webui.shared.cmd_opts.layerdiffusion_dir, files.models_path = before, models
     assert "layer_sd15_transparent_attn" in sentence
+
+
+def choose_script(page: Page, title: str) -> None:
+    field = page.element("#script_list input")
+    page.run("arguments[0].scrollIntoView()", field)
+    field.click()
+    page.element(f'li[aria-label="{title}"]').click()
+
+
+def test_the_script_for_scenes_says_what_can_not_run_when_it_is_shown(webui, page, sdxl, tmp_path, monkeypatch):
+    """With the checkpoint and the files of that moment, before anything is chosen in it."""
+
+    def wait_for(text: str) -> str:
+        page.wait(lambda: text in page.element(f"{SCENE}_status").text, f"{text!r} in the status of scenes")
+        return page.element(f"{SCENE}_status").text
+
+    choose_script(page, TITLE)
+    said = wait_for("Passes")
+    assert "1 foreground, background, blend with foreground" in said
+    assert said.endswith("Weight files present")
+
+    (tmp_path / "layer_model").mkdir()
+    here = EMBEDDED_FOLDER / "layer_model"
+    for path in here.glob("*.safetensors"):
+        if "fg2bg" not in path.name:
+            (tmp_path / "layer_model" / path.name).symlink_to(path)
+    monkeypatch.setattr(webui.module("paths"), "models_path", str(tmp_path))
+    click(page, f"{SCENE}_refresh")
+    assert "Weight files present" in wait_for("Made first Foreground: not for this checkpoint"), "the published one"
+    click(page, f'{SCENE}_first input[value="Foreground"]')
+    said = wait_for("1 foreground; 2 background, blend with foreground")
+    assert "Layer mode The file layer_sd15_fg2bg is made for a UNet of 320 channels" in said
+
+    choose_script(page, "None")
+    webui.load(sdxl)
+    choose_script(page, TITLE)
+    said = wait_for("Checkpoint SDXL")
+    assert "1 foreground; 2 blend with foreground; 3 background" in said
+    assert "layer_xl_fg2ble" in said

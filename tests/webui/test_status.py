@@ -17,6 +17,7 @@ from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.webui import status
 from lib_layerdiffusion.webui.labels import from_label
 from lib_layerdiffusion.weights import WEIGHTS, WeightStore
+from lib_layerdiffusion.weights.header import describe_bytes
 from tests.webui.panel_host import NO_MODEL, FakeExtension, make_extension
 
 
@@ -167,3 +168,115 @@ def test_the_family_is_none_when_it_cannot_be_told(tmp_path):
     assert status.find_family(make_extension(tmp_path, family="sdxl")) == "sdxl"
     assert status.find_family(make_extension(tmp_path, family=Refusal("No checkpoint."))) is None
     assert status.find_family(make_extension(tmp_path, family=AttributeError("forge_objects"))) is None
+
+
+# -- scenes
+
+SCENE = {
+    "background": "",
+    "foregrounds": "",
+    "background_image": None,
+    "foreground_image": None,
+    "first": "auto",
+    "controlnet_units": "",
+}
+
+
+def scene_lines(extension, **options) -> list[tuple[str, str]]:
+    return lines(status.describe_scene(extension, SCENE | options))
+
+
+def make_offline(folder) -> FakeExtension:
+    return FakeExtension(WeightStore([folder], folder, offline=True))
+
+
+def test_a_scene_names_its_passes_and_the_size_of_the_download(tmp_path):
+    extension = make_extension(tmp_path)
+    joint, added, decoder = (
+        WEIGHTS[f"layer_sd15_{name}"].size for name in ("joint", "bg2fg", "vae_transparent_decoder")
+    )
+    assert scene_lines(extension) == [
+        ("good", "Checkpoint SD1.5 (Forge)"),
+        ("good", "Passes 1 foreground, background, blend with foreground"),
+        ("note", f"Download before the first run {describe_bytes(joint + decoder)}"),
+    ], "before anything is named"
+    assert scene_lines(extension, foregrounds="an apple\na glass")[1:] == [
+        ("good", "Passes 1 background; 2 an apple, blend with an apple; 3 a glass, blend with a glass"),
+        ("note", f"Download before the first run {describe_bytes(added + decoder)}"),
+    ]
+    extension.family = "sdxl"
+    assert scene_lines(extension, foregrounds="an apple")[:2] == [
+        ("good", "Checkpoint SDXL (Forge)"),
+        ("good", "Passes 1 background; 2 blend with an apple; 3 an apple"),
+    ]
+    assert list(tmp_path.iterdir()) == [], "nothing is downloaded to find out"
+
+
+def test_a_scene_says_which_file_is_missing_and_what_else_can_not_be_made_first(tmp_path):
+    html = status.describe_scene(make_offline(tmp_path), SCENE)
+    found = lines(html)
+    assert [kind for kind, _ in found] == ["good", "good", "bad", "bad", "note", "note"]
+    assert "layer_sd15_joint" in found[2][1]
+    assert "layer_sd15_vae_transparent_decoder" in found[3][1]
+    assert [text for _, text in found[4:]] == [
+        "Made first Background: file missing",
+        "Made first Foreground: file missing",
+    ]
+    titles = re.findall('title="([^"]*)"', html)
+    assert ["layer_sd15_bg2fg" in titles[0], "layer_sd15_transparent_attn" in titles[1]] == [True, True]
+
+
+def test_only_what_can_not_run_is_named_of_what_else_could_be_made_first(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "layer_sd15_fg2bg.safetensors")
+    found = scene_lines(make_extension(tmp_path))
+    assert found[3:] == [("note", "Made first Foreground: file damaged")]
+    found = scene_lines(make_extension(tmp_path), first="foreground")
+    assert [kind for kind, _ in found[2:]] == ["note", "bad"]
+    assert "fg2bg.safetensors" in found[3][1]
+
+
+def test_a_scene_on_a_checkpoint_that_a_file_does_not_fit(tmp_path):
+    extension = make_extension(tmp_path)
+    host = SimpleNamespace(family="sd15", name="Forge", why_not=lambda mode, store: mode == "together" and "Too wide.")
+    extension.current_host = lambda: host
+    assert scene_lines(extension)[2:] == [("bad", "Layer mode Too wide.")], "whose files aren't asked for"
+    assert scene_lines(extension, first="background")[-1] == (
+        "note",
+        "Made first Automatic: not for this checkpoint",
+    )
+
+
+def test_a_scene_on_another_family_says_what_to_load(tmp_path):
+    assert scene_lines(make_extension(tmp_path, family="flux")) == [
+        ("good", "Checkpoint flux (Forge)"),
+        ("bad", "There are no LayerDiffusion weights for flux models: load an SD1.5 or SDXL checkpoint."),
+    ]
+
+
+def test_a_scene_in_an_unknown_host_says_so_and_names_the_files_of_each_family(tmp_path):
+    unknown = Refusal("LayerDiffusion doesn't know this WebUI yet.")
+    found = scene_lines(make_extension(tmp_path, family=unknown))
+    assert found[0] == ("note", "Checkpoint LayerDiffusion doesn't know this WebUI yet.")
+    assert [text.split(":")[0] for _, text in found[1:]] == [
+        "Passes SD1.5",
+        "Download before the first run SD1.5",
+        "Passes SDXL",
+        "Download before the first run SDXL",
+    ]
+
+
+def test_options_that_do_not_fit_together_are_said_before_the_scene_is_made(tmp_path):
+    found = scene_lines(make_extension(tmp_path), controlnet_units="0; -")
+    assert found[1][0] == "bad"
+    assert found[1][1].startswith("controlnet_units is for 2 passes and the scene has 1 pass")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a <b> gone"), AttributeError("forge_objects")])
+def test_whatever_goes_wrong_with_a_scene_becomes_text(tmp_path, error):
+    assert scene_lines(make_extension(tmp_path, family=error)) == [("bad", str(error))]
+
+
+def test_the_last_run_of_a_pass_is_shown_with_scenes(tmp_path):
+    extension = make_extension(tmp_path, last_run=ended("together", "ok"))
+    assert scene_lines(extension)[-1] == ("good", "Last run 09:05, together, weight 1: ok")
+    assert "Last run" not in scene_lines(extension, first="background")[-1][1]
