@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
-from lib_layerdiffusion.joining import JoinedWeight, Room, add_product, count_rows, is_plain, pays_to_join, read_version
+from lib_layerdiffusion.joining import (
+    JoinedWeight,
+    Room,
+    add_product,
+    count_rows,
+    find_precision,
+    is_plain,
+    pays_to_join,
+    read_version,
+)
 from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import (
     PROJECTIONS,
@@ -193,10 +202,10 @@ class Resident:
         self._there = tensor
 
     def like(self, x: Tensor) -> Tensor:
-        """The tensor in the device and dtype of `x`."""
-        place = (x.device, x.dtype)
+        """The tensor on the device of `x`, in what a product with `x` is computed in."""
         if self.own.requires_grad:  # in training each step has to see what the last one changed
-            return self.own.to(*place)
+            return self.own.to(x)
+        place = (x.device, find_precision(x))
         if (self._there.device, self._there.dtype) != place:
             with torch.inference_mode(False), torch.no_grad():
                 self._there = self.own.to(*place)
@@ -288,9 +297,9 @@ def _plan_norm(norm: nn.GroupNorm | nn.LayerNorm, name: str, leaf: str, delta: T
     fitted = _fit(delta, (width,), name)
     match norm, leaf:
         case nn.GroupNorm(), "weight":
-            return lambda x: F.group_norm(x, norm.num_groups, fitted.like(x), None, norm.eps)
+            return lambda x: F.group_norm(x, norm.num_groups, fitted.like(x).to(x), None, norm.eps)
         case nn.LayerNorm(), "weight":
-            return lambda x: F.layer_norm(x, (width,), fitted.like(x), None, norm.eps)
+            return lambda x: F.layer_norm(x, (width,), fitted.like(x).to(x), None, norm.eps)
         case nn.GroupNorm(), _:
             return lambda x: fitted.like(x).reshape(-1, *[1] * (x.ndim - 2))
         case _:

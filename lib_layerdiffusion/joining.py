@@ -119,6 +119,21 @@ def make_exact(x: Tensor) -> Tensor:
     return x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def find_precision(x: Tensor) -> torch.dtype:
+    """What a product with `x` is computed in: under autocast that is another than that of `x`."""
+    if x.dtype != torch.float32:
+        return x.dtype
+    kind = x.device.type
+    if not hasattr(torch, "get_autocast_dtype"):  # before torch 2.4
+        return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else x.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def make_like(x: Tensor) -> Tensor:
+    """No rows of `x` [rows, ..., width], in what is computed with it: what weights are cast to."""
+    return x.new_empty((0, *x.shape[1:]), dtype=find_precision(x))
+
+
 def read_version(parameter: Tensor) -> tuple[int, int]:
     """Changes when a parameter is written to or exchanged."""
     return id(parameter), -1 if parameter.is_inference() else parameter._version  # pyright: ignore[reportPrivateUsage]  the only way to ask

@@ -20,6 +20,7 @@ from lib_layerdiffusion.joining import (
     add_product,
     count_rows,
     make_exact,
+    make_like,
     pays_to_join,
     read_version,
 )
@@ -66,7 +67,7 @@ ControlWeights: TypeAlias = "tuple[Tensor, Tensor, Tensor, Tensor]"
 
 @dataclass(frozen=True)
 class UnitWeights:
-    """A unit's parameters in the host's dtype, ready for one call over all frames."""
+    """A unit's parameters in what the host computes in, ready for one call over all frames."""
 
     norm: tuple[Tensor, Tensor]  # weight and bias of the layer before the attention between the frames
     temporal: Mapping[str, Sequence[tuple[Tensor, Tensor]]]  # letter -> weight and bias of layers applied in turn
@@ -231,6 +232,7 @@ class AttentionSharingUnit(nn.Module):
         parameters = list(self.get_submodule(f"{name}_lora").parameters())
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_low_rank(name, h)
+        h = make_like(h)
         state = (h.dtype, h.device, self.read_versions(name))
         kept = self._low_rank.get(name)
         if kept is None or kept[0] != state:
@@ -263,7 +265,8 @@ class AttentionSharingUnit(nn.Module):
 
     def attend_between_frames(self, hidden: Tensor, weights: UnitWeights) -> Tensor:
         """Attention over the frame axis for each token; for one frame the softmax is 1 and the values pass."""
-        x = functional.layer_norm(hidden, hidden.shape[-1:], *weights.norm, eps=1e-6)
+        norm = (part.to(hidden) for part in weights.norm)
+        x = functional.layer_norm(hidden, hidden.shape[-1:], *norm, eps=1e-6)
         temporal = weights.temporal
         if self.frames == 1:
             return _pass_through(temporal["v"], x)
@@ -325,6 +328,7 @@ class AttentionSharingUnit(nn.Module):
         parameters = [parameter for name, parameter in self.named_parameters() if "_lora." not in name]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
             return self._stack_weights(h)
+        h = make_like(h)
         state = (h.dtype, h.device, self._pays_to_join(h), tuple(read_version(parameter) for parameter in parameters))
         if self._ready is None or self._ready[0] != state:
             with torch.inference_mode(False), torch.no_grad():
@@ -370,14 +374,16 @@ class AttentionSharingUnit(nn.Module):
 
     def _stack_low_rank(self, name: str, h: Tensor) -> tuple[Tensor, ...]:
         """The two factors, or their product where that is at most as large, so that multiplying by it is less work."""
-        exact = make_exact(h)
         down, up = (
-            _stack([self.get_parameter(f"{name}_lora.{f}.{part}.weight").to(exact) for f in range(self.frames)])
+            [self.get_parameter(f"{name}_lora.{f}.{part}.weight") for f in range(self.frames)]
             for part in ("down", "up")
         )
-        outputs, inputs = up.shape[1], down.shape[2]
-        factors = ((up @ down),) if outputs * inputs <= down[0].numel() + up[0].numel() else (down, up)
-        return tuple(factor.to(h) for factor in factors)
+        outputs, inputs = len(up[0]), down[0].shape[1]
+        if outputs * inputs > down[0].numel() + up[0].numel():
+            return tuple(_stack([factor.to(h) for factor in factors]) for factors in (down, up))
+        exact = make_exact(h)
+        down, up = (_stack([factor.to(exact) for factor in factors]) for factors in (down, up))
+        return ((up @ down).to(h),)
 
     def _read_linear(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
         return self.get_parameter(f"{name}.weight").to(like), self.get_parameter(f"{name}.bias").to(like)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib_layerdiffusion.injection import (
     LowRankChange,
+    Resident,
     posterior,
     shared_attention,
     side_path,
@@ -448,3 +449,12 @@ def test_patches_of_too_few_axes_are_refused(patch: Patch) -> None:
     holder = nn.ModuleDict({"layer": nn.Linear(4, 6)})
     with pytest.raises(Refusal, match="is of shape"), side_path(holder, {"layer.weight": patch}, STRENGTH):
         pass
+
+
+def test_a_patch_in_half_precision_is_used_as_it_is_under_autocast() -> None:
+    """As AUTOMATIC1111 computes: layers are given float32, and their products are in half precision."""
+    patch, x = torch.rand(4, 4).bfloat16(), torch.rand(2, 4)
+    resident = Resident(patch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert resident.like(x) is patch
+    assert torch.equal(resident.like(x), patch.float())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lib_layerdiffusion import joining
 from lib_layerdiffusion.injection import shared_attention as stand_in
 from lib_layerdiffusion.joining import JOIN_BYTES
 from lib_layerdiffusion.refusal import Refusal
@@ -401,6 +402,23 @@ def test_bfloat16_model_keeps_its_type(weight: float) -> None:
     output = unit(h.bfloat16(), context.bfloat16(), control_signal=signal, weight=weight)
     assert output.dtype == torch.bfloat16
     assert (output.float() - wanted).abs().mean() <= 0.02 * wanted.abs().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames", [1, 2])
+def test_autocast_needs_no_copies_in_single_precision(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As AUTOMATIC1111 computes: the hidden state is in float32, products are not. The bits stay the same."""
+    unit = make_unit(HostAttention(), frames).bfloat16()
+    h, context = draw(2 * frames, TOKENS, WIDTH), draw(2 * frames, 7, WORDS_WIDTH, seed=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = unit(h, context)
+        kept = [*unit._low_rank["to_q"][1], *(part for pairs in unit._ready[1].temporal.values() for part in pairs[0])]
+        unit.release()
+        monkeypatch.setattr(joining, "find_precision", lambda x: x.dtype)
+        wanted = unit(h, context)
+    assert {part.dtype for part in kept} == {torch.bfloat16}
+    assert unit._low_rank["to_q"][1][0].dtype == torch.float32
+    assert torch.equal(output, wanted)
 
 
 def test_changed_parameters_count_from_the_next_call() -> None:
