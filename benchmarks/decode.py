@@ -7,6 +7,12 @@ Time is the CPU time of the process, which means something on a busy machine too
 process's peak resident size, as Linux tells it. `--dtype bfloat16` runs the project's side in bfloat16, for processors
 that have it. The limit is what the ratio would be if all operations were done as fast as this machine multiplies large
 matrices in that precision.
+
+    OMP_NUM_THREADS=2 python benchmarks/decode.py --memory --sizes 512 1024
+
+measures what torch's allocator gives out at the peak of a decode with one view, by precision, beside the estimate by
+which the way of decoding is chosen. In bfloat16, which the processor computes with tensors of half the size, as GPUs do
+with float16.
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.machine import count_work, head, measure_speed, say
+from benchmarks.machine import count_work, head, measure_peak, measure_speed, say
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -157,6 +163,19 @@ def compare(size: int, dtype: str, repeats: int) -> dict[str, float]:
     }
 
 
+def tell_memory(sizes: list[int]) -> None:
+    """A table of the peaks of one view, and the estimates for that and for eight."""
+    head("size", "computed in", "one view, MiB", "estimate", "8 views, estimate")
+    for size in sizes:
+        pixel, latent = torch.rand(1, 3, size, size), torch.randn(1, 4, size // 8, size // 8)
+        for name, dtype in DTYPES.items():
+            decoder = TransparentDecoder(WIDTHS).requires_grad_(False).to(dtype)
+            decoder.decode(pixel[..., :64, :64], latent[..., :8, :8], views=1)  # the first call lays out the weights
+            taken = measure_peak(lambda d=decoder, p=pixel, z=latent: d.decode(p, z, views=1))
+            estimates = (decoder.estimate_memory(size, size, views) for views in (1, 8))
+            say(f"{size}x{size}", name, *(f"{count / 2**20:.0f}" for count in (taken, *estimates)))
+
+
 @torch.no_grad()
 def count_pass(size: int) -> float:
     """10⁹ operations of one pass of the network, counted without computing it."""
@@ -171,11 +190,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--memory", action="store_true", help="measure memory by precision, and no time")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side is not None:
         print(json.dumps(run_side(given.side, given.sizes[0], DTYPES[given.dtype], given.result)))
+        return
+    if given.memory:
+        tell_memory(given.sizes)
         return
     speed = measure_speed(DTYPES[given.dtype])
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, the project in {given.dtype}")

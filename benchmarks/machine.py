@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 ROUNDS = 3
@@ -35,6 +37,15 @@ def measure_speed(dtype: torch.dtype = torch.float32, side: int = 2048) -> float
     """10⁹ operations a processor second that a product of two square matrices gets."""
     a, b = (torch.rand(side, side).to(dtype) for _ in range(2))
     return 2 * side**3 / time_work(lambda: a @ b) / 1e9
+
+
+def measure_peak(work: Callable[[], Any]) -> int:
+    """Bytes that a call takes at its peak of torch's allocator for the processor, beside what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events: Any = profiler.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+    taken = [event for event in events if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(taken, key=lambda event: event.start_ns())))
 
 
 def count_work(work: Callable[[], Any]) -> float:

@@ -91,8 +91,9 @@ def measure_switches(files: Path) -> list[tuple[str, float]]:
     host: Any = SimpleNamespace(
         unet=unet,
         device=device,
+        precision=torch.float32,
         parameter_name=lambda name: translate(name, names),
-        on_device=lambda network: nullcontext(device),
+        on_device=lambda network, room=0: nullcontext(device),
     )
     picture = np.zeros((512, 512, 4), np.uint8)
     taken: list[tuple[str, float]] = []

@@ -49,6 +49,16 @@ class Host(Protocol):
         """Factor from VAE space to sampler space."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where the host computes."""
+        ...
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What the UNet computes in, whatever its weights are stored in."""
+        ...
+
     def parameter_name(self, ldm_name: str) -> str | None:
         """Name in `unet` of a parameter or module of the LDM layout; None when the layout has no such name."""
         ...
@@ -65,8 +75,11 @@ class Host(Protocol):
         """Decode [B, 4, h, w] in VAE space to [B, 3, 8h, 8w], 0..1."""
         ...
 
-    def on_device(self, network: nn.Module) -> AbstractContextManager[torch.device]:
-        """Make room for one of our networks and hold it on the compute device; yields that device."""
+    def on_device(self, network: nn.Module, room: int = 0) -> AbstractContextManager[torch.device]:
+        """Make room for one of our networks and hold it on the compute device; yields that device.
+
+        `room`: bytes that the network computes in, where that is known.
+        """
         ...
 
 
@@ -76,4 +89,13 @@ class Reserving(Protocol):
 
     def reserve(self, size: int) -> AbstractContextManager[None]:
         """Keep `size` bytes of the compute device free for our networks during the sampling in the block."""
+        ...
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A Host that knows how much memory of its device is free; of other hosts' devices torch is asked."""
+
+    def free_memory(self) -> int:
+        """Bytes of the compute device that our networks may take now."""
         ...

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,24 +13,21 @@ import torch
 from torch import Tensor
 
 from lib_layerdiffusion import injection
+from lib_layerdiffusion.decoding import HALF, decode_as_fits, pick_half, pick_precision
 from lib_layerdiffusion.edges import clean_edges
 from lib_layerdiffusion.host import Host, Reserving
 from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
-from lib_layerdiffusion.refusal import Refusal, lacks_memory
+from lib_layerdiffusion.refusal import Refusal
 from lib_layerdiffusion.shared_attention import ATTENTION_ORDER, AttentionSharingUnit, ControlEncoder
 from lib_layerdiffusion.transparent_vae import TransparentDecoder, TransparentEncoder, is_seamless, wrapping
 from lib_layerdiffusion.weights import WeightStore
 from lib_layerdiffusion.weights.attention_units import read_units
 from lib_layerdiffusion.weights.patches import Patch, parse_patches
 
-logger = logging.getLogger(__name__)
-
 Image = np.ndarray[Any, Any]
 Progress = Callable[[int, int], Any]
-
-TILE = 512 * 512  # pixels that are decoded at once when a whole image is too much
 
 
 class Session:
@@ -49,7 +45,7 @@ class Session:
         self._plan: Plan | None = None
         self._conditions: Mapping[Role, Image] = {}
         self._latents: Tensor | None = None  # VAE space
-        self._networks: dict[str, Any] = {}
+        self._networks: dict[tuple[str, torch.dtype | None], Any] = {}  # by file and precision, None: as in the file
         self._prepared: Any = None  # what the conditions come to for the UNet, made once
         self._injected = ExitStack()
 
@@ -74,10 +70,10 @@ class Session:
         self._injected.close()
         self._plan, self._latents, self._prepared = plan, None, None
         self._conditions = {role: extend(image, plan) for role, image in (conditions or {}).items()}
-        self._networks = {file: network for file, network in self._networks.items() if file in plan.files}
-        for file in plan.files:
-            if file not in self._networks:
-                self._networks[file] = self._load(file)
+        wanted = [(file, self._pick_precision(file)) for file in plan.files]
+        self._networks = {key: network for key, network in self._networks.items() if key in wanted}
+        for key in wanted:
+            self._find_network(*key)
         if plan.mode.file in plan.files:  # else the plan is to encode or decode only
             with self.sampling():
                 pass  # hooks that don't fit refuse here, before the host spends time on prompts and noise
@@ -90,9 +86,9 @@ class Session:
         with ExitStack() as injected:
             self._injected = injected
             active = self._place_window(injected)
-            network = self._networks[plan.mode.file]
+            network = self._find_network(plan.mode.file, self._pick_precision(plan.mode.file))
             if isinstance(self.host, Reserving):
-                injected.enter_context(self.host.reserve(_count_bytes(network)))
+                injected.enter_context(self.host.reserve(_count_numbers(network) * self.host.precision.itemsize))
             if isinstance(network, SharedAttention):
                 if self._prepared is None:
                     self._prepared = self._control_signal(network.control)
@@ -154,7 +150,7 @@ class Session:
 
     def _offset(self, rgba: Image) -> Tensor:
         """The encoder's offset for an image of the plan's sampled size: [1, 4, H/8, W/8], in posterior deviations."""
-        encoder = self._networks.get(self.plan.mode.encoder or "")
+        encoder = self._networks.get((self.plan.mode.encoder or "", None))
         if not isinstance(encoder, TransparentEncoder):
             raise Refusal(
                 f"Layer mode {self.plan.mode.name!r} can't start from a transparent image: choose another mode."
@@ -201,55 +197,22 @@ class Session:
         views: int | None = None,
     ) -> list[Image]:
         """Decode VAE-space latents [B, 4, h, w] (and their pixels [B, 3, 8h, 8w], 0..1) to RGBA at the plan's size."""
-        decoder = self._networks.get(self.plan.mode.decoder or "")
-        if not isinstance(decoder, TransparentDecoder):
+        file = self.plan.mode.decoder
+        if file is None or file not in self.plan.files:
             raise Refusal(
                 f"Layer mode {self.plan.mode.name!r} makes no transparent image: choose another, such as foreground."
             )
         pixels = self.host.decode(latents) if pixels is None else pixels
-        decoded = self._decode_as_fits(decoder, pixels.float(), latents.float(), views or self.plan.views, progress)
+        decoded = decode_as_fits(
+            self.host,
+            lambda precision: self._find_network(file, precision),
+            pixels.float(),
+            latents.float(),
+            views or self.plan.views,
+            progress,
+        )
         images = (to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded)
         return [clean_edges(image, self.plan.edges) for image in images]
-
-    def _decode_as_fits(
-        self, decoder: TransparentDecoder, pixels: Tensor, latents: Tensor, views: int, progress: Progress | None
-    ) -> Tensor:
-        """Decode images on the host's device; where memory doesn't suffice in tiles, and then on the processor."""
-
-        seamless = is_seamless(self.host.vae)
-
-        def decode(device: torch.device, max_pixels: int | None) -> Tensor:
-            images: list[Tensor] = []
-            for index, (pixel, latent) in enumerate(zip(pixels.split(1), latents.split(1), strict=True)):
-                given = pixel.to(device), latent.to(device)
-                report = _part(progress, index, len(latents))
-                decoded = decoder.decode(*given, views, max_pixels=max_pixels, progress=report, seamless=seamless)
-                images.append(decoded.cpu())
-            return torch.cat(images)
-
-        try:
-            with self.host.on_device(decoder) as device:
-                try:
-                    return decode(device, None)
-                except RuntimeError as error:
-                    if not lacks_memory(error):
-                        raise
-                    logger.warning("Memory doesn't suffice to decode the whole image at once, so it is done in tiles.")
-                return decode(device, TILE)
-        except RuntimeError as error:
-            if not lacks_memory(error):
-                raise
-            logger.warning("Memory doesn't suffice to decode in tiles either, so the processor does it.")
-        decoder.cpu()
-        try:
-            return decode(torch.device("cpu"), TILE)
-        except (RuntimeError, MemoryError) as error:
-            if not lacks_memory(error):
-                raise
-            raise Refusal(
-                "There isn't enough memory to decode the transparency, neither on the GPU nor in main memory: make the "
-                "image smaller or the batch, or close other programs."
-            ) from None
 
     def close(self) -> None:
         """Undo every change to the host's model and let go of latents and networks."""
@@ -257,10 +220,26 @@ class Session:
         self._plan, self._latents, self._prepared = None, None, None
         self._conditions, self._networks = {}, {}
 
-    def _load(self, file: str) -> Any:
-        mode, state = self.plan.mode, self.store.load(file)
+    def _pick_precision(self, file: str) -> torch.dtype | None:
+        """What a file's network is kept in: that in which it computes."""
+        mode = self.plan.mode
         if file == mode.decoder:
-            return TransparentDecoder.from_state_dict(state).eval().requires_grad_(False)
+            return pick_precision(self.host)
+        return pick_half(self.host) if file == mode.file else None
+
+    def _find_network(self, file: str, precision: torch.dtype | None) -> Any:
+        """A file's network, loaded when it is needed first."""
+        key = file, precision
+        if key not in self._networks:
+            self._networks[key] = self._load(*key)
+        return self._networks[key]
+
+    def _load(self, file: str, precision: torch.dtype | None) -> Any:
+        mode = self.plan.mode
+        state = self.store.load(file, half=precision if precision in HALF else None)
+        if file == mode.decoder:
+            decoder = TransparentDecoder.from_state_dict(state, precision or torch.float32)
+            return decoder.eval().requires_grad_(False)
         if file == mode.encoder:
             return TransparentEncoder.from_state_dict(state).eval().requires_grad_(False)
         if mode.kind == "patches":
@@ -319,13 +298,13 @@ def extend(image: Image, plan: Plan) -> Image:
     return np.pad(image, ((0, rows), (0, columns), (0, 0)), mode="edge")
 
 
-def _count_bytes(network: SharedAttention | Mapping[str, Patch]) -> int:
-    """Size of what computes along with the UNet in every step."""
+def _count_numbers(network: SharedAttention | Mapping[str, Patch]) -> int:
+    """Numbers that compute along with the UNet in every step, in its precision."""
     if isinstance(network, SharedAttention):
         tensors = [parameter for unit in network.units.values() for parameter in unit.parameters()]
     else:
         tensors = [v for patch in network.values() for v in vars(patch).values() if isinstance(v, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _shift(moments: Tensor, offset: Tensor) -> Tensor:
@@ -359,10 +338,3 @@ def to_image(pixels: Tensor, size: tuple[int, int]) -> Image:
     if values.shape[2] == 3:
         return np.dstack([values.byte().numpy(), np.full((height, width), 255, np.uint8)])
     return np.ascontiguousarray(values.round().byte().numpy())
-
-
-def _part(progress: Progress | None, index: int, count: int) -> Progress | None:
-    """Report one of `count` equal jobs as a part of all of them."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(index * total + done, count * total)

@@ -6,6 +6,7 @@ LayerDiffusion, arXiv 2402.17113, section 3.1. Parameter names and shapes are th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -24,6 +25,8 @@ LEVELS = 7  # so that the sides of what forward() takes are multiples of 2 ** 6 
 LATENT_LEVEL = 3  # the level whose resolution is that of the latent
 ATTENTION_LEVELS = 3  # the deepest levels have attention
 GROUPS = 4  # of the normalisation; widths are multiples of it
+PASS_BYTES = 80  # for each pixel of a pass, beside its activations: the view that goes in, and what kernels need
+VIEW_BYTES = 24  # for each pixel of a view: four channels in float32, and what their median takes
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -163,13 +166,13 @@ class TransparentDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], 4, 3, padding=1)
 
     @classmethod
-    def from_state_dict(cls, state: Mapping[str, Tensor]) -> TransparentDecoder:
-        """Build the network that the tensors belong to, in float32; Refusal when they aren't those of a decoder."""
+    def from_state_dict(cls, state: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> TransparentDecoder:
+        """Build the network that the tensors belong to, in `dtype`; Refusal when they aren't those of a decoder."""
         names = [f"down_blocks.{level}.resnets.0.conv1.weight" for level in range(LEVELS)]
         widths = _read_widths(state, names, "transparent decoder", GROUPS)
         with torch.device("meta"):
             decoder = cls(widths)
-        return _load(decoder, state, "transparent decoder")
+        return _load(decoder, state, "transparent decoder", dtype)
 
     def forward(self, pixel: Tensor, latent: Tensor) -> Tensor:
         """One pass: pixel [B, 3, H, W] 0..1 and latent [B, 4, H/8, W/8] in VAE space -> [B, 4, H, W], unclipped.
@@ -197,7 +200,8 @@ class TransparentDecoder(nn.Module):
         h = self.mid_block(h)
         for block in cast("Iterable[_Level]", self.up_blocks):
             for i in range(len(block.resnets)):
-                h = block.refine(torch.cat([h, skips.pop()], dim=1), i)
+                h = torch.cat([h, skips.pop()], dim=1)  # which lets go of the former h
+                h = block.refine(h, i)
             if block.upsamplers is not None:
                 h = block.upsamplers[0](h)
         return self.conv_out(_activate(self.conv_norm_out(h)))
@@ -251,6 +255,18 @@ class TransparentDecoder(nn.Module):
             return decoded[..., AROUND : AROUND + height, AROUND : AROUND + width].to(pixel.device)
         with wrapping(self):
             return decode(self, *given, views, view_batch, max_pixels, progress).to(pixel.device)
+
+    def estimate_memory(self, width: int, height: int, views: int = 8, view_batch: int = 1) -> int:
+        """Bytes that `decode` takes at its peak, beside the weights, for one image that isn't cut into tiles.
+
+        The peak is in the last level's first resnet: its input (of both levels' widths), that normalised, its result,
+        and two waiting skips. The deeper levels take less, and so does attention where torch computes it in parts, as
+        it does on CUDA, ROCm and the processor.
+        """
+        pixels = math.prod(-(-side // STRIDE) * STRIDE for side in (width, height))
+        own, below = (len(self.get_parameter(f"down_blocks.{level}.resnets.0.conv1.weight")) for level in (0, 1))
+        activations = (5 * own + 2 * below) * self.conv_in.weight.element_size()
+        return pixels * (view_batch * (activations + PASS_BYTES) + views * VIEW_BYTES)
 
 
 class TransparentEncoder(nn.Module):
@@ -338,7 +354,7 @@ def _read_widths(state: Mapping[str, Tensor], names: Sequence[str], network: str
     return [state[name].shape[0] for name in names]
 
 
-def _load(network: _Network, state: Mapping[str, Tensor], name: str) -> _Network:
+def _load(network: _Network, state: Mapping[str, Tensor], name: str, dtype: torch.dtype = torch.float32) -> _Network:
     """Copy the tensors into `network`, which was built on the meta device; strict about names and shapes."""
     expected = network.state_dict()
     for key in [*expected, *state]:
@@ -349,7 +365,7 @@ def _load(network: _Network, state: Mapping[str, Tensor], name: str) -> _Network
                 f"These weights aren't a {name}'s, since {key} is {found} and should be {wanted}: "
                 f"download the file again, or give the one that the layer mode names as its {name}."
             )
-    network.to_empty(device="cpu").float()
+    network.to(dtype).to_empty(device="cpu")
     network.load_state_dict(dict(state))
     return network.eval()
 

@@ -47,6 +47,10 @@ class Cancelled(Exception):
     """Decoding stopped because the progress callback returned False; nothing is wrong with the request."""
 
 
+class NotFiniteError(Refusal):
+    """The network produced NaN or infinite values: its weights are damaged, or its precision doesn't suffice."""
+
+
 @dataclass
 class _Report:
     """Counts the views that are done and asks the callback whether to go on."""
@@ -111,7 +115,7 @@ def decode(
 
     pixel [B, 3, H, W] 0..1 and latent [B, 4, ceil(H/8), ceil(W/8)] are on the network's device and of its dtype. The
     other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels aren't
-    allowed; Cancelled when `progress` returns False.
+    allowed, NotFiniteError when the network yields no numbers; Cancelled when `progress` returns False.
     """
     if isinstance(views, bool) or views not in VIEW_COUNTS:
         raise Refusal(f"The transparent decoder takes one of the numbers 1, 2, 4 and 8 as views, not {views!r}.")
@@ -177,7 +181,7 @@ def _decode_tile(
         )
         output = network(*turned).float()
         if not bool(torch.isfinite(output).all()):
-            raise Refusal(
+            raise NotFiniteError(
                 "The transparent decoder produced NaN or infinite values: download its weight file again, or run it "
                 "in float32."
             )

@@ -25,6 +25,18 @@ class A1111Host(WebUIHost):
         super().__init__(model, model.model.diffusion_model, vae)
         self.scaling_factor = float(model.scale_factor)
 
+    @property
+    def device(self) -> torch.device:
+        from modules import devices  # pyright: ignore[reportMissingImports]
+
+        return torch.device(devices.device)
+
+    @property
+    def precision(self) -> torch.dtype:
+        from modules import devices  # pyright: ignore[reportMissingImports]
+
+        return getattr(devices, "dtype_inference", devices.dtype)  # the first tells --precision=full
+
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
         with torch.random.fork_rng(devices=[]), injection.posterior(self.vae, injection.fix_moments):
@@ -40,7 +52,7 @@ class A1111Host(WebUIHost):
         return (torch.cat(images) * 0.5 + 0.5).clamp(0, 1)
 
     @contextmanager
-    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+    def on_device(self, network: nn.Module, room: int = 0) -> Iterator[torch.device]:
         """Hold `network` on the compute device, cleared first under --medvram and --lowvram."""
         from modules import devices, lowvram  # pyright: ignore[reportMissingImports]
 
@@ -49,7 +61,7 @@ class A1111Host(WebUIHost):
         devices.torch_gc()
         network.to(devices.device)
         try:
-            yield torch.device(devices.device)
+            yield self.device
         finally:
             network.to("cpu")
             devices.torch_gc()

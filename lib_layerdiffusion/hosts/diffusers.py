@@ -103,8 +103,12 @@ class DiffusersHost:
     def device(self) -> torch.device:
         return torch.device(self.pipe._execution_device)
 
+    @property
+    def precision(self) -> torch.dtype:
+        return self.pipe.unet.dtype
+
     @contextmanager
-    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+    def on_device(self, network: nn.Module, room: int = 0) -> Iterator[torch.device]:
         """Hold `network` on the pipeline's device, back where it was afterwards."""
         before = next(network.parameters()).device
         network.to(self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lib_layerdiffusion.hosts.forge_objects import ForgeObjectsHost
@@ -17,6 +18,10 @@ class ForgeHost(ForgeObjectsHost):
     def to_sampler_space(self, latents: Tensor) -> Tensor:
         vae: Any = self.vae
         return vae.process_in(latents)
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self._model.forge_objects.unet.model.computation_dtype
 
     @property
     def memory(self) -> Any:

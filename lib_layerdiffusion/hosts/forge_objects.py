@@ -35,6 +35,19 @@ class ForgeObjectsHost(WebUIHost, ABC):
     def memory(self) -> Any:
         """The WebUI's module that manages the memory of its devices."""
 
+    @property
+    @abstractmethod
+    def precision(self) -> torch.dtype:
+        """What the UNet computes in."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.memory.get_torch_device())
+
+    def free_memory(self) -> int:
+        """Bytes of the compute device that are free, by the WebUI's own count."""
+        return int(self.memory.get_free_memory(self.device))
+
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.
         fixed = injection.posterior(self.vae, injection.fix_moments)
@@ -59,12 +72,11 @@ class ForgeObjectsHost(WebUIHost, ABC):
             patcher.extra_preserved_memory_during_sampling = before
 
     @contextmanager
-    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+    def on_device(self, network: nn.Module, room: int = 0) -> Iterator[torch.device]:
         """Hold `network` on the compute device, after making room; in the processor's memory afterwards."""
-        memory = self.memory
-        device = torch.device(memory.get_torch_device())
+        device = self.device
         size = sum(p.numel() * p.element_size() for p in network.parameters())
-        memory.free_memory(2 * size, device)
+        self.memory.free_memory(size + max(size, room), device)
         network.to(device)
         try:
             yield device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lib_layerdiffusion.hosts.forge_objects import ForgeObjectsHost
@@ -16,6 +17,11 @@ class LdmPatchedHost(ForgeObjectsHost):
 
     def to_sampler_space(self, latents: Tensor) -> Tensor:
         return self._model.forge_objects.unet.model.latent_format.process_in(latents)
+
+    @property
+    def precision(self) -> torch.dtype:
+        model = self._model.forge_objects.unet.model
+        return model.manual_cast_dtype or model.get_dtype()
 
     @property
     def memory(self) -> Any:

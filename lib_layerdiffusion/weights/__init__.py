@@ -24,6 +24,7 @@ from lib_layerdiffusion.weights.header import (
     find_integers,
     find_stray,
     find_width,
+    is_wide,
     read_header,
     read_tensors,
     recognise,
@@ -148,7 +149,7 @@ class WeightStore:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT", "").strip() or HUB).rstrip("/")
         self.timeout = timeout
         self._headers: dict[Path, tuple[Identity, Header]] = {}
-        self._loaded: dict[Path, tuple[Identity, Mapping[str, Tensor]]] = {}
+        self._loaded: dict[Path, tuple[Identity, torch.dtype | None, Mapping[str, Tensor]]] = {}
 
     def find(self, name: str) -> Path | None:
         """Path of a published file in the first folder that has it, intact or damaged; None if none has it."""
@@ -179,23 +180,29 @@ class WeightStore:
         self._check(path, entry)
         return path
 
-    def load(self, name_or_path: str | Path, progress: Progress | None = None) -> Mapping[str, Tensor]:
+    def load(
+        self, name_or_path: str | Path, progress: Progress | None = None, half: torch.dtype | None = None
+    ) -> Mapping[str, Tensor]:
         """The tensors of a published file (by name) or of any file (by path), read into memory and cached.
 
-        The cache goes by path, size and time of change: a replaced file is read anew. The tensors are shared, so
-        they must not be written to.
+        `half`: what tensors in single precision are kept in, but those of a control encoder, which always computes in
+        that. The cache goes by path, size, time of change and `half`: a replaced file is read anew, and no second copy
+        is kept. The tensors are shared, so they must not be written to.
         """
         path = self._locate(name_or_path, progress)
         identity = _identify(path)
         cached = self._loaded.get(path)
-        if cached and cached[0] == identity:
-            return cached[1]
         try:
-            state = MappingProxyType(dict(read_tensors(path, self._read_header(path))))
+            header = self._read_header(path)
+            half = half if any(is_wide(header, name) for name in header.dtypes) else None
+            if cached and cached[:2] == (identity, half):
+                return cached[2]
+            tensors = read_tensors(path, header)
+            state = {name: tensor.to(half) if half and is_wide(header, name) else tensor for name, tensor in tensors}
         except UnreadableFileError as problem:
             raise self._refuse(path, str(problem), WEIGHTS.get(path.stem)) from problem
-        self._loaded[path] = (identity, state)
-        return state
+        self._loaded[path] = (identity, half, MappingProxyType(state))
+        return self._loaded[path][2]
 
     def release(self) -> None:
         """Forget the loaded tensors; memory is freed when nobody else holds them."""

@@ -190,6 +190,11 @@ def find_integers(header: Header) -> str | None:
     return next((name for name, dtype in header.dtypes.items() if not dtype.startswith(("F", "BF"))), None)
 
 
+def is_wide(header: Header, name: str) -> bool:
+    """Whether a tensor is in single precision or above, and not of a control encoder."""
+    return header.dtypes[name] in ("F32", "F64") and not name.startswith("kwargs_encoder.")
+
+
 def recognise(header: Header) -> Contents:
     """What the file is for."""
     shapes = header.shapes

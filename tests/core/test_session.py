@@ -42,6 +42,7 @@ class SmallHost:
     """The Host protocol, as a WebUI with LDM names would fulfil it."""
 
     name, family, scaling_factor = "a small host", "sdxl", 0.5
+    device, precision = torch.device("cpu"), torch.float32
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -63,7 +64,7 @@ class SmallHost:
         return latents[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3).sigmoid()
 
     @contextmanager
-    def on_device(self, network: nn.Module) -> Iterator[torch.device]:
+    def on_device(self, network: nn.Module, room: int = 0) -> Iterator[torch.device]:
         self.held.append(network)
         yield torch.device("cpu")
 
@@ -328,6 +329,49 @@ def test_memory_is_reserved_during_sampling(store: WeightStore) -> None:
         with session.sampling():
             assert host.reserved == 4 * 4 * 4 * 9
         assert host.reserved == 0
+
+
+def test_what_is_reserved_is_what_the_host_computes_in(store: WeightStore) -> None:
+    host = ReservingHost()
+    host.precision = torch.float16
+    with Session(host, store) as session:
+        session.open(make_plan())
+        with session.sampling():
+            assert host.reserved == 2 * 4 * 4 * 9
+
+
+def test_a_change_of_the_hosts_precision_is_followed(host: SmallHost, store: WeightStore) -> None:
+    """Between jobs on one store, between batches of a session, and between opening and sampling."""
+    x, made = torch.randn(1, 4, 8, 8), []
+    plain = host.sample(x)
+    for precisions in ((torch.float32, torch.bfloat16, torch.float32), (torch.bfloat16,)):
+        with Session(host, store) as session:
+            for host.precision in precisions:
+                session.open(make_plan())
+                with session.sampling():
+                    made.append(host.sample(x))
+            host.precision = torch.float32
+            with session.sampling():
+                made.append(host.sample(x))
+    delta = store.load("layer_xl_transparent_conv")[f"diffusion_model.{FIRST_CONV}.weight::diff::0"]
+    single, half = (plain + nn.functional.conv2d(x, d, padding=1) for d in (delta, delta.bfloat16().float()))
+    assert not torch.allclose(single, half, atol=1e-4)
+    for image, wanted in zip(made, (single, half, single, single, half, single), strict=True):
+        assert torch.allclose(image, wanted, atol=1e-6)
+
+
+def test_on_a_gpu_in_half_precision_the_decoder_computes_in_it_if_it_can(host: SmallHost, store: WeightStore) -> None:
+    """These random weights overflow float16."""
+    images = []
+    with Session(host, store) as session:
+        for host.device in (torch.device("cpu"), torch.device("meta")):  # which stands for a GPU
+            host.precision = torch.bfloat16
+            session.open(make_plan(views=2))
+            session.collect(torch.ones(1, 4, 8, 8))
+            images.append(session.decode()[0]["foreground"])
+    held = [next(network.parameters()).dtype for network in host.held]
+    assert held == [torch.float32, torch.float16, torch.float32]
+    assert np.array_equal(*images)
 
 
 def encode(host: SmallHost, moments: Tensor) -> Tensor:

@@ -876,6 +876,32 @@ def test_loading_is_cached_until_the_file_changes(tmp_path):
     assert store.load(NAME) is not second
 
 
+def test_single_precision_is_kept_in_half_where_that_is_asked_for(tmp_path):
+    """All but a control encoder, which computes in single precision; the file is read anew for another precision."""
+    path = tmp_path / "own.safetensors"
+    values = torch.rand(4, dtype=torch.float64).float()
+    save_file({"a": values, "b": values.half(), "kwargs_encoder.blocks_0.0.weight": values.clone()}, path)
+    store = WeightStore()
+    single, half, rough = (store.load(path, half=dtype) for dtype in (None, torch.float16, torch.bfloat16))
+    again = store.load(path)
+    names = ("a", "b", "kwargs_encoder.blocks_0.0.weight")
+    assert [tuple(state[name].dtype for name in names) for state in (single, half, rough, again)] == [
+        (dtype, torch.float16, torch.float32) for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float32)
+    ]
+    assert torch.equal(again["a"], values)
+    assert torch.equal(half["a"], values.half())
+    assert again is not single
+    assert store.load(path) is again
+    assert len(store._loaded) == 1, "one copy of a file is kept"
+
+
+def test_a_file_in_half_precision_is_read_once_for_all(tmp_path):
+    path = tmp_path / "own.safetensors"
+    save_file({"a": torch.rand(4).half()}, path)
+    store = WeightStore()
+    assert store.load(path, half=torch.bfloat16) is store.load(path) is store.load(path, half=torch.float16)
+
+
 def test_files_of_both_families_are_kept_apart(tmp_path):
     """The encoders of SD1.5 and SDXL have the same keys and shapes: only the path tells them apart."""
     for value, name in ((1.0, "vae_transparent_encoder"), (2.0, "layer_sd15_vae_transparent_encoder")):

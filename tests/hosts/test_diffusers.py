@@ -27,9 +27,12 @@ from lib_layerdiffusion.hosts.diffusers import DiffusersHost
 from lib_layerdiffusion.hosts.prompts import encode_prompts
 from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.options import LayerOptions
+from lib_layerdiffusion.planning import Facts, plan
 from lib_layerdiffusion.refusal import Refusal
+from lib_layerdiffusion.session import Session
 from lib_layerdiffusion.transparent_vae import Cancelled, TransparentEncoder
-from tests.tiny_models import make_controlnet_pipeline, make_sd15_unet
+from lib_layerdiffusion.weights import WeightStore
+from tests.tiny_models import attention_file, make_controlnet_pipeline, make_sd15_unet
 from tests.webui.panel_host import parse_infotext
 
 pytestmark = pytest.mark.slow
@@ -729,3 +732,27 @@ def test_fractions_are_placed_on_the_schedulers_timesteps(sd15: Any) -> None:
         sd15.scheduler = scheduler
         with pytest.raises(Refusal, match="start at"):
             DiffusersHost(sd15).percent_to_timestep(0.5)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_mode_s_file_is_kept_once_and_in_half_precision_where_the_pipeline_computes_in_it(
+    sd15: Any, layer_files: Path, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of what store and session hold, before, while and after the hooks are in place."""
+    file, store = "layer_sd15_joint", WeightStore([layer_files])
+    monkeypatch.setattr(DiffusersHost, "precision", precision)
+
+    def count(session: Session) -> int:
+        units = next(network for (name, _), network in session._networks.items() if name == file).units
+        tensors = [*store._loaded[(layer_files / f"{file}.safetensors").resolve()][2].values()]
+        tensors += [parameter for unit in units.values() for parameter in unit.parameters()]
+        return sum({part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in tensors}.values())
+
+    with Session(DiffusersHost(sd15), store) as session:
+        session.open(plan(LayerOptions(mode="together"), Facts("sd15", 64, 64)))
+        before = count(session)
+        with session.sampling():
+            assert count(session) == before
+        assert count(session) == before
+    numbers = sum(value.numel() for value in attention_file(sd15.unet, 3).values())
+    assert before == numbers * precision.itemsize

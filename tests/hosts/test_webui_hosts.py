@@ -112,12 +112,21 @@ def webui(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
 
-    memory = {"get_torch_device": lambda: "cpu", "free_memory": lambda size, device: asked.freed.append(size)}
+    memory = {
+        "get_torch_device": lambda: "cpu",
+        "free_memory": lambda size, device: asked.freed.append(size),
+        "get_free_memory": lambda device: 123.0 if device == torch.device("cpu") else 0,
+    }
     for package in ("backend", "ldm_patched", "ldm_patched.modules", "modules"):
         add(package)
     add("backend.memory_management", **memory)
     add("ldm_patched.modules.model_management", **memory)
-    devices = {"device": torch.device("cpu"), "torch_gc": lambda: None, "without_autocast": nullcontext}
+    devices = {
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "torch_gc": lambda: None,
+        "without_autocast": nullcontext,
+    }
     add("modules.devices", **devices)
     add("modules.lowvram", is_enabled=lambda model: False)
     add("modules.sd_unet", current_unet=None)
@@ -206,12 +215,32 @@ def test_a_network_is_brought_back_from_the_device_after_an_exception(kind):
 def test_room_is_made_and_kept_free_only_for_a_while(kind, webui):
     model = forge_model()
     host = kind(model)
-    with host.on_device(nn.Linear(4, 4)):
-        assert webui.freed == [2 * 4 * (16 + 4)]
+    for room, wanted in ((0, 2 * 4 * (16 + 4)), (1000, 4 * (16 + 4) + 1000)):
+        webui.freed.clear()
+        with host.on_device(nn.Linear(4, 4), room):
+            assert webui.freed == [wanted]
+    assert host.free_memory() == 123
     with pytest.raises(KeyError), host.reserve(100):
         assert model.forge_objects.unet.extra_preserved_memory_during_sampling == 105
         raise KeyError
     assert model.forge_objects.unet.extra_preserved_memory_during_sampling == 5
+
+
+def test_what_the_unet_computes_in_and_where(monkeypatch):
+    """Not what its weights are stored in: that may be float8, or float16 with --precision=full."""
+    devices, model = sys.modules["modules.devices"], forge_model()
+    a1111, forge, patched = A1111Host(a1111_model()), ForgeHost(model), LdmPatchedHost(model)
+    assert {host.device for host in (a1111, forge, patched)} == {torch.device("cpu")}
+    assert a1111.precision == torch.float16
+    monkeypatch.setattr(devices, "dtype_inference", torch.float32, raising=False)
+    assert a1111.precision == torch.float32
+    network = model.forge_objects.unet.model
+    network.computation_dtype = torch.bfloat16
+    assert forge.precision == torch.bfloat16
+    network.manual_cast_dtype, network.get_dtype = None, lambda: torch.float16
+    assert patched.precision == torch.float16
+    network.manual_cast_dtype = torch.float32
+    assert patched.precision == torch.float32
 
 
 @pytest.mark.parametrize("kind", list(HOSTS))
