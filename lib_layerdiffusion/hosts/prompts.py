@@ -20,6 +20,7 @@ NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 PIECE = re.compile(
     rf"\\([()\[\]\\])|:\s*({NUMBER})\s*\)|([()\[\]])|((?:[^\\()\[\]:]|\\(?![()\[\]\\])|:(?!\s*{NUMBER}\s*\)))+)"
 )
+ROUNDING = 1e-5  # of the mean size of numbers: a smaller mean of them is 0
 BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 Token = tuple[int, float]  # its number and its weight
@@ -150,10 +151,18 @@ def _weigh(states: Tensor, weights: Tensor) -> Tensor:
     """Multiply tokens [B, n, C] by their weights [B, n], and keep the mean of each row of the batch that has some."""
     weighted = states * weights[..., None].to(states)
     rows = [
-        row if bool((weight == 1).all()) else changed * (row.float().mean() / changed.float().mean()).to(changed)
+        row if bool((weight == 1).all()) else _keep_mean(row, changed)
         for row, changed, weight in zip(states, weighted, weights, strict=True)
     ]
     return torch.stack(rows)
+
+
+def _keep_mean(before: Tensor, after: Tensor) -> Tensor:
+    """Scale `after` to the mean of `before`, unless its own is 0 but for rounding, as after a norm without a bias."""
+    mean = after.float().mean()
+    if mean.abs() <= ROUNDING * after.float().abs().mean():
+        return after
+    return after * (before.float().mean() / mean).to(after)
 
 
 def _tokenize(tokenizer: Any, text: str) -> list[int]:

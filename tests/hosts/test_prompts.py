@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from lib_layerdiffusion.hosts.prompts import encode_prompts, needs_encoding, parse_weights, split_windows
+from lib_layerdiffusion.hosts.prompts import _weigh, encode_prompts, needs_encoding, parse_weights, split_windows
 from lib_layerdiffusion.refusal import Refusal
 
 
@@ -80,3 +80,15 @@ def test_long_prompts_and_weights_reach_the_encoding(sd15: Any) -> None:
     assert weighed.shape == plain.shape
     ratio = weighed / expected
     torch.testing.assert_close(ratio, ratio.median().expand_as(ratio), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_keep_the_mean_where_there_is_one() -> None:
+    torch.manual_seed(0)
+    weights = torch.tensor([[1.0, 1.5, 1.0], [1.0, 1.0, 1.0]])
+    states = torch.randn(2, 3, 8) + 0.3
+    weighed = _weigh(states, weights)
+    assert weighed[0].mean().item() == pytest.approx(states[0].mean().item(), rel=1e-5)
+    assert weighed[1].equal(states[1])
+    for offset in (0.0, 1e-9):  # the mean after a norm without a bias: none, or what rounding leaves
+        around = torch.tensor([1.0, -1.0] * 4).expand(2, 3, 8) + offset
+        assert torch.allclose(_weigh(around, weights), around * weights[..., None])
