@@ -181,7 +181,7 @@ class TestEdges:
     def test_again_in_its_own_folder_it_takes_the_same(self, folder: Path, run: Any, caplog: Any) -> None:
         for name in ("c.JPG", "d.png"):
             (folder / name).unlink()
-        shutil.copy(folder / "a.png", folder / "soft-edges.png")  # there is no soft.png that it could be made of
+        shutil.copy(folder / "a.png", folder / "soft-edges.png")  # not made of another file: soft.png isn't here
         words = ["edges", folder, "--feather", 2, "--out", folder]
         assert names(run(*words).paths) == ["a-edges.png", "b-edges.png", "soft-edges-edges.png"]
         caplog.set_level("INFO")

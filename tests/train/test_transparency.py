@@ -212,7 +212,7 @@ def test_stray_alpha_is_what_lies_apart_from_all_that_is_visible() -> None:
     alpha[..., 14, 10:14] = 0.05
     alpha[..., 28, 28] = 0.08
     assert stray_loss(alpha, 0.0).item() == pytest.approx(0.08 / 32**2)
-    alpha[..., 28, 28] = 0.3  # what can be seen is no stray
+    alpha[..., 28, 28] = 0.3  # what can be seen isn't stray
     assert stray_loss(alpha, 0.0) == 0
     far = 32**2 - 12 * 12 - 8 * 8  # without the squares around motif and spot, which the border cuts off
     assert stray_loss(alpha, 0.2).item() == pytest.approx(0.2 * far / 32**2)
