@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from .layers import Bytes, Floats, check_rgba, pad_rgb, read_colour, to_bytes, to_float
-from .options import EDGES, FIELDS, Checked
+from .options import EDGES, Checked, as_in_a_generation
 from .refusal import Refusal
 
 NEUTRAL_GREY = "#808080"  # what LayerDiffusion composites a picture on before its VAE sees it
-
-
-def _shared(name: str) -> Any:
-    """The field of LayerOptions of this name, as it is there."""
-    return field(default=FIELDS[name].default, metadata=FIELDS[name].metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +21,13 @@ class Edges(Checked):
     The fields are those of LayerOptions. A value that isn't allowed is a Refusal at construction.
     """
 
-    defringe: str = _shared("defringe")
-    black_point: float = _shared("black_point")
-    white_point: float = _shared("white_point")
-    gamma: float = _shared("gamma")
-    choke: float = _shared("choke")
-    feather: float = _shared("feather")
-    threshold: float = _shared("threshold")
+    defringe: str = as_in_a_generation("defringe")
+    black_point: float = as_in_a_generation("black_point")
+    white_point: float = as_in_a_generation("white_point")
+    gamma: float = as_in_a_generation("gamma")
+    choke: float = as_in_a_generation("choke")
+    feather: float = as_in_a_generation("feather")
+    threshold: float = as_in_a_generation("threshold")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -349,6 +349,11 @@ class LayerOptions(Checked):
 FIELDS: Mapping[str, Field[Any]] = {each.name: each for each in fields(LayerOptions)}
 
 
+def as_in_a_generation(name: str) -> Any:
+    """A field of another class of options with the default and the description that it has in `LayerOptions`."""
+    return field(default=FIELDS[name].default, metadata=FIELDS[name].metadata)
+
+
 def parse(name: str, text: str) -> Any:
     """The value of one of `FIELDS` from its text, as flags and infotexts have it; Refusal when it isn't allowed.
 

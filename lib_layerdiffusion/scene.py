@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .infotext import PREFIX
 from .modes import Role, find_mode
-from .options import FIELDS, Checked, option
+from .options import Checked, as_in_a_generation, option
 from .planning import LARGEST_SEED
 from .refusal import Refusal
 
@@ -30,11 +30,6 @@ BACKGROUND = "background"  # name of that layer
 NAME_LENGTH = 40  # characters of a prompt that name a layer
 SCENE_OUTPUTS: tuple[str, ...] = ("layers", "recomposite", "blend", "psd", "ora")
 FIRSTS: tuple[str, ...] = ("auto", "background", "foreground")
-
-
-def _as_in_a_generation(name: str) -> Any:
-    """A field with the default and the description that it has in `LayerOptions`."""
-    return field(default=FIELDS[name].default, metadata=FIELDS[name].metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +58,9 @@ class Scene(Checked):
     match_blend: bool = option(
         False, "switch", "Match the blend", "Take the foreground's colour from the model's blend where alpha allows."
     )
-    weight: float = _as_in_a_generation("weight")
-    views: int = _as_in_a_generation("views")
-    resize_mode: str = _as_in_a_generation("resize_mode")
+    weight: float = as_in_a_generation("weight")
+    views: int = as_in_a_generation("views")
+    resize_mode: str = as_in_a_generation("resize_mode")
     outputs: tuple[str, ...] = option(
         ("layers", "recomposite"),
         "choices",
@@ -73,13 +68,13 @@ class Scene(Checked):
         "What is returned: the layers, their recomposite, the model's blends, files (psd, ora).",
         choices=SCENE_OUTPUTS,
     )
-    defringe: str = _as_in_a_generation("defringe")
-    black_point: float = _as_in_a_generation("black_point")
-    white_point: float = _as_in_a_generation("white_point")
-    gamma: float = _as_in_a_generation("gamma")
-    choke: float = _as_in_a_generation("choke")
-    feather: float = _as_in_a_generation("feather")
-    threshold: float = _as_in_a_generation("threshold")
+    defringe: str = as_in_a_generation("defringe")
+    black_point: float = as_in_a_generation("black_point")
+    white_point: float = as_in_a_generation("white_point")
+    gamma: float = as_in_a_generation("gamma")
+    choke: float = as_in_a_generation("choke")
+    feather: float = as_in_a_generation("feather")
+    threshold: float = as_in_a_generation("threshold")
     controlnet_units: str = option(
         "",
         "text",

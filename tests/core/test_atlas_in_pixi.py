@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from lib_layerdiffusion.export.atlas import AtlasOptions, write
 from lib_layerdiffusion.image_file import read_image
+from tests.node_package import install
 
 pytest.importorskip("rectpack")
 pytestmark = pytest.mark.slow
@@ -39,16 +39,8 @@ console.log(JSON.stringify(Object.entries(textures).map(([name, { frame, orig, t
 
 @pytest.fixture(scope="module")
 def pixi(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with PixiJS, from npm's own cache: tests fetch nothing."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("needs node and npm")
-    folder = tmp_path_factory.mktemp("pixi")
-    words = ["install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), PIXI]
-    if subprocess.run([npm, *words], capture_output=True).returncode:
-        pytest.skip(f"needs {PIXI} in npm's cache: `npm install --prefix SOME_EMPTY_FOLDER {PIXI}` puts it there")
-    (folder / "read.mjs").write_text(READ)
-    return folder
+    """The script that reads with PixiJS."""
+    return install(PIXI, READ, tmp_path_factory.mktemp("pixi"))
 
 
 def draw_pictures(count: int) -> dict[str, NDArray[np.uint8]]:
@@ -83,7 +75,7 @@ def test_every_picture_is_found_again(form: Any, pixi: Path, tmp_path: Path) -> 
 
     (sheet,) = write(pictures, tmp_path / "all", AtlasOptions(form=form, pivot=(0.25, 1)))
 
-    node = ["node", str(pixi / "read.mjs"), str(tmp_path / "all.json")]
+    node = ["node", str(pixi), str(tmp_path / "all.json")]
     textures = json.loads(subprocess.run(node, check=True, capture_output=True).stdout)
     if form == "array":  # PixiJS knows its frames by their numbers
         frames = json.loads((tmp_path / "all.json").read_text("utf-8"))["frames"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from lib_layerdiffusion.export.atlas import AtlasOptions, write
 from lib_layerdiffusion.image_file import read_image
 from tests.core.test_atlas_in_pixi import draw_pictures
+from tests.node_package import install
 
 pytest.importorskip("rectpack")
 pytestmark = pytest.mark.slow
@@ -36,16 +36,8 @@ console.log(JSON.stringify({
 
 @pytest.fixture(scope="module")
 def spine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Spine's runtime, from npm's own cache: tests fetch nothing."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("needs node and npm")
-    folder = tmp_path_factory.mktemp("spine")
-    words = ["install", "--offline", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), SPINE]
-    if subprocess.run([npm, *words], capture_output=True).returncode:
-        pytest.skip(f"needs {SPINE} in npm's cache: `npm install --prefix SOME_EMPTY_FOLDER {SPINE}` puts it there")
-    (folder / "read.mjs").write_text(READ)
-    return folder
+    """The script that reads with Spine's runtime."""
+    return install(SPINE, READ, tmp_path_factory.mktemp("spine"))
 
 
 def cut_out(sheet: np.ndarray[Any, Any], region: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -64,7 +56,7 @@ def test_every_picture_is_found_again(max_side: int, spine: Path, tmp_path: Path
 
     sheets = write(pictures, tmp_path / "all", AtlasOptions(form="libgdx", max_side=max_side))
 
-    node = ["node", str(spine / "read.mjs"), str(tmp_path / "all.atlas")]
+    node = ["node", str(spine), str(tmp_path / "all.atlas")]
     found = json.loads(subprocess.run(node, check=True, capture_output=True).stdout)
     names = ["all.png"] if max_side == 4096 else [f"all-{number}.png" for number in range(len(sheets))]
     assert len(names) == len(sheets) > (0 if max_side == 4096 else 1)
