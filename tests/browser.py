@@ -18,8 +18,8 @@ DRIVER = shutil.which("chromedriver")
 class Page:
     """A page in a browser, looked at until what is wanted is there."""
 
-    def __init__(self, driver: Any, patience: float) -> None:
-        self.driver, self.patience = driver, patience
+    def __init__(self, driver: Any, patience: float, downloads: Path) -> None:
+        self.driver, self.patience, self.downloads = driver, patience, downloads
 
     def wait(self, condition: Callable[[], Any], what: str) -> Any:
         """What a condition yields as soon as it holds."""
@@ -43,6 +43,15 @@ class Page:
         """Run JavaScript in the page; it finds the values in `arguments`."""
         self.driver.execute_script(script, *values)
 
+    def download(self, link: Any, ending: str) -> Path:
+        """The whole file behind a link: Chromium holds its name with an empty file until it has all of it."""
+        self.run("arguments[0].target = '_self'; arguments[0].click()", link)
+
+        def whole() -> list[Path]:
+            return [path for path in self.downloads.glob(f"*{ending}") if path.stat().st_size]
+
+        return self.wait(whole, f"the download of a {ending}")[0]
+
 
 @contextmanager
 def opened(address: str, downloads: Path, patience: float) -> Iterator[Page]:
@@ -59,6 +68,6 @@ def opened(address: str, downloads: Path, patience: float) -> Iterator[Page]:
     try:
         driver.set_page_load_timeout(patience)
         driver.get(address)
-        yield Page(driver, patience)
+        yield Page(driver, patience, downloads)
     finally:
         driver.quit()

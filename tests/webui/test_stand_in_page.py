@@ -55,7 +55,7 @@ def make_small(page: Page) -> None:
         page.run(SET, number("txt2img", name), side)
 
 
-def test_from_a_word_to_a_transparent_png(webui, page, tmp_path):
+def test_from_a_word_to_a_transparent_png(webui, page):
     """Nothing but a word and a key: layers are on from the start."""
     assert page.element(f"{PANEL}_enabled-checkbox input").is_selected()
     click(page, '#txt2img_words button[data-prompt="red apple"]')
@@ -67,9 +67,7 @@ def test_from_a_word_to_a_transparent_png(webui, page, tmp_path):
     page.wait(lambda: page.find("#txt2img_gallery img.layerdiffusion-transparent"), "the checkerboard")
     text = value(page, "#generation_info_txt2img textarea")
     assert "layerdiffusion_mode: foreground" in text
-    page.run("arguments[0].target = '_self'; arguments[0].click()", link)
-    path = page.wait(lambda: list(tmp_path.glob("*.png")), "the download")[0]
-    image = read_png(path)
+    image = read_png(page.download(link, ".png"))
     assert image.mode == "RGBA"
     alpha = np.asarray(image)[..., 3]
     assert (alpha < 10).mean() > 0.2
@@ -78,7 +76,7 @@ def test_from_a_word_to_a_transparent_png(webui, page, tmp_path):
     page.wait(lambda: "Last run" in page.element(f"{PANEL}_status").text, "the status after the run")
 
 
-def test_files_have_names_and_go_on_to_image_to_image(webui, page, tmp_path):
+def test_files_have_names_and_go_on_to_image_to_image(webui, page):
     make_small(page)
     page.run(SET, "#txt2img_prompt textarea", "frog")
     click(page, f"{PANEL}_advanced .label-wrap")
@@ -92,9 +90,7 @@ def test_files_have_names_and_go_on_to_image_to_image(webui, page, tmp_path):
     assert stem.endswith(f"-{seed}-frog")
     assert names == [f"{stem}{end}" for end in (".png", "-checker.png", "-alpha.png", ".psd", ".ora")]
     ora = page.find("#txt2img_files a[download]")[-1]
-    page.run("arguments[0].target = '_self'; arguments[0].click()", ora)
-    path = page.wait(lambda: list(tmp_path.glob("*.ora")), "the download")[0]
-    assert "mergedimage.png" in zipfile.ZipFile(path).namelist()
+    assert "mergedimage.png" in zipfile.ZipFile(page.download(ora, ".ora")).namelist()
 
     page.run("arguments[0].click()", page.find("#txt2img_same_seed")[0])
     page.wait(lambda: value(page, "#txt2img_seed input") == seed, "the picture's seed")
