@@ -93,6 +93,18 @@ class Reserving(Protocol):
 
 
 @runtime_checkable
+class Telling(Protocol):
+    """A Host that knows its linear layers; of other hosts' only torch's own are joined with what is added to them."""
+
+    def is_plain_linear(self, layer: nn.Module) -> bool:
+        """Whether a linear layer computes the product with its weight and nothing else, in its present state.
+
+        What it writes into the weight when it is called counts as the weight's.
+        """
+        ...
+
+
+@runtime_checkable
 class Measuring(Protocol):
     """A Host that knows how much memory of its device is free; of other hosts' devices torch is asked."""
 

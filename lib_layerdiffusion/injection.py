@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion.foreign import INSTALLED, find_extension, list_attention_patches, name_extensions
 from lib_layerdiffusion.joining import (
+    IsPlain,
     JoinedWeight,
     Room,
     add_product,
+    can_join,
     count_rows,
     find_precision,
-    is_plain,
+    is_own_linear,
     pays_to_join,
     read_version,
 )
@@ -59,16 +61,18 @@ def side_path(
     strength: float,
     concat: Tensor | None = None,
     active: Active = None,
+    is_plain: IsPlain = is_own_linear,
 ) -> Iterator[SidePath]:
     """Let the modules of `unet` compute as if `strength` times the patches were added to their parameters.
 
     `patches` are keyed by parameter name in this `unet`. `concat` [images, 4k, h, w], in sampler space, goes with a
     patch that gives the first convolution 4k more input channels; the rows of the UNet's batch are a multiple of its
-    images. Where `active()` is False the model computes unchanged. Every patch must find a parameter of its shape, else
-    Refusal before anything is hooked.
+    images. Where `active()` is False the model computes unchanged. Layers of which `is_plain` says so are joined with
+    their patches (see `joining`). Every patch must find a parameter of its shape, else Refusal before anything is
+    hooked.
     """
     _refuse_compiled(unet)
-    live, room = SidePath(len(patches), strength), Room.find(unet)
+    live, room = SidePath(len(patches), strength), Room()
     hooks = [_plan_hook(unet, name, patch, concat) for name, patch in _checked(unet, patches)]
     if concat is not None and not any(widened for *_, widened in hooks):
         raise Refusal(
@@ -76,8 +80,8 @@ def side_path(
         )
     with ExitStack() as stack:
         for module, compute, _ in hooks:
-            path = _HookedLayer(compute, live, active, JoinedWeight(room))
-            if isinstance(compute, LowRankChange) and isinstance(module, nn.Linear):
+            path = _HookedLayer(compute, live, active, is_plain, JoinedWeight(room))
+            if isinstance(compute, LowRankChange):
                 stack.callback(_complete, module.register_forward_pre_hook(path.hold).remove)
             stack.callback(_complete, module.register_forward_hook(path.add).remove)
         yield live
@@ -85,13 +89,14 @@ def side_path(
 
 @dataclass
 class _HookedLayer:
-    """One layer to whose result a patch adds something, or that is given no rows where a joined weight does it all."""
+    """One layer to whose result a patch adds something; one that can be joined is given no rows before."""
 
     compute: Compute
     live: SidePath
     active: Active
+    is_plain: IsPlain
     joined: JoinedWeight
-    held: tuple[Tensor, Tensor, Tensor | None] | None = None  # input, joined weight and bias of a call
+    held: Tensor | None = None  # the input of a call in which the layer is given no rows
 
     @property
     def is_on(self) -> bool:
@@ -99,28 +104,33 @@ class _HookedLayer:
 
     def hold(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
         self.held, x = None, inputs[0]
-        if not self.is_on or not isinstance(self.compute, LowRankChange) or not is_plain(layer, x):
+        if not self.is_on or not can_join(layer, x, self.is_plain):
             return None
+        self.held = x
+        return x[:0]
+
+    def add(self, layer: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not self.is_on:
+            return None
+        x, self.held = self.held, None
+        if x is None:
+            return output + self.compute(inputs[0], self.live.strength).to(output.dtype)
+        weight, bias = self.find_joined(layer, x), layer.bias
+        if weight is not None:
+            return F.linear(x, weight, bias)
+        output = F.linear(x, layer.weight, bias)
+        return output + self.compute(x, self.live.strength).to(output.dtype)
+
+    def find_joined(self, layer: Any, x: Tensor) -> Tensor | None:
+        assert isinstance(self.compute, LowRankChange)
         compute, strength = self.compute, self.live.strength
-        weight = self.joined.find(
+        return self.joined.find(
             layer.weight,
             (strength, *compute.versions),
             copies=1,
-            pays=lambda: pays_to_join(layer.out_features, layer.in_features, compute.rank, count_rows(x)),
+            pays=lambda: pays_to_join(len(layer.weight), layer.weight.shape[1], compute.rank, count_rows(x)),
             make=lambda: compute.join(layer.weight, strength),
         )
-        if weight is None:
-            return None
-        self.held = (x, weight, layer.bias)
-        return x[:0]
-
-    def add(self, _layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not self.is_on:
-            return None
-        held, self.held = self.held, None
-        if held is not None:
-            return F.linear(*held)
-        return output + self.compute(inputs[0], self.live.strength).to(output.dtype)
 
 
 def _checked(unet: nn.Module, patches: Patches) -> list[tuple[str, Patch]]:
@@ -347,7 +357,8 @@ class LiveAttention:
     weight: float = 1.0
     active: Active = None
     rows: int | None = None  # of the UNet's current batch
-    room: Room = field(default_factory=lambda: Room(0))
+    room: Room = field(default_factory=Room)
+    is_plain: IsPlain = is_own_linear
     options: Mapping[str, Any] | None = None  # Forge's `transformer_options` of the current call
 
     @property
@@ -362,13 +373,15 @@ def shared_attention(
     control_signal: ControlSignal | None = None,
     weight: float = 1.0,
     active: Active = None,
+    is_plain: IsPlain = is_own_linear,
 ) -> Iterator[LiveAttention]:
     """Let the attention modules of `unet` compute as the units that are keyed by their names.
 
     All is done by hooks around the modules and on their projections, whatever computes in between: the host's own
     attention, or what another extension has put in its place. `control_signal` and `weight` are those of
-    `AttentionSharingUnit.forward`; where `active()` is False the modules compute unchanged. Refusal, when the UNet is
-    called, where something computes attention in a way that the unit can't be added to.
+    `AttentionSharingUnit.forward`; where `active()` is False the modules compute unchanged. Projections of which
+    `is_plain` says so are joined with the unit's low-rank products (see `joining`). Refusal, when the UNet is called,
+    where something computes attention in a way that the unit can't be added to.
     """
     _refuse_compiled(unet)
     modules = dict(unet.named_modules())
@@ -378,7 +391,7 @@ def shared_attention(
             f"The loaded UNet has no {missing[0]}, as the attention-sharing file needs: load an SD1.5 checkpoint that "
             "isn't pruned or distilled."
         )
-    live = LiveAttention(len(units), control_signal, weight, active, room=Room.find(unet))
+    live = LiveAttention(len(units), control_signal, weight, active, is_plain=is_plain)
 
     def look(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         batch = args[0] if args else kwargs.get("x", kwargs.get("sample"))
@@ -411,7 +424,7 @@ class _HookedAttention:
         self.applied = False
         self.projected: set[str] = set()
         self.joined = {name: JoinedWeight(live.room) for name in PROJECTIONS}
-        self.held: dict[str, tuple[Tensor, Tensor, Tensor | None]] = {}  # projection -> input, joined weights and bias
+        self.held: dict[str, Tensor] = {}  # projection -> its input in a call in which its layer is given no rows
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     @contextmanager
@@ -478,41 +491,30 @@ class _HookedAttention:
         return torch.lerp(plain, change, self.live.weight)
 
     def make_holder(self, name: str) -> Callable[..., Any]:
-        """The layer is given no rows where weights joined with its own compute the whole."""
+        """A layer whose weight can be joined is given no rows."""
 
         def hold(layer: nn.Module, inputs: tuple[Any, ...]) -> Any:
             self.held.pop(name, None)
             x = inputs[0]
-            if self.plain or not self.inside or not self.live.is_on or not is_plain(layer, x):
+            if self.plain or not self.inside or not self.live.is_on or not can_join(layer, x, self.live.is_plain):
                 return None
-            weight = self.joined[name].find(
-                layer.weight,
-                self.unit.read_versions(name),
-                self.unit.frames,
-                pays=lambda: self.unit.pays_to_join_projection(name, x),
-                make=lambda: self.unit.join_projection(name, layer.weight),
-            )
-            if weight is None:
-                return None
-            self.held[name] = (x, weight, layer.bias)
+            self.held[name] = x
             return x[:0]
 
         return hold
 
     def make_projection(self, name: str) -> Callable[..., Tensor | None]:
-        def project(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def project(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self.plain or not self.live.is_on:
                 return None
-            x, weight, bias = self.held.pop(name, (inputs[0], None, None))
+            held = self.held.pop(name, None)
+            x = inputs[0] if held is None else held
             self.check_parts(len(x), len(self.call.h) if self.inside and self.call else self.live.rows)
             if self.call is None or (name == "to_q" and not self.inside):
                 self.call = self.begin_outside(x)
             call = self.call
             self.projected.add(name)
-            if weight is None:
-                output = call.project(name, x, output)
-            else:
-                output = call.project_joined(weight, bias, x)
+            output = call.project(name, x, output) if held is None else self.project_held(name, layer, x, call)
             if self.inside or name != "to_out":
                 return output
             if self.projected != set(PROJECTIONS):
@@ -522,6 +524,19 @@ class _HookedAttention:
             return call.finish(output)
 
         return project
+
+    def project_held(self, name: str, layer: Any, x: Tensor, call: Call) -> Tensor:
+        """What a layer that was given no rows gives for `x`, with each frame's low-rank product."""
+        weight = self.joined[name].find(
+            layer.weight,
+            self.unit.read_versions(name),
+            self.unit.frames,
+            pays=lambda: self.unit.pays_to_join_projection(name, x),
+            make=lambda: self.unit.join_projection(name, layer.weight),
+        )
+        if weight is None:
+            return call.project(name, x, F.linear(x, layer.weight, layer.bias))
+        return call.project_joined(weight, layer.bias, x)
 
     def begin_outside(self, x: Tensor) -> Call:
         """Begin with a projection, where something attends without calling the module."""

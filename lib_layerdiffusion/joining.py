@@ -1,14 +1,15 @@
 """A layer's weight joined with what is added to it: a copy for one run, so that one product computes both.
 
-The layer stays as it is. A hook gives it no rows, and the hook on its result computes the whole with the copy. Only
-torch's own linear layers can be treated so; a WebUI's compute in their own ways.
+The layer stays as it is. A hook gives it no rows, so that whatever else happens in its call still does (AUTOMATIC1111
+writes LoRAs into the weight there), and the hook on its result computes the whole with the copy. That goes for layers
+whose result is the product with their weight alone: torch's own, and those of which the host says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,22 +28,30 @@ JOIN_CHANGES = 2
 """Changes of a layer's weight in a run, after which it isn't joined any more."""
 
 HOOKS = 2  # those by which a layer is joined
-OWN_LINEAR = nn.Linear.forward if nn.Linear.forward.__module__ == nn.Linear.__module__ else None
+
+IsPlain: TypeAlias = "Callable[[Any], bool]"
+"""Whether a linear layer computes the product with its weight and nothing else, by its class and its own state."""
 
 
 @dataclass
 class Room:
     """Bytes that further joined weights may take; those of a run share it."""
 
-    left: int
+    left: int = JOIN_BYTES
+    measured: bool = False
 
-    @classmethod
-    def find(cls, unet: nn.Module) -> Room:
-        """At most JOIN_BYTES, and on a GPU a quarter of what is free there."""
-        first = next(unet.parameters(), None)
-        if first is None or first.device.type != "cuda":
-            return cls(JOIN_BYTES)
-        return cls(min(JOIN_BYTES, torch.cuda.mem_get_info(first.device)[0] // 4))
+    def take(self, size: int, device: torch.device) -> bool:
+        """Take so many bytes, if they are left: on a GPU a quarter of what is free when the first are asked for.
+
+        By then a WebUI has brought the model there.
+        """
+        if device.type == "cuda" and not self.measured:
+            self.left = min(self.left, torch.cuda.mem_get_info(device)[0] // 4)
+        self.measured = True
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
 
 
 class JoinedWeight:
@@ -69,9 +78,8 @@ class JoinedWeight:
             self.changes += 1
             self.kept = None
         size = copies * weight.nbytes
-        if self.changes > JOIN_CHANGES or size > self.room.left or not pays():
+        if self.changes > JOIN_CHANGES or not pays() or not self.room.take(size, weight.device):
             return None
-        self.room.left -= size
         with torch.inference_mode(False), torch.no_grad():
             self.kept = (state, size, make())
         return self.kept[2]
@@ -98,20 +106,29 @@ def count_rows(x: Tensor) -> int:
     return GUIDED * x.shape[1:-1].numel()
 
 
-def is_plain(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
+def is_own_linear(layer: Any) -> bool:
+    """Whether a layer is torch's own as it is, with a weight that tells when it is written to."""
+    return type(layer) is nn.Linear and is_torchs(nn.Linear.forward) and not layer.weight.is_inference()
+
+
+def is_torchs(forward: Any) -> bool:
+    """Whether a linear layer's `forward` is the one that torch defines, and none that was put in its place."""
+    written = getattr(getattr(forward, "__code__", None), "co_filename", None)
+    return written == nn.Linear.extra_repr.__code__.co_filename
+
+
+def can_join(layer: nn.Module, x: Tensor, is_plain: IsPlain) -> bool:
     """Whether a call of the layer with `x` is the product with its weight and nothing else.
 
-    That is torch's own layer as it is: no other class, `forward` or hook than the two by which it is joined, no
-    gradient, the weight's own precision, and a weight that tells when it is written to. Under autocast the product with
-    other weights is cast like its own.
+    No `forward` of the instance's own and no hook but the two by which it is joined, no gradient, and a weight in the
+    precision of the product, where that is computed.
     """
-    if type(layer) is not nn.Linear or "forward" in vars(layer) or nn.Linear.forward is not OWN_LINEAR:
+    if torch.is_grad_enabled() or "forward" in vars(layer) or not is_plain(layer):
         return False
     if len(layer._forward_hooks) + len(layer._forward_pre_hooks) != HOOKS:  # pyright: ignore[reportPrivateUsage]  the only way to ask
         return False
-    weight = layer.weight
-    same = weight.is_floating_point() and (x.dtype, x.device) == (weight.dtype, weight.device)
-    return same and not weight.is_inference() and not torch.is_grad_enabled()
+    weight: Any = layer.weight
+    return weight.dtype in (x.dtype, find_precision(x)) and weight.is_floating_point() and weight.device == x.device
 
 
 def make_exact(x: Tensor) -> Tensor:

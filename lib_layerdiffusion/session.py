@@ -15,7 +15,8 @@ from torch import Tensor
 from lib_layerdiffusion import injection
 from lib_layerdiffusion.decoding import HALF, decode_as_fits, pick_half, pick_precision
 from lib_layerdiffusion.edges import clean_edges
-from lib_layerdiffusion.host import Host, Reserving
+from lib_layerdiffusion.host import Host, Reserving, Telling
+from lib_layerdiffusion.joining import is_own_linear
 from lib_layerdiffusion.layers import pad_rgb
 from lib_layerdiffusion.modes import Role
 from lib_layerdiffusion.planning import Plan
@@ -86,6 +87,7 @@ class Session:
         with ExitStack() as injected:
             self._injected = injected
             active = self._place_window(injected)
+            is_plain = self.host.is_plain_linear if isinstance(self.host, Telling) else is_own_linear
             network = self._find_network(plan.mode.file, self._pick_precision(plan.mode.file))
             if isinstance(self.host, Reserving):
                 injected.enter_context(self.host.reserve(_count_numbers(network) * self.host.precision.itemsize))
@@ -94,14 +96,16 @@ class Session:
                     self._prepared = self._control_signal(network.control)
                 injected.enter_context(
                     injection.shared_attention(
-                        unet, network.units, control_signal=self._prepared, weight=plan.weight, active=active
+                        unet, network.units, self._prepared, plan.weight, active=active, is_plain=is_plain
                     )
                 )
             else:
                 if self._prepared is None:
                     self._prepared = self._concat_latents()
                 injected.enter_context(
-                    injection.side_path(unet, network, plan.weight, concat=self._prepared, active=active)
+                    injection.side_path(
+                        unet, network, plan.weight, concat=self._prepared, active=active, is_plain=is_plain
+                    )
                 )
             yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
 from lib_layerdiffusion.hosts.webui_model import WebUIHost, need
+from lib_layerdiffusion.joining import is_own_linear, is_torchs
 from lib_layerdiffusion.refusal import Refusal
 
 
@@ -36,6 +38,17 @@ class A1111Host(WebUIHost):
         from modules import devices  # pyright: ignore[reportMissingImports]
 
         return getattr(devices, "dtype_inference", devices.dtype)  # the first tells --precision=full
+
+    def is_plain_linear(self, layer: nn.Module) -> bool:
+        """Torch's own, also as the built-in Lora extension replaces it: it writes LoRAs into the weight when called."""
+        forward, networks = nn.Linear.forward, sys.modules.get("networks")
+        if forward is not getattr(networks, "network_Linear_forward", None):
+            return is_own_linear(layer)
+        from modules import shared  # pyright: ignore[reportMissingImports]
+
+        original = getattr(getattr(networks, "originals", None), "Linear_forward", None)
+        functional = getattr(shared.opts, "lora_functional", True)  # then LoRAs are products beside the layer
+        return type(layer) is nn.Linear and is_torchs(original) and not functional
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.

@@ -12,6 +12,17 @@ from torch import Tensor, nn
 
 from lib_layerdiffusion import injection
 from lib_layerdiffusion.hosts.webui_model import WebUIHost, need
+from lib_layerdiffusion.joining import is_torchs
+
+PLAIN = {  # modules and names of the `forward` of linear layers
+    ("backend.operations", "ForgeOperations.Linear.forward"),
+    ("ldm_patched.modules.ops", "disable_weight_init.Linear.forward"),
+}
+ON_THE_FLY = (
+    "forge_online_loras",
+    "weight_function",
+    "bias_function",
+)  # what changes weights in the call, if not empty
 
 
 class ForgeObjectsHost(WebUIHost, ABC):
@@ -47,6 +58,16 @@ class ForgeObjectsHost(WebUIHost, ABC):
     def free_memory(self) -> int:
         """Bytes of the compute device that are free, by the WebUI's own count."""
         return int(self.memory.get_free_memory(self.device))
+
+    def is_plain_linear(self, layer: nn.Module) -> bool:
+        """The WebUI's own for weights of the usual kinds, without LoRAs on the fly and without a scale.
+
+        Its weights may be tensors that don't tell when they are written to: it exchanges them, between two passes.
+        """
+        forward: Any = type(layer).forward
+        known = (forward.__module__, forward.__qualname__) in PLAIN and is_torchs(nn.Linear.forward)
+        changed = any(getattr(layer, name, None) for name in ON_THE_FLY)
+        return known and not changed and getattr(layer, "scale_weight", None) is None
 
     def encode(self, pixels: Tensor) -> Tensor:
         # The VAE draws a sample with the global random numbers; without deviation the sample is the mean.

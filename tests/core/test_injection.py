@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lib_layerdiffusion import injection
 from lib_layerdiffusion.injection import (
     LowRankChange,
     Resident,
@@ -416,7 +417,7 @@ def test_a_patch_whose_strength_changes_in_every_step_is_not_joined_for_ever(joi
 def test_joined_patches_stay_within_their_budget(
     room: int, joins: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Room, "find", lambda _unet: Room(room))
+    monkeypatch.setattr(injection, "Room", lambda: Room(room))
     holder, patches, x = make_patched_layer()
     with side_path(holder, patches, 1.0):
         assert torch.allclose(holder["layer"](x), merge(holder["layer"], patches["layer.weight"], 1)(x), atol=1e-5)
