@@ -55,10 +55,18 @@ def upscale(image: Bytes, size: Size, enlarge: Enlarge | None = None) -> Bytes:
 def load_upscaler(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Enlarge:
     """An upscaling model (ESRGAN, SwinIR, ...) from its file, by the package spandrel; it works in tiles.
 
-    ModuleNotFoundError when spandrel isn't installed; Refusal when the file isn't such a model.
+    ModuleNotFoundError when spandrel isn't installed; Refusal when it can't be loaded or the file isn't such a model.
     """
-    import spandrel  # pyright: ignore[reportMissingImports] - the extra [upscale]
-
+    try:
+        import spandrel  # pyright: ignore[reportMissingImports] - the extra [upscale]
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, RuntimeError, OSError) as error:  # of a torchvision made for another torch
+        reason = " ".join(str(error).split()).rstrip(".")[:200]
+        raise Refusal(
+            f"The Python package spandrel can't be loaded ({reason}): install the torchvision that is made for torch "
+            f"{torch.__version__}."
+        ) from error
     if not Path(path).is_file():
         raise Refusal(f"There is no file {path}: name an upscaling model, such as an ESRGAN .pth or .safetensors file.")
     try:

@@ -151,6 +151,14 @@ class TestModelFile:
         made = read_image(tmp_path / "leaf-64x64.png")
         assert (made == upscale(draw_leaf(32), (64, 64), load_upscaler(model_file))).all()
 
+    def test_a_torchvision_for_another_torch_is_told(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "spandrel.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+        monkeypatch.delitem(sys.modules, "spandrel", raising=False)
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+        with pytest.raises(Refusal, match=r"nms does not exist\): install the torchvision that is made for torch 2\."):
+            load_upscaler(tmp_path / "x.pth")
+
     def test_what_is_not_a_model_is_refused(self, model_file: Path) -> None:
         model_file.write_bytes(b"another file")
 
