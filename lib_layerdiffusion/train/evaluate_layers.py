@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,23 +122,42 @@ def evaluate_layers(
 
     pipeline: Any = DiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    words = find_words(model, sprites)
     size = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    rows: list[Layered] = []
+
+    def make(scene: Scene, seed: int) -> LayerStack:
+        prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames}
+        images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
+        with layer_diffusion(pipeline, mode.name, weights=model / "layer_model", **prompts, **images) as ld:
+            stack = ld("", seed=seed, width=size, height=size, cfg=find_guidance(mode))
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            strip = np.concatenate([composite([layer], "checker") for layer in stack.layers], axis=1)
+            pair = f"{scene.texts['foreground']}-{scene.texts['background']}-{seed}"
+            Image.fromarray(strip).save(out / f"{mode.name}-{pair}.png".replace(" ", "_"))
+        return stack
+
+    return judge_pairs(make, mode, find_words(model, sprites), backgrounds, size, seeds)
+
+
+def find_guidance(mode: Mode) -> float:
+    """The embedded model's guidance in a mode."""
+    return GIVEN_GUIDANCE if mode.inputs else GUIDANCE
+
+
+def judge_pairs(
+    make: Callable[[Scene, int], LayerStack],
+    mode: Mode,
+    words: list[Sprite],
+    backgrounds: list[Sprite],
+    size: int,
+    seeds: Iterable[int],
+) -> list[Layered]:
+    """Judge what `make` makes for each scene of the fixed list of pairs, `size` pixels a side, with each seed."""
     captions = [list(dict.fromkeys(sprite.text for sprite in part)) for part in (words, backgrounds)]
-    for word, behind in list_pairs(*captions):
-        for seed in seeds:
-            scene = _draw_pair(word, behind, words, backgrounds, size, seed)
-            prompts = {f"{role}_prompt": scene.texts[role] for role in mode.frames}
-            images = {f"{role}_image": make_condition(scene, role) for role in mode.inputs}
-            with layer_diffusion(pipeline, mode.name, weights=model / "layer_model", **prompts, **images) as ld:
-                stack = ld("", seed=seed, width=size, height=size, cfg=GIVEN_GUIDANCE if mode.inputs else GUIDANCE)
-            rows.append(judge_layers(stack, mode, scene, seed, words, backgrounds))
-            if out is not None:
-                out.mkdir(parents=True, exist_ok=True)
-                strip = np.concatenate([composite([layer], "checker") for layer in stack.layers], axis=1)
-                Image.fromarray(strip).save(out / f"{mode.name}-{word}-{behind}-{seed}.png".replace(" ", "_"))
-    return rows
+    scenes = (
+        (_draw_pair(*pair, words, backgrounds, size, seed), seed) for pair in list_pairs(*captions) for seed in seeds
+    )
+    return [judge_layers(make(scene, seed), mode, scene, seed, words, backgrounds) for scene, seed in scenes]
 
 
 def _draw_pair(word: str, behind: str, words: list[Sprite], backgrounds: list[Sprite], size: int, seed: int) -> Scene:

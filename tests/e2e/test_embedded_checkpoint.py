@@ -1,7 +1,7 @@
 """The embedded model as a checkpoint of a real WebUI: transparent pictures through its API and its page, measured.
 
 LAYERDIFFUSION_PICTURES names a folder that keeps the pictures; LAYERDIFFUSION_SPRITES the archive that the model was
-trained on (docs/training.md), which the measure of all prompts needs.
+trained on (docs/training.md), which the measures of all prompts need, with backgrounds.zip beside it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, a1111_checkpoint
+from lib_layerdiffusion.layers import Layer, LayerStack
 from lib_layerdiffusion.modes import find_mode
-from lib_layerdiffusion.train.dataset import find_prompts, read_sprites, split_sprites
+from lib_layerdiffusion.train.dataset import Sprite, find_prompts, read_sprites, split_sprites
 from lib_layerdiffusion.train.evaluate import judge, summarise
+from lib_layerdiffusion.train.evaluate_layers import find_guidance, judge_pairs, summarise_layers
+from lib_layerdiffusion.train.scenes import Scene, make_condition
 from tests.browser import Page, opened
 from tests.e2e.server import Answer, WebUIServer, encode, is_forge
 from tests.e2e.test_page import PANEL, PATIENCE, choose_mode, click, fetch, give_image, list_pictures, set_numbers
@@ -39,6 +42,8 @@ SEEDS = range(1000, 1004)
 LAYERED = {"foreground": "panda", "background": "meadow", "blend": "panda, meadow"}
 LEAST = {"prompt_fidelity": 0.85, "clean_outside": 0.98, "solid_inside_of_opaque": 0.98}
 LEAST["half_transparent_kept_of_soft"] = 0.85
+LEAST_LAYERED = {"foreground_is_faithful": 0.8, "background_is_faithful": 0.8, "clean_outside": 0.9}
+MOST_LAYERED = {"disagreement": 0.06, "kept": 0.06}
 
 
 @pytest.fixture(scope="module")
@@ -227,19 +232,49 @@ def test_page(embedded: WebUIServer, page: Page, keep: Any, tmp_path: Path, name
         check_apple(made[0])
 
 
-@pytest.mark.seen("foreground", "embedded model, all prompts measured")
-def test_measures(embedded: WebUIServer, record_property: Any, keep: Any) -> None:
-    """Every prompt with four seeds, by the measures of `layerdiffusion train evaluate`."""
+@pytest.fixture
+def sprites() -> list[Sprite]:
+    """What the words of the embedded model were trained with."""
     if not (archive := os.environ.get("LAYERDIFFUSION_SPRITES")):
         pytest.skip("set LAYERDIFFUSION_SPRITES to the archive of the training's sprites")
-    known = find_prompts(split_sprites(read_sprites(Path(archive), SIZE))[0])
+    return find_prompts(split_sprites(read_sprites(Path(archive), 2 * SIZE))[0])
+
+
+@pytest.mark.seen("foreground", "embedded model, all prompts measured")
+def test_measures(embedded: WebUIServer, record_property: Any, keep: Any, sprites: list[Sprite]) -> None:
+    """Every prompt with four seeds, by the measures of `layerdiffusion train evaluate`."""
     rows = []
-    for caption in dict.fromkeys(sprite.text for sprite in known):
+    for caption in dict.fromkeys(sprite.text for sprite in sprites):
         answer = embedded.txt2img(FOREGROUND, prompt=caption, seed=SEEDS[0], batch_size=len(SEEDS), **SETTINGS)
         for seed, image in zip(SEEDS, answer.images, strict=True):
             keep(image, f"{caption.replace(' ', '-')}-{seed}")
-            rows.append(judge(np.asarray(image), caption, seed, known))
+            rows.append(judge(np.asarray(image), caption, seed, sprites))
     measures = summarise(rows)
     record_property("measures", json.dumps(measures))
     short = {name: measures[name] for name, least in LEAST.items() if measures[name] < least}
     assert not short, measures
+
+
+@pytest.mark.seen("{name}", "embedded model, all pairs measured")
+@pytest.mark.parametrize("name", LAYERS)
+def test_layered_measures(embedded: WebUIServer, record_property: Any, sprites: list[Sprite], name: str) -> None:
+    """The fixed list of 60 pairs of a word and a background, by the same command's measures."""
+    mode = find_mode(name, "sd15")
+    archive = Path(os.environ["LAYERDIFFUSION_SPRITES"]).with_name("backgrounds.zip")
+    roles = [role for role in mode.frames if role != "blend"] + ["blend"]
+
+    def make(scene: Scene, seed: int) -> LayerStack:
+        outputs = ["rgba" if role == "foreground" else role for role in roles]
+        layers: dict[str, Any] = {"mode": name, "outputs": outputs}
+        layers |= {f"{role}_prompt": scene.texts[role] for role in mode.frames}
+        layers |= {f"{role}_image": encode(Image.fromarray(make_condition(scene, role))) for role in mode.inputs}
+        answer = embedded.txt2img(layers, prompt="", seed=seed, **SETTINGS | {"cfg_scale": find_guidance(mode)})
+        images = [np.asarray(image.convert("RGBA")) for image in answer.images]
+        return LayerStack(tuple(Layer(*layer) for layer in zip(roles, images, roles, strict=True)), (SIZE, SIZE))
+
+    behind = read_sprites(archive, 2 * SIZE, cover=True)
+    measures = summarise_layers(judge_pairs(make, mode, sprites, behind, SIZE, [SEEDS[0]]))
+    record_property("measures", json.dumps(measures))
+    assert measures["images"] == 60
+    short = [name for name, least in LEAST_LAYERED.items() if measures.get(name, 1) < least]
+    assert not short + [name for name, most in MOST_LAYERED.items() if measures.get(name, 0) > most], measures

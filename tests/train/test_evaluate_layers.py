@@ -17,6 +17,7 @@ from lib_layerdiffusion.train.evaluate_layers import (
     find_layer_modes,
     is_clean,
     judge_layers,
+    judge_pairs,
     list_pairs,
     summarise_layers,
 )
@@ -110,6 +111,21 @@ def test_pairs_are_fixed_and_spread() -> None:
     assert {word for word, _ in pairs} == set(words)
     assert {background for _, background in pairs} == set(behind)
     assert list_pairs(["w"], ["b", "c"]) == [("w", "b"), ("w", "c")]
+
+
+def test_true_pairs_are_good_with_every_seed(words: list[Sprite]) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def make(scene: Scene, seed: int) -> LayerStack:
+        asked.append((scene.texts["foreground"], scene.texts["background"], seed))
+        assert scene.blend.shape == (64, 64, 3)
+        return stack(scene)
+
+    rows = judge_pairs(make, find_mode("together", "sd15"), words, BACKGROUNDS, 64, range(5, 7))
+    assert [(row.foreground, row.background, row.seed) for row in rows] == asked
+    names = list(dict.fromkeys(sprite.text for sprite in words))
+    assert set(asked) == {(word, behind, seed) for word in names for behind in COLOURS for seed in (5, 6)}
+    assert all(row.foreground_is_faithful and row.background_is_faithful for row in rows)
 
 
 def test_summary_leaves_out_what_a_mode_has_not() -> None:
