@@ -19,7 +19,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from lib_layerdiffusion.webui import settings
@@ -214,6 +213,8 @@ class WebUIServer:
         """Change settings of the WebUI for a while; skips the test if the WebUI doesn't have them."""
         before = OWN_OPTIONS | self.get("/sdapi/v1/options")  # an option that was never set isn't listed
         if missing := [name for name in values if name not in before]:
+            import pytest  # a WebUI's Python, where the probe needs this module, doesn't have it
+
             pytest.skip(f"this WebUI doesn't have the option {missing[0]}")
         assert self.post("/sdapi/v1/options", values).status == 200
         try:
