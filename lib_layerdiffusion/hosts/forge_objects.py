@@ -18,11 +18,7 @@ PLAIN = {  # modules and names of the `forward` of linear layers
     ("backend.operations", "ForgeOperations.Linear.forward"),
     ("ldm_patched.modules.ops", "disable_weight_init.Linear.forward"),
 }
-ON_THE_FLY = (
-    "forge_online_loras",
-    "weight_function",
-    "bias_function",
-)  # what changes weights in the call, if not empty
+ON_THE_FLY = ("forge_online_loras", "weight_function", "bias_function")  # what changes weights in a call
 
 
 class ForgeObjectsHost(WebUIHost, ABC):
