@@ -261,16 +261,17 @@ def test_layered_measures(embedded: WebUIServer, record_property: Any, sprites: 
     """The fixed list of 60 pairs of a word and a background, by the same command's measures."""
     mode = find_mode(name, "sd15")
     archive = Path(os.environ["LAYERDIFFUSION_SPRITES"]).with_name("backgrounds.zip")
-    roles = [role for role in mode.frames if role != "blend"] + ["blend"]
 
     def make(scene: Scene, seed: int) -> LayerStack:
-        outputs = ["rgba" if role == "foreground" else role for role in roles]
+        outputs = ["rgba" if role == "foreground" else role for role in mode.frames]
         layers: dict[str, Any] = {"mode": name, "outputs": outputs}
         layers |= {f"{role}_prompt": scene.texts[role] for role in mode.frames}
         layers |= {f"{role}_image": encode(Image.fromarray(make_condition(scene, role))) for role in mode.inputs}
         answer = embedded.txt2img(layers, prompt="", seed=seed, **SETTINGS | {"cfg_scale": find_guidance(mode)})
         images = [np.asarray(image.convert("RGBA")) for image in answer.images]
-        return LayerStack(tuple(Layer(*layer) for layer in zip(roles, images, roles, strict=True)), (SIZE, SIZE))
+        return LayerStack(
+            tuple(Layer(*layer) for layer in zip(mode.frames, images, mode.frames, strict=True)), (SIZE, SIZE)
+        )
 
     behind = read_sprites(archive, 2 * SIZE, cover=True)
     measures = summarise_layers(judge_pairs(make, mode, sprites, behind, SIZE, [SEEDS[0]]))

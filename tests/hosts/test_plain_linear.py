@@ -197,7 +197,7 @@ def make_forge(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 def exchange(unet: Unet) -> None:
-    """Put another weight in the place of one, as LoRAs are put there."""
+    """Replace a layer's weight, as Forge does for a LoRA."""
     layer: Any = unet.attn.to_v
     with torch.no_grad():
         layer.weight = nn.Parameter(3 * layer.weight, requires_grad=False)
@@ -226,19 +226,18 @@ def test_what_layers_of_forge_add_in_their_call_is_kept(
     assert sorted(joins) == ["to_out", "to_q", "to_v"]
 
 
-def test_layers_that_cast_their_weights_are_not_joined(make_forge: Make, joins: list[str]) -> None:
+def test_layers_that_cast_their_weights_are_not_joined(
+    make_forge: Make, joins: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as 8-bit weights, or single precision ones in a model that computes in half."""
 
     def forward(layer: Any, x: Tensor) -> Tensor:
         return functional.linear(x, layer.weight.to(x), layer.bias.to(x))
 
     kind: Any = make_forge
-    known, kind.forward = kind.forward, forward
-    forward.__module__, forward.__qualname__ = known.__module__, known.__qualname__
-    try:
-        compare(Unet(lambda: make_forge().double()), Host().is_plain_linear)
-    finally:
-        kind.forward = known
+    forward.__module__, forward.__qualname__ = kind.forward.__module__, kind.forward.__qualname__
+    monkeypatch.setattr(kind, "forward", forward)
+    compare(Unet(lambda: make_forge().double()), Host().is_plain_linear)
     assert joins == []
 
 
