@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import count_work, head, measure_peak, measure_speed, say
+from lib_layerdiffusion import strips
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -165,6 +167,7 @@ def compare(size: int, dtype: str, repeats: int) -> dict[str, float]:
 
 def tell_memory(sizes: list[int]) -> None:
     """A table of the peaks of one view, and the estimates for that and for eight."""
+    strips.LARGE = math.inf  # layers as a whole, as GPUs compute them
     head("size", "computed in", "one view, MiB", "estimate", "8 views, estimate")
     for size in sizes:
         pixel, latent = torch.rand(1, 3, size, size), torch.randn(1, 4, size // 8, size // 8)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import strips
 from .refusal import Refusal
 from .views import AROUND, LATENT_STRIDE, STRIDE, Cancelled, Progress, continue_around, decode
 
@@ -40,7 +41,11 @@ class _Resnet(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(width_in, width, 1) if width_in != width else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *parts: Tensor) -> Tensor:
+        """The input [B, C, H, W], in the parts that `_Level.join` makes of it -> [B, width, H, W]."""
+        if strips.pay_off(parts, self.conv1):
+            return strips.refine(parts, (self.norm1, self.norm2), (self.conv1, self.conv2), self.conv_shortcut)
+        (x,) = parts
         h = self.conv1(_activate(self.norm1(x)))
         h = self.conv2(_activate(self.norm2(h)))
         return _add(h, x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -81,6 +86,8 @@ class _Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if strips.pay_off([x], self.conv):
+            return strips.enlarge(x, self.conv)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -94,9 +101,14 @@ class _Level(nn.Module):
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
-    def refine(self, x: Tensor, i: int) -> Tensor:
+    def join(self, i: int, *parts: Tensor) -> tuple[Tensor, ...]:
+        """The input of resnet `i`, of which each part has a share of the channels; whole but where it needn't be."""
+        resnet = cast("_Resnet", self.resnets[i])
+        return parts if strips.pay_off(parts, resnet.conv1) else (torch.cat(parts, dim=1),)
+
+    def refine(self, i: int, *parts: Tensor) -> Tensor:
         """Resnet `i` and its attention."""
-        x = self.resnets[i](x)
+        x = self.resnets[i](*parts)
         return x if self.attentions is None else self.attentions[i](x)
 
 
@@ -192,7 +204,7 @@ class TransparentDecoder(nn.Module):
             if level == LATENT_LEVEL:
                 h = h + self.latent_conv_in(latent)
             for i in range(len(block.resnets)):
-                h = block.refine(h, i)
+                h = block.refine(i, h)
                 skips.append(h)
             if block.downsamplers is not None:
                 h = block.downsamplers[0](h)
@@ -200,10 +212,14 @@ class TransparentDecoder(nn.Module):
         h = self.mid_block(h)
         for block in cast("Iterable[_Level]", self.up_blocks):
             for i in range(len(block.resnets)):
-                h = torch.cat([h, skips.pop()], dim=1)  # which lets go of the former h
-                h = block.refine(h, i)
+                parts = block.join(i, h, skips.pop())
+                del h  # which may be a copy's original
+                h = block.refine(i, *parts)
+                del parts
             if block.upsamplers is not None:
                 h = block.upsamplers[0](h)
+        if strips.pay_off([h], self.conv_out):
+            return strips.convolve(h, self.conv_norm_out, self.conv_out)
         return self.conv_out(_activate(self.conv_norm_out(h)))
 
     @torch.no_grad()

@@ -46,6 +46,7 @@ def draw(rows: int, columns: int, batch: int = 1, seed: int = 1) -> tuple[Tensor
     return pixel, torch.randn(batch, 4, math.ceil(rows / 8), math.ceil(columns / 8), generator=generator)
 
 
+@torch.no_grad()
 def decode_plainly(decoder: TransparentDecoder, pixel: Tensor, latent: Tensor, views: int) -> Tensor:
     """One forward call per view, turned back, and torch.median, or the mean of two; sides are multiples of 64."""
     outputs: list[Tensor] = []

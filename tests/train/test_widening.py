@@ -39,7 +39,7 @@ def test_copies_give_what_the_channels_gave(state: dict[str, Tensor], monkeypatc
     pixel, latent = torch.rand(1, 3, 64, 64), torch.randn(1, 4, 8, 8)
     before, after = (network.conv_in(pixel) for network in (narrow, wide))
     for row in range(2):
-        before, after = narrow.down_blocks[0].refine(before, row), wide.down_blocks[0].refine(after, row)
+        before, after = narrow.down_blocks[0].refine(row, before), wide.down_blocks[0].refine(row, after)
         assert torch.allclose(after, before.repeat_interleave(2, dim=1), atol=1e-5)
     outputs = [network(pixel, latent) for network in (narrow, wide)]
     assert (outputs[0] - outputs[1]).abs().mean() < 0.2 * outputs[0].std()
