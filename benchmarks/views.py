@@ -28,6 +28,7 @@ from benchmarks.machine import head, say, time_work
 from lib_layerdiffusion import layer_diffusion
 from lib_layerdiffusion.embedded import EMBEDDED_FOLDER, GUIDANCE
 from lib_layerdiffusion.embedded.gallery import read_captions
+from lib_layerdiffusion.options import AS_NEEDED
 from lib_layerdiffusion.transparent_vae import TransparentDecoder
 from lib_layerdiffusion.weights import WeightStore
 
@@ -69,7 +70,7 @@ def main() -> None:
     seed = parser.parse_args().seed
     given = sample(seed)
     state = WeightStore([LAYERS]).load("layer_sd15_vae_transparent_decoder")
-    ways = [(views, torch.float32) for views in (8, 4, 2, 1)]
+    ways = [(views, torch.float32) for views in (8, 4, AS_NEEDED, 2, 1)]
     ways += [(8, dtype) for dtype in (torch.float16, torch.bfloat16)]
     wanted, whole = np.empty(0, np.float32), 0.0
     figures = ("mean", "largest", "above 1")
@@ -77,7 +78,7 @@ def main() -> None:
     head("views", "computed in", "time", *titles)
     for views, dtype in ways:
         network = TransparentDecoder.from_state_dict(state, dtype).eval()
-        seconds = time_work(lambda network=network, views=views: decode(network, given[:4], views), 2)
+        seconds = time_work(lambda network=network, views=views: decode(network, given, views), 1)
         made = decode(network, given, views)
         if not whole:
             wanted, whole = made, seconds
@@ -86,7 +87,14 @@ def main() -> None:
         off = np.abs(made - wanted)
         alpha, colour = off[:, 0], off[:, 1:].max(axis=1)[visible]
         kind = str(dtype).removeprefix("torch.")
-        say(views, kind, f"{seconds / whole:.2f}", *tell(alpha), f"{alpha[edge].mean():.2f}", *tell(colour))
+        say(
+            "as needed" if views == AS_NEEDED else views,
+            kind,
+            f"{seconds / whole:.2f}",
+            *tell(alpha),
+            f"{alpha[edge].mean():.2f}",
+            *tell(colour),
+        )
 
 
 if __name__ == "__main__":

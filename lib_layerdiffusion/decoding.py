@@ -13,7 +13,7 @@ from torch import Tensor
 from lib_layerdiffusion.host import Host, Measuring
 from lib_layerdiffusion.refusal import Refusal, lacks_memory
 from lib_layerdiffusion.transparent_vae import VIEW_BYTES, Progress, TransparentDecoder, is_seamless
-from lib_layerdiffusion.views import AROUND, NotFiniteError
+from lib_layerdiffusion.views import AROUND, NotFiniteError, count_views
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,9 @@ def choose_way(decoder: TransparentDecoder, size: tuple[int, int], views: int, f
     whole = decoder.estimate_memory(*size, views)
     if whole <= SHARE * free:
         batches = (LARGEST_BATCH, 4, 2) if decoder.conv_in.weight.dtype in HALF else ()
-        fitting = (n for n in batches if n <= views and decoder.estimate_memory(*size, views, n) <= AMPLE * free)
+        fitting = (
+            n for n in batches if n <= count_views(views) and decoder.estimate_memory(*size, views, n) <= AMPLE * free
+        )
         return Way(view_batch=next(fitting, 1))
     pixels = size[0] * size[1]
     tile = int((SHARE * free - VIEW_BYTES * pixels) * pixels / whole)  # beside what becomes the whole

@@ -42,7 +42,8 @@ OUTPUTS: tuple[str, ...] = (
 # The options that say what is done to the edges of a transparent image, in this order.
 EDGES: tuple[str, ...] = ("defringe", "black_point", "white_point", "gamma", "choke", "feather", "threshold")
 MAX_PIXELS = 2**26  # of an image that is read or made and of a canvas, at every door: 8192 x 8192
-VIEW_COUNTS: tuple[int, ...] = (1, 2, 4, 8)
+AS_NEEDED = 0  # views: two, and the others where these don't agree
+VIEW_COUNTS: tuple[int, ...] = (AS_NEEDED, 1, 2, 4, 8)
 
 # The reference extension's positional arguments, in its order. `output_origin` never did anything there.
 POSITIONAL: tuple[str, ...] = (
@@ -145,7 +146,8 @@ class LayerOptions(Checked):
         8,
         "choice",
         "Decode quality",
-        "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest.",
+        "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest; 0 takes 2, and all 8 "
+        "where these don't agree.",
         choices=VIEW_COUNTS,
     )
     # `option` returns a dataclass field, so nothing mutable is shared.

@@ -212,7 +212,7 @@ class Session:
             lambda precision: self._find_network(file, precision),
             pixels.float(),
             latents.float(),
-            views or self.plan.views,
+            self.plan.views if views is None else views,
             progress,
         )
         images = (to_image(image[[1, 2, 3, 0]], self.plan.size) for image in decoded)

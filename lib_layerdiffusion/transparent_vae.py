@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import strips
 from .refusal import Refusal
-from .views import AROUND, LATENT_STRIDE, STRIDE, Cancelled, Progress, continue_around, decode
+from .views import AROUND, LATENT_STRIDE, STRIDE, Cancelled, Progress, continue_around, count_views, decode
 
 __all__ = ["Cancelled", "Progress", "TransparentDecoder", "TransparentEncoder"]
 
@@ -238,7 +238,8 @@ class TransparentDecoder(nn.Module):
         pixel: [B, 3, H, W] 0..1, the image that the VAE decoded. latent: [B, 4, ceil(H/8), ceil(W/8)] in VAE space.
         Returns [B, 4, H, W] float32 on pixel's device: alpha, then straight colour.
 
-        views: 1, 2, 4 or 8, the first so many of `VIEWS`; fewer are faster and rougher. See `views.decode`.
+        views: 1, 2, 4 or 8, the first so many of `VIEWS`; fewer are faster and rougher. 0 takes 2, and all 8 for those
+            images, or tiles of them, where two don't agree. See `views.decode`.
         view_batch: how many views go through the network at once; more need more memory.
         max_pixels: an image with more pixels is decoded in overlapping tiles that are blended into each other. The
             network's normalisation and attention then see one tile at a time, so the result differs a little.
@@ -282,7 +283,7 @@ class TransparentDecoder(nn.Module):
         pixels = math.prod(-(-side // STRIDE) * STRIDE for side in (width, height))
         own, below = (len(self.get_parameter(f"down_blocks.{level}.resnets.0.conv1.weight")) for level in (0, 1))
         activations = (5 * own + 2 * below) * self.conv_in.weight.element_size()
-        return pixels * (view_batch * (activations + PASS_BYTES) + views * VIEW_BYTES)
+        return pixels * (view_batch * (activations + PASS_BYTES) + count_views(views) * VIEW_BYTES)
 
 
 class TransparentEncoder(nn.Module):

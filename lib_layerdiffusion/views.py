@@ -13,13 +13,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .options import VIEW_COUNTS
+from .options import AS_NEEDED, VIEW_COUNTS
 from .refusal import Refusal
 
 STRIDE = 64  # the sides of what the network takes are multiples of this
 LATENT_STRIDE = 8  # pixels for each side of a latent's element
 AROUND = 64  # pixels by which a seamless image is continued on each side
 TILE_OVERLAP = 64  # pixels that neighbouring tiles share
+SETTLED = 1 / 255  # mean difference of two views' alpha, up to which all eight change it by about a third as much
 
 Network: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """One pass: pixel [B, 3, H, W] 0..1 and latent [B, 4, H/8, W/8] -> [B, 4, H, W], H and W multiples of STRIDE."""
@@ -111,14 +112,15 @@ def decode(
 ) -> Tensor:
     """The per-element median over the first `views` of VIEWS, clipped to 0..1: [B, 4, H, W] float32.
 
-    Of 4 and 8 it is the lower of the two middle values, as the published decoder's; of 2 their mean.
+    Of 4 and 8 it is the lower of the two middle values, as the published decoder's; of 2 their mean. With AS_NEEDED
+    it is that of 2, or of all 8 for those images and tiles where the alpha of two isn't the same yet.
 
     pixel [B, 3, H, W] 0..1 and latent [B, 4, ceil(H/8), ceil(W/8)] are on the network's device and of its dtype. The
     other arguments are those of `TransparentDecoder.decode`. Refusal when views, view_batch or max_pixels aren't
     allowed, NotFiniteError when the network yields no numbers; Cancelled when `progress` returns False.
     """
     if isinstance(views, bool) or views not in VIEW_COUNTS:
-        raise Refusal(f"The transparent decoder takes one of the numbers 1, 2, 4 and 8 as views, not {views!r}.")
+        raise Refusal(f"The transparent decoder takes one of the numbers 0, 1, 2, 4 and 8 as views, not {views!r}.")
     if view_batch is not None and view_batch < 1:
         raise Refusal(f"view_batch is how many views run at once, so {view_batch} can't be served: use 1 or more.")
     if max_pixels is not None and max_pixels < 1:
@@ -129,12 +131,17 @@ def decode(
     pixel = _mirror_to(pixel, rows, columns)
     latent = _mirror_to(latent, rows // LATENT_STRIDE, columns // LATENT_STRIDE)
     tiles = _split(rows, columns, max_pixels)
-    report = _Report(progress, views * len(tiles))
+    report = _Report(progress, count_views(views) * len(tiles))
     if len(tiles) == 1:
         decoded = _decode_tile(network, pixel, latent, views, view_batch or 1, report)
     else:
         decoded = _decode_tiles(network, pixel, latent, tiles, views, view_batch or 1, report)
     return decoded[..., :height, :width]
+
+
+def count_views(views: int) -> int:
+    """How many views are decoded at most."""
+    return len(VIEWS) if views == AS_NEEDED else views
 
 
 def continue_around(pixel: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,8 +180,28 @@ def _decode_tiles(
 def _decode_tile(
     network: Network, pixel: Tensor, latent: Tensor, views: int, view_batch: int, report: _Report
 ) -> Tensor:
+    if views != AS_NEEDED:
+        return _median(_decode_views(network, pixel, latent, VIEWS[:views], view_batch, report))
+    two = _decode_views(network, pixel, latent, VIEWS[:2], view_batch, report)
+    result, restless = _median(two), ~_are_settled(*two)
+    if bool(restless.any()):
+        more = _decode_views(network, pixel[restless], latent[restless], VIEWS[2:], view_batch, report)
+        result[restless] = _median([*(view[restless] for view in two), *more])
+    else:
+        report.advance(len(VIEWS) - 2)
+    return result
+
+
+def _are_settled(a: Tensor, b: Tensor) -> Tensor:
+    """For each image of two views [B, 4, H, W], whether their alpha is so much the same that two are enough."""
+    return (a[:, 0] - b[:, 0]).abs().mean((1, 2)) <= SETTLED
+
+
+def _decode_views(
+    network: Network, pixel: Tensor, latent: Tensor, views: Sequence[View], view_batch: int, report: _Report
+) -> list[Tensor]:
     decoded: list[Tensor] = []
-    for batch in _batch_views(VIEWS[:views], pixel, view_batch):
+    for batch in _batch_views(views, pixel, view_batch):
         turned = (
             torch.cat([_turn(pixel, view) for view in batch]),
             torch.cat([_turn(latent, view) for view in batch]),
@@ -188,7 +215,7 @@ def _decode_tile(
         output = output.clamp_(0, 1)
         decoded += [_turn_back(part, view) for part, view in zip(output.chunk(len(batch)), batch, strict=True)]
         report.advance(len(batch))
-    return _median(decoded)
+    return decoded
 
 
 def _mirror_to(x: Tensor, rows: int, columns: int) -> Tensor:

@@ -29,7 +29,7 @@ from lib_layerdiffusion.planning import LARGEST_SEED, STEPS, Facts, Plan
 from lib_layerdiffusion.planning import plan as make_plan
 from lib_layerdiffusion.refusal import Refusal, list_choices, using_path
 from lib_layerdiffusion.session import Image, Progress, Session, extend, to_image
-from lib_layerdiffusion.views import Cancelled
+from lib_layerdiffusion.views import Cancelled, count_views
 from lib_layerdiffusion.weights import WeightStore, cache_folder
 
 OWN_SETTINGS = {
@@ -216,7 +216,7 @@ class LayerDiffusion:
             settings["image"] = _prepare(starts, plan)
         if masks:
             settings["mask_image"] = _prepare(masks, plan)
-        views = plan.views if plan.mode.decoder else 0
+        views = count_views(plan.views) if plan.mode.decoder else 0
         with self.session.sampling():
             latents = self._sample(plan, prompts, seeds, negative_prompt, steps, cfg, progress, views, settings)
         self.session.collect(latents)

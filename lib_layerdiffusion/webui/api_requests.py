@@ -36,7 +36,7 @@ KEYS: dict[str, dict[str, str]] = {
     "decode": {
         "latent": "a .safetensors file in base64, or a list [4, h, w] or [1, 4, h, w] of numbers in VAE space",
         "image": "what the VAE made of the latent, in base64; left out, the WebUI's VAE makes it",
-        "views": "1, 2, 4 or 8: decode quality",
+        "views": "0, 1, 2, 4 or 8: decode quality; 0 takes 2 views, and 8 where these don't agree",
         **{name: FIELDS[name].metadata["help"] for name in EDGES},
     },
     "encode": {"image": "an RGBA image in base64"},

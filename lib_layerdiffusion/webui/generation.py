@@ -24,7 +24,7 @@ from ..host import Host
 from ..image_file import has_transparency
 from ..layers import fit
 from ..modes import ROLES, Mode, Role, any_row
-from ..options import LayerOptions
+from ..options import AS_NEEDED, LayerOptions
 from ..planning import SIZE_STEP, Facts, Plan, round_up
 from ..planning import plan as make_plan
 from ..refusal import Refusal
@@ -405,8 +405,9 @@ class Generation:
         host = self.session.host.name if self.session else ""
         options, p = self.options, self.p
         plan = f"{options.mode}, weight {options.weight:g}"
+        views = f"{options.views} views" if options.views != AS_NEEDED else "views as needed"
         job = (
-            f"{options.start_at:g} to {options.stop_at:g}, {options.views} views, {type(p).__name__} "
+            f"{options.start_at:g} to {options.stop_at:g}, {views}, {type(p).__name__} "
             f"{p.width}x{p.height}, batch {p.batch_size} x {p.n_iter}, {p.steps} steps of {p.sampler_name}"
         )
         self.extension.report(options.mode, host, plan, job, outcome)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..modes import FAMILIES, MODE_NAMES, MODES, any_row
-from ..options import RESIZE_MODES
+from ..options import AS_NEEDED, RESIZE_MODES
 
 ADVANCED = "Advanced"
 EDGES = "Edges of the transparent image"
@@ -44,7 +44,7 @@ def _name_mode(name: str) -> str:
 LABELS: Mapping[str, Mapping[Any, str]] = {
     "mode": {name: _name_mode(name) for name in MODE_NAMES},
     "resize_mode": RESIZE_MODES,
-    "views": {1: "1 (fastest)", 2: "2", 4: "4", 8: "8 (best)"},
+    "views": {AS_NEEDED: "As needed", 1: "1 (fastest)", 2: "2", 4: "4", 8: "8 (best)"},
     "atlas_form": {"hash": "JSON (Hash)", "array": "JSON (Array)"},
     "animation_format": {"png": "APNG (exact)", "webp": "WebP (smaller)"},
 }
