@@ -126,6 +126,10 @@ RECIPE: tuple[Training, ...] = (
         "background_to_foreground_end",
         **SHAPES,
     ),
+    _layers("foreground_to_background_close", "foreground_to_background", "base_last", "foreground_to_background_fine"),
+    _layers(
+        "foreground_to_background_closer", "foreground_to_background", "base_last", "foreground_to_background_close"
+    ),
     Training("autoencoder_keen", "autoencoder", {"start": _model("autoencoder_crisp")} | OFFSET, backgrounds=True),
     _transparency("transparency_keen", "autoencoder_keen", "transparency_narrower", **SAMPLER_LAST),
     _transparency("transparency_tight", "autoencoder_keen", "transparency_keen"),
@@ -142,7 +146,7 @@ PARTS = {  # folder of the pipeline -> run that made it
 LAYER_FILES = {
     _name_file("foreground"): "foreground_fine",
     _name_file("together"): "together_shaped",
-    _name_file("foreground_to_background"): "foreground_to_background_fine",
+    _name_file("foreground_to_background"): "foreground_to_background_closer",
     _name_file("background_to_foreground"): "background_to_foreground_shaped",
     DECODER: "transparency_tidy",
     ENCODER: "transparency",
