@@ -78,6 +78,8 @@ def test_embedded_model_is_trained_from_the_folders_given(tmp_path: Path, calls:
         "background_to_foreground_end",
         "foreground_to_background_end",
         "foreground_to_background_fine",
+        "foreground_to_background_close",
+        "foreground_to_background_closer",
         "together_shaped",
         "background_to_foreground_shaped",
         "autoencoder_keen",
