@@ -193,6 +193,18 @@ def test_a_seed_gives_the_same_bytes_and_does_not_depend_on_the_batch(
         assert np.abs(one.image.astype(int) - other.image).mean() > 10
 
 
+def test_views_as_needed_are_told_as_such(sd15: Any, layer_files: Path) -> None:
+    """A random network's views don't agree, so it is all eight."""
+    seen: list[tuple[int, int]] = []
+    with layer_diffusion(sd15, weights=layer_files, views=0) as ld:
+        needed = ld("a cat", seed=7, progress=lambda *report: seen.append(report), **FAST)
+    with layer_diffusion(sd15, weights=layer_files) as ld:
+        eight = ld("a cat", seed=7, **FAST)
+    assert np.array_equal(needed.layers[0].image, eight.layers[0].image)
+    assert needed.infotext.endswith("layerdiffusion_views: 0")
+    assert seen[-1] == (FAST["steps"] + 8, FAST["steps"] + 8)
+
+
 def test_infotext_names_what_made_the_image(sd15: Any, layer_files: Path) -> None:
     with layer_diffusion(sd15, weights=layer_files, views=2, weight=0.75) as ld:
         text = ld("a cat", "a dog", seed=7, cfg=3.5, **FAST).infotext

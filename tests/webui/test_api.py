@@ -753,6 +753,13 @@ def test_sizes_are_kept(loaded):
         assert made.shape == (height, width, 4)
 
 
+def test_views_as_needed_are_two_or_eight(loaded):
+    latent = good(loaded, "encode", {"image": code(picture())})["latent"]
+    needed, two, eight = (good(loaded, "decode", {"latent": latent, "views": views}) for views in (0, 2, 8))
+    assert needed in (two, eight)
+    assert two != eight
+
+
 def test_numbers_are_as_good_as_a_file(loaded):
     latent = good(loaded, "encode", {"image": code(picture())})["latent"]
     numbers = load(base64.b64decode(latent))["latent"]
@@ -832,7 +839,7 @@ def test_latents_have_a_limit(client):
     assert "4800x4000" in refusal(client, "decode", {"latent": latent_file(torch.zeros(1, 4, 500, 600))})
 
 
-@pytest.mark.parametrize("views", [0, 3, "8", 8.5, True, [8]])
+@pytest.mark.parametrize("views", [False, -1, 3, "8", 8.5, True, [8]])
 def test_wrong_views(client, views):
     assert "views" in refusal(client, "decode", {"latent": np.zeros((4, 8, 8)).tolist(), "views": views})
 
@@ -947,7 +954,7 @@ def test_damaged_bodies_images_and_latents_are_refused_in_a_sentence(client):
         }
         bodies = {
             "composite": json.dumps({"layers": [row]}).encode(),
-            "decode": json.dumps({"latent": base64.b64encode(damage(latent, rng)).decode(), "views": 0}).encode(),
+            "decode": json.dumps({"latent": base64.b64encode(damage(latent, rng)).decode(), "views": 3}).encode(),
             "export": damage(whole, rng),
         }
         for name, content in bodies.items():
