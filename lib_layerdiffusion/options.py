@@ -146,8 +146,8 @@ class LayerOptions(Checked):
         8,
         "choice",
         "Decode quality",
-        "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest; 0 takes 2, and all 8 "
-        "where these don't agree.",
+        "Turned and mirrored views whose median is the transparent image: 8 is best, 1 fastest; as needed (0) takes "
+        "2, and all 8 where these don't agree.",
         choices=VIEW_COUNTS,
     )
     # `option` returns a dataclass field, so nothing mutable is shared.
